@@ -1,0 +1,111 @@
+"""The public API: load what was trained, look at its logits, let it write."""
+
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from picogpt.config import GenerateConfig, ModelConfig, RunConfig, UserError
+from picogpt.data.tokenizer import Tokenizer, from_dict
+from picogpt.engine import no_grad
+from picogpt.inference.sampling import generate
+from picogpt.model.decoder import Decoder
+from picogpt.model.gpt import GPT
+from picogpt.model.parameters import as_tensors, parameter_shapes
+from picogpt.model.rolling import sequence_logits
+from picogpt.rng import generator
+from picogpt.training import checkpoint
+
+LOGS = Path("logs")
+
+
+class LanguageModel:
+    """A trained model with its tokenizer."""
+
+    def __init__(self, config: ModelConfig, arrays: dict[str, npt.NDArray[np.float32]], tokenizer: Tokenizer) -> None:
+        self.config, self.tokenizer = config, tokenizer
+        self.model = GPT(config, as_tensors(arrays))
+
+    def logits(self, ids: npt.ArrayLike) -> npt.NDArray[np.float32]:  # (B, T) or (T,) integers -> (B, T, V)
+        """Logits of every position's successor. More ids than a window roll over windows aligned from the left.
+
+        Raises UserError for ids outside the vocabulary, and for more than a window in a model without a context slot.
+        """
+        array = np.atleast_2d(np.asarray(ids))
+        V, W = self.config.vocab_size, self.config.context_len
+        if array.ndim != 2 or array.size == 0 or not np.issubdtype(array.dtype, np.integer):
+            raise UserError(f"logits needs integer ids of shape (batch, time), not {array.dtype} of {array.shape}")
+        if array.min() < 0 or array.max() >= V:
+            raise UserError(f"ids must lie in 0..{V - 1}, not {array.min()}..{array.max()}")
+        if array.shape[1] > W and not self.config.context_slot and self.config.n_layer:
+            raise UserError(f"{array.shape[1]} ids are more than the window of {W}, and this model has no context slot")
+        with no_grad():
+            return np.asarray(sequence_logits(self.model, array).data)
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        tokens: int = GenerateConfig.tokens,
+        temperature: float = GenerateConfig.temperature,
+        top_k: int = GenerateConfig.top_k,
+        top_p: float = GenerateConfig.top_p,
+        seed: int | None = None,
+    ) -> str:
+        """`tokens` more tokens after the prompt, as text (the prompt itself is not repeated).
+
+        temperature 0 is greedy; top_k 0 and top_p 1 cut nothing; the same seed gives the same text.
+        """
+        return "".join(self.stream(prompt, GenerateConfig(tokens, temperature, top_k, top_p, seed)))
+
+    def stream(self, prompt: str, config: GenerateConfig) -> Iterator[str]:
+        """`generate`, piece by piece as it comes. An empty prompt begins after a line break."""
+        seed = secrets.randbits(32) if config.seed is None else config.seed
+        ids = self.tokenizer.encode(prompt or "\n")
+        feed = Decoder(self.model).feed
+        for chosen in generate(feed, ids, config, self.tokenizer.vocab_size, generator(seed, "generate")):
+            yield self.tokenizer.decode([chosen])
+
+
+def load(run_or_path: str | Path) -> LanguageModel:
+    """The best checkpoint of a run in logs/, of a run's folder, or a checkpoint folder itself.
+
+    Raises UserError where there is none or it is damaged.
+    """
+    found = checkpoint.load(find_checkpoint(run_or_path), optimizer=False)
+    try:
+        config = RunConfig.from_dict(found.meta["config"]).model
+        tokenizer = from_dict(found.meta["tokenizer"])
+    except KeyError as error:
+        raise UserError(f"{found.path} lacks {error}: it is no checkpoint of a picogpt run") from None
+    shapes: dict[str, Any] = {name: array.shape for name, array in found.model.items()}
+    if shapes != parameter_shapes(config):
+        raise UserError(f"{found.path}: the weights do not fit the configuration beside them: train the run again")
+    return LanguageModel(config, found.model, tokenizer)
+
+
+def find_checkpoint(run_or_path: str | Path) -> Path:
+    """The checkpoint folder that a run's name, its folder or its own path stands for. Raises UserError."""
+    for folder in (LOGS / run_or_path, Path(run_or_path)):
+        if (folder / checkpoint.META).is_file():
+            return folder
+        if found := checkpoint.best(folder) or checkpoint.latest(folder):
+            return found
+    runs = ", ".join(sorted(run.name for run in trained_runs())) or "none yet: python train.py makes one"
+    raise UserError(f"no trained run is called {str(run_or_path)!r}; there are: {runs}")
+
+
+def newest_run() -> str:
+    """The name of the run that was saved last. Raises UserError where there is none."""
+    runs = trained_runs()
+    if not runs:
+        raise UserError(f"no run was trained yet in {LOGS.resolve()}: python train.py --data sample makes one")
+    return max(runs, key=lambda run: run.stat().st_mtime).name
+
+
+def trained_runs() -> list[Path]:
+    """Folders in logs/ with a checkpoint."""
+    return [folder for folder in LOGS.iterdir() if checkpoint.latest(folder)] if LOGS.is_dir() else []

@@ -1,0 +1,223 @@
+"""The `picogpt` command: options generated from the config dataclasses, one function a command."""
+
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
+
+from picogpt.config import GenerateConfig, RunConfig, UserError, preset
+
+Args = TypeVar("Args")
+DATASET = Path("dataset")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Which named run the other options start from."""
+
+    preset: str = "pico"
+    """The named run to start from; its settings are the defaults of all other options."""
+
+    @property
+    def preset_name(self) -> str:
+        return self.preset
+
+
+@dataclass(frozen=True)
+class TrainPreset(Preset):
+    """A preset, or one of the two short names for the GPT-neo script's."""
+
+    efficiency: Annotated[bool, arg(aliases=["-e"])] = False
+    """The same as --preset gpt-neo-efficiency: the long run."""
+    speed: Annotated[bool, arg(aliases=["-s"])] = False
+    """The same as --preset gpt-neo-speed: the quick run."""
+
+    @property
+    def preset_name(self) -> str:
+        if self.efficiency and self.speed:
+            raise UserError("-e and -s are two presets: give one of them")
+        return "gpt-neo-efficiency" if self.efficiency else "gpt-neo-speed" if self.speed else self.preset
+
+
+@dataclass(frozen=True)
+class TrainArgs(TrainPreset):
+    """Train a run, or go on with it: the same command continues where it stopped."""
+
+    config: RunConfig = field(default_factory=RunConfig)
+    run: str = ""
+    """Name of the run, its folder in logs/. Default: the preset and the data."""
+    fresh: bool = False
+    """Start over, forgetting what the run has learnt."""
+    init_from: str = ""
+    """Begin with the weights, shape and tokenizer of this run (fine-tuning); the optimizer begins anew."""
+
+
+@dataclass(frozen=True)
+class GenerateArgs:
+    """Let a trained run write. Without --prompt it asks for prompts until the end of the input."""
+
+    config: GenerateConfig
+    prompt: str | None = None
+    """The text to go on from."""
+    run: str = ""
+    """A run in logs/, or the path of one. Default: the newest."""
+
+
+@dataclass(frozen=True)
+class InfoArgs(Preset):
+    """What a model is made of, and whether this machine can train it."""
+
+    config: RunConfig = field(default_factory=RunConfig)
+
+
+@dataclass(frozen=True)
+class LogsArgs:
+    """Show the log of a run: a table and a curve."""
+
+    path: Positional[str]
+    """A run in logs/, its folder, or a log.pkl."""
+
+
+@dataclass(frozen=True)
+class BenchArgs(Preset):
+    """Measure training (bench train): tokens a second beside this machine's matrix multiplication limit."""
+
+    config: RunConfig = field(default_factory=RunConfig)
+    seconds: float = 20.0
+    """How long to measure."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+def train(argv: Sequence[str]) -> None:
+    from picogpt.api import LOGS, find_checkpoint
+    from picogpt.training import checkpoint
+    from picogpt.training.run import Run
+
+    start = preset(_preset_name(TrainPreset, argv))
+    args = _parse(TrainArgs, "train", argv, TrainArgs(config=start))
+    origin = find_checkpoint(args.init_from) if args.init_from else None
+    if origin:  # the shape and the tokenizer are the other run's
+        other = RunConfig.from_dict(checkpoint.load(origin, optimizer=False).meta["config"])
+        start = RunConfig(other.model, replace(start.data, tokenizer=other.data.tokenizer), start.train)
+        args = _parse(TrainArgs, "train", argv, TrainArgs(config=start))
+    name = args.run or f"{args.preset_name}-{Path(args.config.data.data).stem}"
+    if not re.fullmatch(r"[\w][\w.-]*", name):
+        raise UserError(f"a run is named with letters, digits, '.', '-' and '_', not {name!r}: give another --run")
+    Run(args.config, LOGS / name, DATASET, args.fresh, origin).train()
+
+
+def generate(argv: Sequence[str]) -> None:
+    from picogpt.api import load, newest_run
+
+    args = _parse(GenerateArgs, "generate", argv, GenerateArgs(GenerateConfig()))
+    model = load(args.run or newest_run())
+    for prompt in [args.prompt] if args.prompt is not None else _prompts():
+        if unknown := model.tokenizer.unknown(prompt):
+            shown = model.tokenizer.decode(model.tokenizer.encode(unknown[:1]))
+            print(f"picogpt: not in this model's alphabet: {unknown[:40]!r}, read as {shown!r}", file=sys.stderr)
+        print(prompt, end="", flush=True)
+        for piece in model.stream(prompt, args.config):
+            print(piece, end="", flush=True)
+        print()
+
+
+def info(argv: Sequence[str]) -> None:
+    from picogpt.report import print_report
+
+    name = _preset_name(Preset, argv)
+    args = _parse(InfoArgs, "info", argv, InfoArgs(config=preset(name)))
+    print_report(name, args.config)
+
+
+def logs(argv: Sequence[str]) -> None:
+    from rich.console import Console
+
+    from picogpt.api import LOGS
+    from picogpt.training.runlog import read_log, summary
+
+    args = _parse(LogsArgs, "logs", argv)
+    places = [LOGS / args.path, Path(args.path)]
+    path = next((place for place in places if place.exists()), None)
+    if path is None:
+        raise UserError(f"there is no log at {places[0]} or {places[1]}")
+    path = path / "log.pkl" if path.is_dir() else path
+    Console().print(summary(read_log(path), path.parent.name))
+
+
+def bench(argv: Sequence[str]) -> None:
+    from picogpt.bench import bench_train
+
+    if not argv or argv[0] != "train":
+        raise UserError("picogpt bench measures one of: train (picogpt bench train --help)")
+    start = preset(_preset_name(Preset, argv[1:]))
+    # AdamW by default, because it is what other programs are measured with; --optimizer muon measures that.
+    start = replace(start, train=replace(start.train, optimizer="adamw"))
+    args = _parse(BenchArgs, "bench train", argv[1:], BenchArgs(config=start))
+    bench_train(args.config, args.seconds, args.json)
+
+
+COMMANDS = {"train": train, "generate": generate, "info": info, "logs": logs, "bench": bench}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit status: 2, after one line on stderr, for what the user can put right."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a model may write what this terminal cannot show
+    try:
+        if not argv or argv[0] in ("-h", "--help"):
+            print(_usage())
+            return 0
+        if argv[0] not in COMMANDS:
+            raise UserError(f"no command is called {argv[0]!r}; there are {', '.join(COMMANDS)}")
+        COMMANDS[argv[0]](argv[1:])
+        sys.stdout.flush()
+        return 0
+    except (UserError, OSError) as error:
+        if isinstance(error, BrokenPipeError):  # the reader of our output has gone, as `| head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        print(f"picogpt: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+
+
+def _usage() -> str:
+    kinds = (TrainArgs, GenerateArgs, InfoArgs, LogsArgs, BenchArgs)
+    lines = [f"  {name:10}{kind.__doc__}" for name, kind in zip(COMMANDS, kinds, strict=True)]
+    return "\n".join(["usage: picogpt COMMAND [options]    (each command has --help)", "", *lines])
+
+
+def _parse(kind: type[Args], command: str, argv: Sequence[str], default: Args | None = None) -> Args:
+    options: Any = OmitArgPrefixes[kind]  # type: ignore[valid-type, misc]
+    settings: dict[str, Any] = {} if default is None else {"default": default}
+    parsed: Args = tyro.cli(options, prog=f"picogpt {command}", args=argv, config=(FlagCreatePairsOff,), **settings)
+    return parsed
+
+
+def _preset_name(kind: type[Preset], argv: Sequence[str]) -> str:
+    """The preset among these options: it is needed before the others can be read, whose defaults it sets."""
+    chosen, _ = tyro.cli(kind, args=argv, return_unknown_args=True, add_help=False, config=(FlagCreatePairsOff,))
+    return chosen.preset_name
+
+
+def _prompts() -> Iterator[str]:
+    """Lines from the terminal or a pipe, until the input ends."""
+    asking = sys.stdin.isatty()
+    while True:
+        try:
+            yield input("> " if asking else "")
+        except EOFError:
+            if asking:
+                print()
+            return

@@ -1,0 +1,309 @@
+"""Every setting of a run, as frozen dataclasses, and the presets that name whole runs.
+
+A field's docstring is its help text on the command line, which is generated from these classes.
+Zero means "choose for me" wherever a docstring says so.
+"""
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, get_args, get_type_hints
+
+Activation = Literal["relu", "gelu", "gelu_tanh"]
+AttentionScale = Literal["head", "width", "none"]
+AttentionSpan = Literal["global", "local"]
+Init = Literal["gpt2", "normal", "torch"]
+
+
+class UserError(Exception):
+    """Something the user can put right: one line that says what is wrong and what to do."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(message)
+
+
+def _check_choices(config: object) -> None:
+    """Refuse a value outside its field's Literal (a config also arrives from files)."""
+    for name, hint in get_type_hints(type(config)).items():
+        choices = get_args(hint)
+        value = getattr(config, name)
+        if choices and isinstance(choices[0], str) and value not in choices:
+            raise UserError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a GPT. The defaults are PicoGPT's 6.34 million parameters."""
+
+    context_len: int = 128
+    """Tokens in one window."""
+    vocab_size: int = 88
+    """Rows of the token table; it grows to the corpus when the tokenizer has more characters."""
+    n_layer: int = 8
+    """Blocks. With no block at all the model is a bigram table."""
+    n_head: int = 8
+    """Attention heads a block."""
+    n_embd: int = 256
+    """Width of the residual stream."""
+    bias: bool = True
+    """Biases in the linear layers (q, k and v follow qkv_bias)."""
+    qkv_bias: bool = True
+    """Biases in the q, k and v projections."""
+    activation: Activation = "gelu"
+    """Non-linearity of the MLP; gelu is the exact (erf) form."""
+    attention_scale: AttentionScale = "head"
+    """Scores are divided by the square root of the head size, of the width, or not at all."""
+    layer_pattern: tuple[AttentionSpan, ...] = ("global",)
+    """Attention span of each block, repeated over the blocks: "global", or "local" within local_window."""
+    local_window: int = 256
+    """Tokens a local block sees, the current one included."""
+    tied_head: bool = True
+    """The head shares the token table."""
+    head_bias: bool = False
+    """A bias in the head."""
+    dropout: float = 0.0
+    """Probability of dropping an activation in training."""
+    init: Init = "gpt2"
+    """gpt2: N(0, 0.02), residual projections scaled down; normal: N(0, 0.02); torch: PyTorch's layer defaults."""
+    context_slot: bool = True
+    """Slot 0 of every window holds the rolling mean context."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        for name in ("context_len", "vocab_size", "n_head", "n_embd", "local_window"):
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
+        _require(self.n_layer >= 0, f"n_layer must not be negative, not {self.n_layer}")
+        _require(
+            self.n_embd % self.n_head == 0,
+            f"n_embd ({self.n_embd}) must be a multiple of n_head ({self.n_head})",
+        )
+        _require(0.0 <= self.dropout < 1.0, f"dropout must be in [0, 1), not {self.dropout}")
+        _require(len(self.layer_pattern) > 0, "layer_pattern needs at least one of global, local")
+        for span in self.layer_pattern:
+            _require(span in ("global", "local"), f"layer_pattern holds global or local, not {span!r}")
+
+    @property
+    def head_size(self) -> int:
+        return self.n_embd // self.n_head
+
+    @property
+    def n_position(self) -> int:
+        """Rows of the position table: one a token, one more for the context slot."""
+        return self.context_len + self.context_slot
+
+    def window_of(self, layer: int) -> int:
+        """Tokens block `layer` sees; 0 means all of them."""
+        span = self.layer_pattern[layer % len(self.layer_pattern)]
+        return self.local_window if span == "local" else 0
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is read, and how text becomes ids."""
+
+    data: str = "sample"
+    """sample (the embedded articles), shakespeare (downloaded once), or a .txt file or a folder of them."""
+    tokenizer: Literal["picogpt", "chars"] = "picogpt"
+    """picogpt: PicoGPT's lower-case table of 88; chars: the characters of the corpus."""
+    val_fraction: float = 0.1
+    """Share of the text, at its end, kept for validation."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _require(0.0 < self.val_fraction < 1.0, f"val_fraction must be between 0 and 1, not {self.val_fraction}")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a run trains."""
+
+    steps: int = 2000
+    """Optimizer steps."""
+    minutes: float = 0.0
+    """Stop after so many minutes of training if that comes before the last step; the schedule follows. 0: no limit."""
+    context: int = 0
+    """Tokens of a training sequence: the window, or a multiple of it for rolling mean context. 0: one window."""
+    batch_size: int = 16
+    """Sequences an optimizer step."""
+    micro_batch: int = 0
+    """Sequences that go through the model at once in a lane. 0: choose."""
+    lanes: int = 0
+    """Threads that each train on micro-batches of their own. 0: one a physical core."""
+    recompute: bool = False
+    """Recompute each block's activations in the backward pass: far less memory, about a third more time."""
+    optimizer: Literal["muon", "adamw"] = "muon"
+    """muon: orthogonalised momentum for the hidden matrices and AdamW for the rest; adamw: AdamW for all."""
+    learning_rate: float = 4e-3
+    """Peak learning rate of AdamW."""
+    muon_learning_rate: float = 0.03
+    """Peak learning rate of Muon's matrices."""
+    beta1: float = 0.9
+    """AdamW's decay of the mean gradient."""
+    beta2: float = 0.95
+    """AdamW's decay of the mean squared gradient."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay, on matrices only."""
+    grad_clip: float = 1.0
+    """Largest global norm of the gradient. 0: no clipping."""
+    schedule: Literal["wsd", "cosine"] = "wsd"
+    """wsd: warm-up, stable, linear decay at the end; cosine: warm-up, then half a cosine."""
+    warmup_steps: int = 10
+    """Steps of linear warm-up."""
+    decay_fraction: float = 0.5
+    """Share of the run, at its end, over which wsd decays."""
+    min_lr_fraction: float = 0.0
+    """Learning rate at the end of the run, as a share of the peak."""
+    eval_interval: int = 50
+    """Steps between evaluations; each also saves a checkpoint, draws the curve and writes a sample."""
+    seed: int = 1337
+    """Seed of the weights, the batch order, dropout and the samples."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        for name in ("steps", "batch_size", "eval_interval"):
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("minutes", "context", "micro_batch", "lanes", "warmup_steps", "weight_decay", "grad_clip", "seed"):
+            _require(getattr(self, name) >= 0, f"{name} must not be negative, not {getattr(self, name)}")
+        for name in ("learning_rate", "muon_learning_rate"):
+            _require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
+        for name in ("beta1", "beta2"):
+            _require(0.0 <= getattr(self, name) < 1.0, f"{name} must be in [0, 1), not {getattr(self, name)}")
+        for name in ("decay_fraction", "min_lr_fraction"):
+            _require(0.0 <= getattr(self, name) <= 1.0, f"{name} must be in [0, 1], not {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """How text is sampled."""
+
+    tokens: int = 256
+    """Tokens to generate."""
+    temperature: float = 0.5
+    """Sharpness of the choice; 0 is greedy."""
+    top_k: int = 0
+    """Keep only the k likeliest tokens, ties included. 0: all."""
+    top_p: float = 1.0
+    """Keep the likeliest tokens that together reach this probability."""
+    seed: int | None = None
+    """Seed of the choice; none draws a new one each time."""
+
+    def __post_init__(self) -> None:
+        _require(self.tokens >= 0, f"tokens must not be negative, not {self.tokens}")
+        _require(self.temperature >= 0, f"temperature must not be negative, not {self.temperature}")
+        _require(self.top_k >= 0, f"top_k must not be negative, not {self.top_k}")
+        _require(0.0 < self.top_p <= 1.0, f"top_p must be in (0, 1], not {self.top_p}")
+        _require(self.seed is None or self.seed >= 0, f"seed must not be negative, not {self.seed}")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run: what a preset names and a checkpoint records."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    @property
+    def context(self) -> int:
+        """Tokens of a training sequence."""
+        return self.train.context or self.model.context_len
+
+    def __post_init__(self) -> None:
+        window = self.model.context_len
+        _require(
+            self.context % window == 0,
+            f"context ({self.context}) must be a multiple of the window ({window}): "
+            f"try --context {max(1, self.context // window) * window}",
+        )
+        _require(
+            self.context == window or self.model.context_slot,
+            f"context {self.context} is longer than the window ({window}), which needs a model with a context slot",
+        )
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Plain builtins, fit for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, dict[str, Any]]) -> "RunConfig":
+        """Inverse of `to_dict`, also after a trip through JSON. Raises UserError on a foreign or ill-typed field."""
+        try:
+            model = dict(fields["model"])
+            model["layer_pattern"] = tuple(model["layer_pattern"])
+            return cls(ModelConfig(**model), DataConfig(**fields["data"]), TrainConfig(**fields["train"]))
+        except (KeyError, TypeError) as error:
+            raise UserError(f"this is not a configuration of picogpt: {error}") from None
+
+
+# The seeds' common ancestor: a lecture's GPT without q/k/v biases, with an untied, biased head and no context slot.
+_LECTURE = ModelConfig(
+    context_len=32,
+    vocab_size=65,
+    n_layer=4,
+    n_head=4,
+    n_embd=64,
+    qkv_bias=False,
+    activation="relu",
+    attention_scale="width",
+    tied_head=False,
+    head_bias=True,
+    init="torch",
+    context_slot=False,
+)
+_CHARS = DataConfig(data="shakespeare", tokenizer="chars")
+
+
+def _lecture_train(batch_size: int, steps: int, learning_rate: float, eval_interval: int) -> TrainConfig:
+    """PyTorch's AdamW as it comes: a constant rate, no warm-up, no clipping."""
+    return TrainConfig(
+        steps=steps,
+        batch_size=batch_size,
+        optimizer="adamw",
+        learning_rate=learning_rate,
+        beta2=0.999,
+        weight_decay=0.01,
+        grad_clip=0.0,
+        warmup_steps=0,
+        decay_fraction=0.0,
+        eval_interval=eval_interval,
+    )
+
+
+def _lecture_run(train: TrainConfig, **shape: Any) -> RunConfig:
+    return RunConfig(replace(_LECTURE, **shape), _CHARS, train)
+
+
+_EXERCISE = _lecture_train(16, 5_000, 1e-3, 100)
+
+PRESETS: dict[str, RunConfig] = {
+    "pico": RunConfig(),
+    "gpt-neo-efficiency": _lecture_run(_lecture_train(512, 10_000, 1e-3, 100), context_len=50, n_layer=5),
+    "gpt-neo-speed": _lecture_run(_lecture_train(16, 5_000, 1e-3, 100), context_len=16, n_layer=5),
+    "lecture": _lecture_run(
+        _lecture_train(64, 5_000, 3e-4, 500),
+        context_len=256,
+        n_layer=6,
+        n_head=6,
+        n_embd=384,
+        attention_scale="head",
+        dropout=0.2,
+        init="normal",
+    ),
+    "bigram": _lecture_run(_lecture_train(32, 3_000, 1e-2, 300), context_len=8, n_layer=0, n_head=1, n_embd=65),
+    "exercise-base": _lecture_run(_EXERCISE),
+    "exercise-iterations": _lecture_run(replace(_EXERCISE, steps=10_000)),
+    "exercise-block": _lecture_run(_EXERCISE, context_len=64),
+    "exercise-heads": _lecture_run(_EXERCISE, n_head=8),
+    "gpt2": RunConfig(
+        ModelConfig(1024, 50257, 12, 12, 768, activation="gelu_tanh", context_slot=False),
+        _CHARS,
+        TrainConfig(batch_size=4, learning_rate=6e-4),
+    ),
+}
+
+
+def preset(name: str) -> RunConfig:
+    """The named run. Raises UserError with the known names."""
+    if name not in PRESETS:
+        raise UserError(f"no preset is called {name!r}; there are {', '.join(PRESETS)}")
+    return PRESETS[name]

@@ -1,0 +1,130 @@
+"""Token shards -> batches, in an order that is a pure function of (seed, epoch, position in the epoch).
+
+An epoch cuts the tokens into windows, groups windows into chunks of about a million tokens, permutes the chunks, and
+shuffles the windows of eight chunks together. Those eight are read whole, one sequential read each, and held: a
+spinning disk seeks once a chunk, never once a window.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from picogpt.config import UserError
+from picogpt.data.shards import Shards
+from picogpt.data.tokenizer import Ids
+from picogpt.rng import generator
+
+CHUNK_TOKENS = 1 << 20
+GROUP_CHUNKS = 8
+
+Batch = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    number: int
+    offset: int  # of the first window, in tokens
+    chunks: npt.NDArray[np.int64]  # their order
+    ends: npt.NDArray[np.int64]  # windows up to and including each chunk, in that order
+
+
+@dataclass(frozen=True)
+class _Group:
+    epoch: int
+    start: int  # position in the epoch of its first window
+    tokens: Ids  # of its chunks, one after the other
+    windows: npt.NDArray[np.int64]  # where each window starts in `tokens`, shuffled
+
+
+def _require_window(shards: Shards, context: int, text: str) -> None:
+    if len(shards) <= context:
+        raise UserError(
+            f"the {text} text has {len(shards):,} tokens, but a window of {context:,} needs {context + 1:,}:"
+            " use more text or a smaller --context-len"
+        )
+
+
+def _split(rows: Ids) -> Batch:
+    """Rows of context + 1 tokens -> (x, y), y one token later."""
+    return rows[:, :-1].astype(np.int32), rows[:, 1:].astype(np.int32)
+
+
+class Loader:
+    """Batches of windows of `context` tokens; a window is visited once an epoch.
+
+    Its whole state is the position the caller passes: what it keeps is a cache, replaced in one assignment, so that
+    threads may share it.
+    """
+
+    def __init__(self, shards: Shards, context: int, seed: int) -> None:
+        """Raises UserError when the text is shorter than one window and the token after it."""
+        _require_window(shards, context, "training")
+        self._shards = shards
+        self._context = context
+        self._seed = seed
+        # One window is given up where there is room, so that every offset below `context` fits in every epoch.
+        self.windows_per_epoch = max(1, (len(shards) - context) // context)
+        self._per_chunk = max(1, CHUNK_TOKENS // context)
+        self._epoch = self._plan(0)
+        self._group: _Group | None = None
+
+    def batch(self, position: int, count: int) -> Batch:
+        """Sequences position..position + count - 1 of the run: x and y, (count, context) each, y one token later."""
+        rows = np.empty((count, self._context + 1), self._shards.dtype)
+        done = 0
+        while done < count:
+            epoch, inside = divmod(position + done, self.windows_per_epoch)
+            group = self._group_of(epoch, inside)
+            first = inside - group.start
+            windows = group.windows[first : first + count - done, None]
+            rows[done : done + len(windows)] = group.tokens[windows + np.arange(self._context + 1)]
+            done += len(windows)
+        return _split(rows)
+
+    def _plan(self, number: int) -> _Epoch:
+        slack = len(self._shards) - 1 - self.windows_per_epoch * self._context
+        offset = generator(self._seed, "offset", number).integers(min(slack, self._context - 1), endpoint=True)
+        chunk_count = -(-self.windows_per_epoch // self._per_chunk)
+        chunks = generator(self._seed, "chunks", number).permutation(chunk_count)
+        return _Epoch(number, int(offset), chunks, np.cumsum(self._chunk_stop(chunks) - chunks * self._per_chunk))
+
+    def _chunk_stop(self, chunk: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The window after the last of each chunk."""
+        return np.minimum((chunk + 1) * self._per_chunk, self.windows_per_epoch)
+
+    def _group_of(self, number: int, inside: int) -> _Group:
+        """The group that holds position `inside` of an epoch."""
+        group = self._group
+        if group is None or group.epoch != number or not 0 <= inside - group.start < len(group.windows):
+            epoch = self._epoch
+            if epoch.number != number:
+                self._epoch = epoch = self._plan(number)
+            self._group = group = self._load(epoch, int(np.searchsorted(epoch.ends, inside, "right")) // GROUP_CHUNKS)
+        return group
+
+    def _load(self, epoch: _Epoch, group: int) -> _Group:
+        first = group * GROUP_CHUNKS
+        chunks = epoch.chunks[first : first + GROUP_CHUNKS]
+        texts, windows, held = [], [], 0
+        for start, stop in zip(chunks * self._per_chunk, self._chunk_stop(chunks), strict=True):
+            begin, end = (epoch.offset + int(window) * self._context for window in (start, stop))
+            texts.append(self._shards.read(begin, end + 1))  # the last window's targets end one token later
+            windows.append(held + np.arange(0, end - begin, self._context))
+            held += len(texts[-1])
+        order = np.concatenate(windows)
+        generator(self._seed, "windows", epoch.number, group).shuffle(order)
+        start = int(epoch.ends[first - 1]) if first else 0
+        return _Group(epoch.number, start, np.concatenate(texts), order)
+
+
+def validation_windows(shards: Shards, context: int, count: int) -> Batch:
+    """`count` windows, or all there are if fewer: evenly spaced, none overlapping, in order: x and y, (count, context).
+
+    Raises UserError when the text is shorter than one window and the token after it.
+    """
+    _require_window(shards, context, "validation")
+    available = (len(shards) - 1) // context
+    count = min(count, available)
+    starts = [i * available // count * context for i in range(count)]
+    return _split(np.stack([shards.read(start, start + context + 1) for start in starts]))

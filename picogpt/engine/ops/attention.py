@@ -1,0 +1,130 @@
+"""Causal self-attention.
+
+B batch   T positions   C width   H heads   D head size (C = H D)   S cached positions
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+import numpy as np
+
+from picogpt.engine.backend import Array, array_module, empty, to_device
+from picogpt.engine.ops.linear import dropout_mask
+from picogpt.engine.tape import is_recording
+from picogpt.engine.tensor import Tensor, apply
+
+QUERY_BLOCK = 65  # query rows at a time, at most: keys after the last of them are never touched
+
+
+def causal_attention(
+    qkv: Tensor,
+    n_head: int,
+    scale: float,
+    window: int = 0,
+    dropout: float = 0.0,
+    rng: np.random.Generator | None = None,
+) -> Tensor:  # (B, T, 3C) -> (B, T, C)
+    """softmax(scale Q K^T) V per head, each position seeing itself and the ones before it (the last `window`, if any).
+
+    Queries go in blocks, each against only the keys it may see; the softmax stays unnormalised until the output, whose
+    rows are divided by its sums (as in T. Dao et al., arXiv 2205.14135). `dropout` drops attention weights, with `rng`.
+    """
+    xp = array_module(qkv.data)
+    B, T, C3 = qkv.shape
+    C, H = C3 // 3, n_head
+    q, k, v = _heads(qkv.data, 3, H)  # (B, H, T, D) each, views
+    y = empty((B, T, C), qkv.data)
+    (o,) = _heads(y, 1, H)
+    recording = is_recording(qkv.node)
+    scaled_q = xp.multiply(q, scale, out=empty(q.shape, q))
+    saved = []
+    for rows, keys in _blocks(T, window):
+        weights = empty((B, H, rows.stop - rows.start, keys.stop - keys.start), q)
+        xp.matmul(scaled_q[:, :, rows], k[:, :, keys].swapaxes(2, 3), out=weights)
+        _mask(weights, rows, keys, window)
+        weights -= weights.max(axis=-1, keepdims=True)
+        xp.exp(weights, out=weights)
+        ones = xp.ones((keys.stop - keys.start, 1), q.dtype)
+        inverse = 1 / xp.matmul(weights, ones)  # (B, H, rows, 1); BLAS sums rows four times as fast as sum()
+        drop = None
+        if dropout > 0 and rng is not None:
+            drop = dropout_mask(weights.shape, dropout, rng, q)
+        xp.matmul(weights if drop is None else weights * drop, v[:, :, keys], out=o[:, :, rows])
+        o[:, :, rows] *= inverse
+        if recording:
+            saved.append((rows, keys, weights, inverse, drop))
+
+    def backward(dy: Array) -> tuple[Array, ...]:  # saves: qkv, y, and each block's weights
+        (do,) = _heads(dy.reshape(B, T, C), 1, H)
+        dqkv = empty((B, T, C3), dy)
+        dq, dk, dv = _heads(dqkv, 3, H)
+        dqkv[:, :, C:].fill(0)
+        while saved:
+            rows, keys, weights, inverse, drop = saved.pop()
+            d_out = xp.multiply(do[:, :, rows], inverse, out=empty(do[:, :, rows].shape, dy))
+            # sum over keys of (weight * its gradient), per query: the same as output times its gradient
+            delta = xp.einsum("bhtd,bhtd->bht", d_out, o[:, :, rows])[..., None]
+            dropped = weights if drop is None else weights * drop
+            dv[:, :, keys] += xp.matmul(dropped.swapaxes(2, 3), d_out)
+            ds = xp.matmul(d_out, v[:, :, keys].swapaxes(2, 3), out=empty(weights.shape, dy))
+            if drop is not None:
+                ds *= drop
+            ds -= delta
+            ds *= weights
+            xp.matmul(ds, k[:, :, keys], out=dq[:, :, rows])
+            dk[:, :, keys] += xp.matmul(ds.swapaxes(2, 3), q[:, :, rows])
+        dqkv[:, :, : 2 * C] *= scale
+        return (dqkv,)
+
+    return apply(y, (qkv,), backward, "causal_attention")
+
+
+def cached_attention(
+    qkv: Array, keys: Array, values: Array, length: int, n_head: int, scale: float, window: int = 0
+) -> Array:  # (B, T, 3C), (B, H, S, D), (B, H, S, D) -> (B, T, C)
+    """causal_attention of T new positions after `length` cached ones; writes their keys and values to the caches."""
+    xp = array_module(qkv)
+    B, T, C3 = qkv.shape
+    q, k, v = _heads(qkv, 3, n_head)
+    stop = length + T
+    keys[:, :, length:stop] = k
+    values[:, :, length:stop] = v
+    start = max(0, length - window + 1) if window else 0
+    weights = xp.matmul(q * scale, keys[:, :, start:stop].swapaxes(2, 3))
+    _mask(weights, slice(length, stop), slice(start, stop), window)
+    weights -= weights.max(axis=-1, keepdims=True)
+    xp.exp(weights, out=weights)
+    weights /= weights.sum(axis=-1, keepdims=True)
+    return xp.matmul(weights, values[:, :, start:stop]).transpose(0, 2, 1, 3).reshape(B, T, C3 // 3)
+
+
+def _heads(x: Array, parts: int, n_head: int) -> tuple[Array, ...]:  # (B, T, parts C) -> parts views (B, H, T, D)
+    B, T, width = x.shape
+    split = x.reshape(B, T, parts, n_head, width // parts // n_head)
+    return tuple(split[:, :, part].transpose(0, 2, 1, 3) for part in range(parts))
+
+
+def _blocks(T: int, window: int) -> Iterator[tuple[slice, slice]]:
+    """Blocks of query rows of about equal height, each with the range of keys that any of its rows may see."""
+    count = -(-T // QUERY_BLOCK)
+    height = -(-T // count)
+    for start in range(0, T, height):
+        stop = min(start + height, T)
+        yield slice(start, stop), slice(max(0, start - window + 1) if window else 0, stop)
+
+
+def _mask(scores: Array, rows: slice, keys: slice, window: int) -> None:
+    """Set the scores of keys a row must not see to minus infinity. scores: (B, H, rows, keys)."""
+    # Without a window only the square over the rows' own positions has anything to hide.
+    first = keys.start if window else rows.start
+    hidden = _hidden(rows.stop - rows.start, keys.stop - first, rows.start - first, window)
+    if hidden is not None:
+        scores[..., first - keys.start :] += to_device(hidden.astype(scores.dtype), scores)
+
+
+@lru_cache(maxsize=256)
+def _hidden(rows: int, keys: int, offset: int, window: int) -> np.ndarray | None:  # -> (rows, keys), 0 or -inf
+    """The mask of rows at positions offset.. against keys at positions 0..; None where every key is seen."""
+    distance = np.arange(rows)[:, None] + offset - np.arange(keys)
+    visible = (distance >= 0) & (distance < window) if window else distance >= 0
+    return None if visible.all() else np.where(visible, np.float32(0), np.float32(-np.inf))

@@ -1,0 +1,73 @@
+"""Linear layers, table look-ups and dropout.
+
+B batch   T positions   C width   N rows (all leading axes together)   K inputs   M outputs   V vocabulary
+"""
+
+import numpy as np
+
+from picogpt.engine.backend import Array, array_module, empty, scatter_add, to_device
+from picogpt.engine.tensor import Tensor, apply
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # (..., K), (M, K), (M,) -> (..., M)
+    """x @ weight.T + bias."""
+    xp = array_module(x.data)
+    (M, K), lead = weight.shape, x.shape[:-1]
+    rows = x.data.reshape(-1, K)
+    y = empty((len(rows), M), rows)
+    xp.matmul(rows, weight.data.T, out=y)
+    if bias is not None:
+        y += bias.data
+
+    def backward(dy: Array) -> tuple[Array | None, ...]:  # saves: x
+        dy = dy.reshape(-1, M)
+        dx = dw = None
+        if x.node is not None:
+            dx = xp.matmul(dy, weight.data, out=empty((len(dy), K), dy)).reshape(*lead, K)
+        if weight.node is not None:
+            dw = xp.matmul(dy.T, rows, out=weight.node.destination(dy))
+        if bias is None:
+            return dx, dw
+        return dx, dw, sum_rows(dy)
+
+    inputs = (x, weight) if bias is None else (x, weight, bias)
+    return apply(y.reshape(*lead, M), inputs, backward, "linear")
+
+
+def embedding(ids: Array, table: Tensor) -> Tensor:  # (...) integers, (V, C) -> (..., C)
+    """table[ids]."""
+    xp = array_module(table.data)
+    C = table.shape[1]
+    y = xp.take(table.data, ids, axis=0, out=empty((*ids.shape, C), table.data), mode="clip")
+
+    def backward(dy: Array) -> tuple[Array, ...]:  # saves: ids
+        assert table.node is not None
+        dtable = table.node.destination(dy)
+        dtable.fill(0)
+        scatter_add(dtable, ids.reshape(-1), dy.reshape(-1, C))
+        return (dtable,)
+
+    return apply(y, (table,), backward, "embedding")
+
+
+def dropout(x: Tensor, probability: float, rng: np.random.Generator) -> Tensor:
+    """Zero each element with this probability and scale up the others. N. Srivastava et al., JMLR 15 (2014)."""
+    xp = array_module(x.data)
+    mask = dropout_mask(x.shape, probability, rng, x.data)
+
+    def backward(dy: Array) -> tuple[Array, ...]:  # saves: mask
+        return (xp.multiply(dy, mask, out=empty(dy.shape, dy)),)
+
+    return apply(xp.multiply(x.data, mask, out=empty(x.shape, x.data)), (x,), backward, "dropout")
+
+
+def dropout_mask(shape: tuple[int, ...], probability: float, rng: np.random.Generator, like: Array) -> Array:
+    """0 with this probability, else 1 / (1 - probability)."""
+    keep = rng.random(shape, dtype=np.float32) >= probability
+    return to_device(np.multiply(keep, 1 / (1 - probability), dtype=like.dtype), like)
+
+
+def sum_rows(x: Array) -> Array:  # (N, C) -> (C,)
+    """Column sums, by BLAS: quicker than a reduction over the first axis."""
+    xp = array_module(x)
+    return xp.matmul(xp.ones(len(x), x.dtype), x)

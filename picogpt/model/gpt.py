@@ -1,0 +1,131 @@
+"""The GPT: attention, MLP, block, model; each on one screen.
+
+B batch   T positions (tokens, and the context slot where there is one)   W tokens of a window   C width   V vocabulary
+"""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from math import sqrt
+
+import numpy as np
+
+from picogpt.config import ModelConfig
+from picogpt.engine import Tensor, concatenate, ops, recompute
+from picogpt.engine.backend import Array, array_module, empty
+from picogpt.model.layers import Dropout, Embedding, LayerNorm, Linear, Module
+
+_ACTIVATIONS = {"relu": ops.relu, "gelu": ops.gelu, "gelu_tanh": ops.gelu_tanh}
+Rng = np.random.Generator | None
+
+
+class Cache:
+    """Keys and values of the positions of one window that were already computed, for one stream of decoding."""
+
+    def __init__(self, config: ModelConfig, batch: int, like: Array) -> None:
+        shape = (batch, config.n_head, config.n_position, config.head_size)
+        self.keys = [empty(shape, like) for _ in range(config.n_layer)]
+        self.values = [empty(shape, like) for _ in range(config.n_layer)]
+        self.length = 0
+
+
+class Attention(Module):
+    def __init__(self, config: ModelConfig, parameters: Mapping[str, Tensor], name: str, layer: int) -> None:
+        self.c_attn = Linear(parameters, f"{name}.c_attn")
+        self.c_proj = Linear(parameters, f"{name}.c_proj")
+        self.n_head, self.layer, self.window = config.n_head, layer, config.window_of(layer)
+        divisor = {"head": config.head_size, "width": config.n_embd, "none": 1}[config.attention_scale]
+        self.scale, self.dropout = 1 / sqrt(divisor), Dropout(config.dropout)
+
+    def __call__(self, x: Tensor, rng: Rng, cache: Cache | None) -> Tensor:  # (B, T, C) -> (B, T, C)
+        qkv = self.c_attn(x)
+        if cache is None:
+            y = ops.causal_attention(qkv, self.n_head, self.scale, self.window, self.dropout.probability, rng)
+        else:
+            keys, values = cache.keys[self.layer], cache.values[self.layer]
+            y = Tensor(ops.cached_attention(qkv.data, keys, values, cache.length, self.n_head, self.scale, self.window))
+        return self.dropout(self.c_proj(y), rng)
+
+
+class MLP(Module):
+    def __init__(self, config: ModelConfig, parameters: Mapping[str, Tensor], name: str) -> None:
+        self.c_fc = Linear(parameters, f"{name}.c_fc")
+        self.c_proj = Linear(parameters, f"{name}.c_proj")
+        self.activation, self.dropout = _ACTIVATIONS[config.activation], Dropout(config.dropout)
+
+    def __call__(self, x: Tensor, rng: Rng) -> Tensor:  # (B, T, C) -> (B, T, 4C) -> (B, T, C)
+        return self.dropout(self.c_proj(self.activation(self.c_fc(x))), rng)
+
+
+class Block(Module):
+    def __init__(self, config: ModelConfig, parameters: Mapping[str, Tensor], name: str, layer: int) -> None:
+        self.ln_1 = LayerNorm(parameters, f"{name}.ln_1")
+        self.attn = Attention(config, parameters, f"{name}.attn", layer)
+        self.ln_2 = LayerNorm(parameters, f"{name}.ln_2")
+        self.mlp = MLP(config, parameters, f"{name}.mlp")
+
+    def __call__(self, x: Tensor, rng: Rng = None, cache: Cache | None = None) -> Tensor:  # (B, T, C) -> (B, T, C)
+        x = x + self.attn(self.ln_1(x), rng, cache)
+        return x + self.mlp(self.ln_2(x), rng)
+
+
+class Head(Module):
+    """The head's own weight and bias, where it has them; without a weight it uses the token table's."""
+
+    def __init__(self, parameters: Mapping[str, Tensor], name: str) -> None:
+        self.weight = parameters.get(f"{name}.weight")
+        self.bias = parameters.get(f"{name}.bias")
+
+
+class GPT(Module):
+    """Ids of one window to hidden states and logits. parameters: the tensors of `parameter_shapes(config)`, by name."""
+
+    def __init__(self, config: ModelConfig, parameters: Mapping[str, Tensor], recompute: bool = False) -> None:
+        self.config, self.recompute = config, recompute
+        self.wte = Embedding(parameters, "wte")
+        self.drop = Dropout(config.dropout)
+        self.h = [Block(config, parameters, f"h.{layer}", layer) for layer in range(config.n_layer)]
+        if config.n_layer:
+            self.wpe = Embedding(parameters, "wpe")
+            self.ln_f = LayerNorm(parameters, "ln_f")
+            self.lm_head = Head(parameters, "lm_head")
+
+    def hidden(
+        self, ids: Array, context: Tensor | None = None, rng: Rng = None, cache: Cache | None = None
+    ) -> Tensor:  # (B, W) integers, (B, C) -> (B, T, C); T = W + 1 with a context slot
+        """Hidden states of one window after the last layer norm; of a bigram table, the logits.
+
+        context: what stands in slot 0, zeros where it is None. With a cache the ids follow the positions in it, and
+        slot 0 is there only when the cache is empty.
+        """
+        x = self.wte(ids)
+        if not self.h:
+            return x
+        start = cache.length if cache else 0
+        if self.config.context_slot and start == 0:
+            if context is None:
+                context = Tensor(array_module(x.data).zeros((len(ids), self.config.n_embd), x.data.dtype))
+            x = concatenate([context.reshape(len(ids), 1, self.config.n_embd), x], axis=1)
+        T = x.shape[1]
+        x = self.drop(x + self.wpe.weight[start : start + T], rng)
+        for block in self.h:
+            x = self._recomputed(block, x, rng) if self.recompute else block(x, rng, cache)
+        if cache is not None:
+            cache.length += T
+        return self.ln_f(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:  # (..., C) -> (..., V)
+        if not self.h:
+            return hidden
+        return ops.linear(hidden, self.lm_head.weight or self.wte.weight, self.lm_head.bias)
+
+    def loss(self, hidden: Tensor, targets: Array, total: int | None = None) -> Tensor:  # (..., C), (...) -> ()
+        """Cross entropy summed over the rows and divided by `total` (default: their number), in nats."""
+        if not self.h:
+            return ops.cross_entropy(hidden, None, None, targets, total)
+        return ops.cross_entropy(hidden, self.lm_head.weight or self.wte.weight, self.lm_head.bias, targets, total)
+
+    @staticmethod
+    def _recomputed(block: Block, x: Tensor, rng: Rng) -> Tensor:
+        replay = deepcopy(rng)  # the second time must drop what the first one did
+        first = iter([rng])
+        return recompute(lambda x: block(x, next(first, None) or deepcopy(replay)), x)

@@ -1,0 +1,69 @@
+"""Layers: parameters with names, and a forward written with the engine's ops."""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from picogpt.engine import Tensor, ops
+from picogpt.engine.backend import Array
+
+
+class Module:
+    """Whatever holds parameters. A parameter's dotted name is the path of attributes that leads to it.
+
+    That name is its key everywhere: in the model, the gradients, the optimizer, the checkpoint and the ONNX graph.
+    """
+
+    def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+        """(name, tensor) in the order of definition; tensors without a gradient included."""
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                yield prefix + name, value
+            elif isinstance(value, Module):
+                yield from value.named_parameters(f"{prefix}{name}.")
+            elif isinstance(value, list):
+                for i, item in enumerate(value):
+                    if isinstance(item, Module):
+                        yield from item.named_parameters(f"{prefix}{name}.{i}.")
+
+
+class Linear(Module):
+    """x @ weight.T + bias; weight (M, K), bias (M,) or none."""
+
+    def __init__(self, parameters: Mapping[str, Tensor], name: str) -> None:
+        self.weight = parameters[f"{name}.weight"]
+        self.bias = parameters.get(f"{name}.bias")
+
+    def __call__(self, x: Tensor) -> Tensor:  # (..., K) -> (..., M)
+        return ops.linear(x, self.weight, self.bias)
+
+
+class LayerNorm(Module):
+    """Normalised over the last axis; weight and bias (C,)."""
+
+    def __init__(self, parameters: Mapping[str, Tensor], name: str) -> None:
+        self.weight = parameters[f"{name}.weight"]
+        self.bias = parameters[f"{name}.bias"]
+
+    def __call__(self, x: Tensor) -> Tensor:  # (..., C) -> (..., C)
+        return ops.layer_norm(x, self.weight, self.bias)
+
+
+class Embedding(Module):
+    """One row of weight (V, C) an id."""
+
+    def __init__(self, parameters: Mapping[str, Tensor], name: str) -> None:
+        self.weight = parameters[f"{name}.weight"]
+
+    def __call__(self, ids: Array) -> Tensor:  # (...) -> (..., C)
+        return ops.embedding(ids, self.weight)
+
+
+class Dropout(Module):
+    """Drops with this probability while a generator is given (training), and never without one."""
+
+    def __init__(self, probability: float) -> None:
+        self.probability = probability
+
+    def __call__(self, x: Tensor, rng: np.random.Generator | None) -> Tensor:
+        return x if rng is None or self.probability == 0 else ops.dropout(x, self.probability, rng)

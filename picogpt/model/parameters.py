@@ -1,0 +1,93 @@
+"""A model's parameters as named arrays: their shapes, their first values, and tensors over them."""
+
+from collections.abc import Mapping
+from math import prod, sqrt
+from typing import Any
+
+import numpy as np
+
+from picogpt.config import ModelConfig
+from picogpt.engine import Tensor
+from picogpt.engine.backend import Array
+from picogpt.rng import generator
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every parameter, in the order of the model. Linear weights are (outputs, inputs)."""
+    C, V = config.n_embd, config.vocab_size
+    if config.n_layer == 0:
+        return {"wte.weight": (V, V)}  # a bigram table: its rows are the logits
+    shapes: dict[str, tuple[int, ...]] = {"wte.weight": (V, C), "wpe.weight": (config.n_position, C)}
+
+    def linear(name: str, outputs: int, inputs: int, bias: bool) -> None:
+        shapes[f"{name}.weight"] = (outputs, inputs)
+        if bias:
+            shapes[f"{name}.bias"] = (outputs,)
+
+    def layer_norm(name: str) -> None:
+        shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (C,)
+
+    for layer in range(config.n_layer):
+        h = f"h.{layer}"
+        layer_norm(f"{h}.ln_1")
+        linear(f"{h}.attn.c_attn", 3 * C, C, config.qkv_bias)
+        linear(f"{h}.attn.c_proj", C, C, config.bias)
+        layer_norm(f"{h}.ln_2")
+        linear(f"{h}.mlp.c_fc", 4 * C, C, config.bias)
+        linear(f"{h}.mlp.c_proj", C, 4 * C, config.bias)
+    layer_norm("ln_f")
+    if not config.tied_head:
+        shapes["lm_head.weight"] = (V, C)
+    if config.head_bias:
+        shapes["lm_head.bias"] = (V,)
+    return shapes
+
+
+def parameter_count(config: ModelConfig) -> tuple[int, int]:
+    """(all parameters, PicoGPT's and nanoGPT's count: without the position table)."""
+    sizes = {name: prod(shape) for name, shape in parameter_shapes(config).items()}
+    total = sum(sizes.values())
+    return total, total - sizes.get("wpe.weight", 0)
+
+
+def flops_per_token(config: ModelConfig) -> int:
+    """Forward and backward, as nanoGPT counts: 6 a parameter (position table aside) + 12 L C T for attention.
+
+    A. Chowdhery et al., PaLM, arXiv 2204.02311, appendix B. The causal half that is never computed is counted too.
+    """
+    return 6 * parameter_count(config)[1] + 12 * config.n_layer * config.n_embd * config.context_len
+
+
+def initial_arrays(config: ModelConfig, seed: int) -> Arrays:
+    """First values of every parameter, float32.
+
+    gpt2: N(0, 0.02), residual projections N(0, 0.02 / sqrt(2 n_layer)) (A. Radford et al., 2019). normal: N(0, 0.02).
+    torch: PyTorch's defaults, U(-1/sqrt(inputs), 1/sqrt(inputs)) for linear layers and N(0, 1) for tables.
+    """
+    shapes = parameter_shapes(config).items()
+    return {
+        name: _initial(config, name, shape, generator(seed, "initial", i)) for i, (name, shape) in enumerate(shapes)
+    }
+
+
+def _initial(config: ModelConfig, name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray[Any, Any]:
+    if ".ln_" in name or name.startswith("ln_"):
+        return np.full(shape, name.endswith(".weight"), np.float32)
+    if config.init == "torch":
+        if name in ("wte.weight", "wpe.weight"):
+            return rng.standard_normal(shape, np.float32)
+        inputs = 4 * config.n_embd if ".mlp.c_proj" in name else config.n_embd
+        return (rng.random(shape, np.float32) * 2 - 1) / np.float32(sqrt(inputs))
+    if name.endswith(".bias"):
+        return np.zeros(shape, np.float32)
+    scaled = config.init == "gpt2" and name.endswith("c_proj.weight")
+    return rng.standard_normal(shape, np.float32) * np.float32(0.02 / (sqrt(2 * config.n_layer) if scaled else 1))
+
+
+def as_tensors(arrays: Mapping[str, Array], gradients: Mapping[str, Array] | None = None) -> dict[str, Tensor]:
+    """Tensors over the arrays, not copies. With `gradients`, leaves that gather their gradients there."""
+    if gradients is None:
+        return {name: Tensor(array) for name, array in arrays.items()}
+    return {name: Tensor(array, requires_grad=True, grad=gradients[name]) for name, array in arrays.items()}

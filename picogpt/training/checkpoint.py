@@ -1,0 +1,358 @@
+"""Checkpoints: one folder a step, written aside, renamed into place, `meta.json` last.
+
+    <run>/checkpoints/<step:08d>/model.safetensors, optimizer.safetensors, meta.json
+
+A folder without `meta.json` is no checkpoint, so a kill at any moment leaves the last one in force. Arrays go
+through in small pieces, with their crc32 taken on the way: saving holds no second copy of them in memory.
+"""
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from math import inf, prod
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import numpy.typing as npt
+
+from picogpt.config import UserError
+
+Array = npt.NDArray[np.float32]
+
+FORMAT = 1
+META, MODEL, OPTIMIZER = "meta.json", "model.safetensors", "optimizer.safetensors"
+
+_TEMPORARY = ".tmp-"
+_FOLDER = re.compile(r"(\d{8,})(\.old)?")  # .old: set aside while a checkpoint of the same step takes its name
+_HEADER_LIMIT = 16 << 20  # bytes of JSON; ours are a few thousand
+_PIECE = 1 << 20  # bytes written or read at once
+_FILE = {"size": 0, "crc32": 0}
+_RECORD = {"format": FORMAT, "step": 0, "files": {MODEL: _FILE, OPTIMIZER: _FILE}, "meta": {}, "crc32": 0}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint in memory: float32 arrays by dotted name; `optimizer` is empty when it was not asked for."""
+
+    path: Path
+    step: int
+    model: dict[str, Array]
+    optimizer: dict[str, Array]
+    meta: dict[str, Any]
+
+
+class _DamageError(Exception):
+    """What is wrong with one file of a checkpoint."""
+
+    def __init__(self, file: Path, reason: str) -> None:
+        super().__init__(f"{file} {reason}")
+
+
+def replace(source: Path, target: Path) -> None:
+    """`os.replace` that waits up to a second for Windows, which refuses while another program has the file open."""
+    for _ in range(20):
+        try:
+            return os.replace(source, target)
+        except PermissionError:
+            time.sleep(0.05)
+    os.replace(source, target)
+
+
+def write_safetensors(path: Path, arrays: Mapping[str, Array]) -> tuple[int, int]:
+    """Write float32 arrays in the safetensors format and sync them to the disk.
+
+    The format is an eight-byte little-endian header length, the JSON header, then the raw arrays in order.
+    Returns the file's size in bytes and its crc32. Raises TypeError for another dtype, OSError as the disk does.
+    """
+    header: dict[str, Any] = {}
+    size = 0
+    for name, array in arrays.items():
+        if array.dtype != np.float32:
+            raise TypeError(f"{name} is {array.dtype}; a checkpoint holds float32")
+        header[name] = {"dtype": "F32", "shape": array.shape, "data_offsets": (size, size + array.nbytes)}
+        size += array.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the data starts on a multiple of eight bytes
+    start = len(text).to_bytes(8, "little") + text
+    crc = crc32(start)
+    with path.open("wb") as file:
+        file.write(start)
+        for array in arrays.values():
+            raw = np.ascontiguousarray(array, dtype="<f4").reshape(-1).view(np.uint8)
+            for at in range(0, raw.size, _PIECE):
+                piece = raw[at : at + _PIECE].data
+                crc = crc32(piece, crc)
+                file.write(piece)
+        _sync(file)
+    return len(start) + size, crc
+
+
+def read_safetensors(path: Path) -> dict[str, Array]:
+    """The float32 arrays of a safetensors file, writable, in file order. Raises UserError for any other file."""
+    try:
+        return _read_arrays(path)[0]
+    except _DamageError as damage:
+        raise UserError(f"{damage}: give a sound safetensors file of float32 arrays") from None
+
+
+def save(
+    run_dir: Path, step: int, model: Mapping[str, Array], optimizer: Mapping[str, Array], meta: dict[str, Any]
+) -> Path:
+    """Write the checkpoint of `step`, replacing one of the same step, and return its folder.
+
+    `meta` is anything JSON holds. Raises UserError when the disk refuses; the checkpoints before stay as they are.
+    """
+    meta = json.loads(json.dumps(meta))  # refused before anything is written; and the crc32 is of what will be read
+    root = run_dir / "checkpoints"
+    final, temporary = root / f"{step:08d}", root / f"{_TEMPORARY}{step:08d}"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        _remove(temporary)
+        temporary.mkdir()
+        files = {}
+        for name, arrays in ((MODEL, model), (OPTIMIZER, optimizer)):
+            size, crc = write_safetensors(temporary / name, arrays)
+            files[name] = {"size": size, "crc32": crc}
+        _write_meta(temporary / META, {"format": FORMAT, "step": step, "files": files, "meta": meta})
+        _sync_folder(temporary)
+        _publish(temporary, final)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)  # a full disk needs the space back
+        raise UserError(
+            f"cannot write the checkpoint {final} ({error.strerror or error}): free some disk space or choose "
+            "another folder; the checkpoints before it are as they were"
+        ) from error
+    return final
+
+
+def load(path: Path, optimizer: bool = True) -> Checkpoint:
+    """Read a checkpoint folder and verify the size and crc32 of each file read.
+
+    Raises UserError naming the damaged file and what to do; nothing is ever unpickled.
+    """
+    try:
+        return _load(path, optimizer)
+    except _DamageError as damage:
+        older = _newest_sound(path)
+        way_out = "start the run again with --fresh" if older is None else f"delete {path} to go on from step {older}"
+        raise UserError(f"{damage}: {way_out}") from None
+
+
+def latest(run_dir: Path) -> Path | None:
+    """The run's newest complete checkpoint folder."""
+    folders = _complete(run_dir / "checkpoints")
+    return folders[-1] if folders else None
+
+
+def best(run_dir: Path) -> Path | None:
+    """The checkpoint folder with the lowest finite meta["val_loss"]; one without such a number does not count."""
+    ranked: list[tuple[float, Path]] = []
+    for folder in _complete(run_dir / "checkpoints"):
+        try:
+            loss = _read_meta(folder)["meta"].get("val_loss")
+        except _DamageError:
+            continue  # it says no loss; load() tells its story to whoever asks for it
+        if isinstance(loss, int | float) and -inf < loss < inf:
+            ranked.append((loss, folder))
+    return min(ranked)[1] if ranked else None
+
+
+def prune(run_dir: Path) -> None:
+    """Delete every checkpoint but the newest and the best, and what an interrupted save left behind."""
+    root = run_dir / "checkpoints"
+    kept = {latest(run_dir), best(run_dir)}
+    for folder in sorted(root.iterdir()) if root.is_dir() else []:
+        ours = folder.name.startswith(_TEMPORARY) or _FOLDER.fullmatch(folder.name)
+        if ours and folder.is_dir() and folder not in kept:
+            _remove(folder)
+
+
+def clear(run_dir: Path) -> None:
+    """Delete every checkpoint of the run. Files that are not ours stay."""
+    root = run_dir / "checkpoints"
+    for folder in sorted(root.iterdir()) if root.is_dir() else []:
+        if folder.is_dir() and (folder.name.startswith(_TEMPORARY) or _FOLDER.fullmatch(folder.name)):
+            _remove(folder)
+
+
+def _complete(root: Path) -> list[Path]:
+    """Folders under `root` that hold a meta.json, by step; one set aside comes before its successor."""
+    found: list[tuple[int, bool, Path]] = []
+    for folder in root.iterdir() if root.is_dir() else []:
+        match = _FOLDER.fullmatch(folder.name)
+        if match and (folder / META).is_file():
+            found.append((int(match[1]), match[2] is None, folder))
+    return [folder for _, _, folder in sorted(found)]
+
+
+def _publish(temporary: Path, final: Path) -> None:
+    """Give a finished folder its name. There is a complete checkpoint of this step at every moment."""
+    aside = final.with_name(f"{final.name}.old")
+    if final.exists():  # no platform replaces a folder that is not empty
+        _remove(aside)
+        replace(final, aside)
+    replace(temporary, final)
+    _sync_folder(final.parent)
+    _remove(aside)
+
+
+def _remove(folder: Path) -> None:
+    """Delete a folder, meta.json first, so that half of it is never taken for a checkpoint.
+
+    What another program holds open on Windows stays, and the next prune tries again.
+    """
+    with suppress(PermissionError):
+        (folder / META).unlink(missing_ok=True)
+        if folder.exists():
+            shutil.rmtree(folder)
+
+
+def _newest_sound(damaged: Path) -> int | None:
+    """Step of the newest other checkpoint beside `damaged` that loads."""
+    for folder in reversed(_complete(damaged.parent)):
+        if folder != damaged:
+            with suppress(_DamageError):
+                return _load(folder, optimizer=True).step
+    return None
+
+
+def _load(path: Path, optimizer: bool) -> Checkpoint:
+    record = _read_meta(path)
+    loaded: dict[str, dict[str, Array]] = {OPTIMIZER: {}}
+    for name in (MODEL, OPTIMIZER) if optimizer else (MODEL,):
+        file, expected = path / name, record["files"][name]
+        loaded[name], crc = _read_arrays(file, expected["size"])
+        if crc != expected["crc32"]:
+            raise _DamageError(file, f"is damaged (its crc32 is {crc:08x}, {expected['crc32']:08x} was written)")
+    return Checkpoint(path, record["step"], loaded[MODEL], loaded[OPTIMIZER], record["meta"])
+
+
+def _digest(record: dict[str, Any]) -> int:
+    """crc32 of a record, whatever its layout in the file; its own entry "crc32" does not count."""
+    return crc32(json.dumps({key: record[key] for key in _RECORD if key != "crc32"}, sort_keys=True).encode())
+
+
+def _write_meta(path: Path, record: dict[str, Any]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        json.dump({**record, "crc32": _digest(record)}, file, indent=1)
+        _sync(file)
+
+
+def _read_meta(folder: Path) -> dict[str, Any]:
+    """The verified record of a checkpoint: format, step, files, meta. Raises _DamageError."""
+    path = folder / META
+    try:
+        if path.stat().st_size > _HEADER_LIMIT:
+            raise _DamageError(path, "is too large to be a record of picogpt")
+        record = json.loads(path.read_bytes().decode("utf-8"))
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    except (ValueError, RecursionError):
+        raise _DamageError(path, "is damaged (it is not JSON)") from None
+    version = record.get("format") if isinstance(record, dict) else None
+    if type(version) is int and version != FORMAT:
+        raise _DamageError(path, f"has format {version}, this picogpt reads format {FORMAT}")
+    if not _has_shape(record, _RECORD):
+        raise _DamageError(path, "is not a record of picogpt")
+    if _digest(record) != record.pop("crc32"):
+        raise _DamageError(path, "is damaged (it does not match its own crc32)")
+    return dict(record)
+
+
+def _read_arrays(path: Path, size: int | None = None) -> tuple[dict[str, Array], int]:
+    """Arrays of a safetensors file, of `size` bytes if given, and its crc32. Raises _DamageError."""
+    try:
+        actual = path.stat().st_size
+        if size is not None and actual != size:
+            raise _DamageError(path, f"is damaged (it has {actual:,} bytes, {size:,} were written)")
+        with path.open("rb") as file:
+            start = file.read(8)
+            if len(start) < 8:
+                raise ValueError("it ends early")
+            length = int.from_bytes(start, "little")
+            if length > _HEADER_LIMIT:
+                raise _DamageError(path, f"is damaged (its header claims {length:,} bytes)")
+            text = file.read(length)
+            crc = crc32(text, crc32(start))
+            arrays: dict[str, Array] = {}
+            for name, shape in _layout(text, actual - 8 - length):
+                array = np.empty(shape, dtype="<f4")
+                raw = array.reshape(-1).view(np.uint8)
+                for at in range(0, raw.size, _PIECE):
+                    piece = raw[at : at + _PIECE].data
+                    if file.readinto(piece) != len(piece):
+                        raise ValueError("it ends early")
+                    crc = crc32(piece, crc)
+                arrays[name] = array.astype(np.float32, copy=False)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    except ValueError as error:
+        raise _DamageError(path, f"is damaged ({error})") from None
+    return arrays, crc
+
+
+def _layout(text: bytes, data_size: int) -> list[tuple[str, tuple[int, ...]]]:
+    """Names and shapes in file order from a safetensors header; together they fill `data_size` bytes exactly.
+
+    Raises ValueError saying what is wrong.
+    """
+    try:
+        header = json.loads(text.decode("utf-8"))
+    except (ValueError, RecursionError):
+        raise ValueError("its header is not JSON") from None
+    if not isinstance(header, dict):
+        raise ValueError("its header is not a JSON object")
+    header.pop("__metadata__", None)
+    spans: list[tuple[int, int, str, tuple[int, ...]]] = []
+    for name, entry in header.items():
+        if not _has_shape(entry, {"dtype": "", "shape": [], "data_offsets": []}) or entry["dtype"] != "F32":
+            raise ValueError(f"{name[:80]!r} is not a float32 array")
+        shape, offsets = entry["shape"], entry["data_offsets"]
+        if not all(type(n) is int and 0 <= n < 1 << 48 for n in (*shape, *offsets)) or len(offsets) != 2:
+            raise ValueError(f"{name[:80]!r} has no sound shape")
+        if offsets[1] - offsets[0] != 4 * prod(shape):
+            raise ValueError(f"{name[:80]!r} has another shape than its bytes")
+        spans.append((offsets[0], offsets[1], name, tuple(shape)))
+    position = 0
+    for begin, end, name, _ in sorted(spans):
+        if begin != position:
+            raise ValueError(f"there is a gap or an overlap before {name[:80]!r}")
+        position = end
+    if position != data_size:
+        raise ValueError(f"its arrays need {position:,} bytes, it holds {data_size:,}")
+    return [(name, shape) for _, _, name, shape in sorted(spans)]
+
+
+def _has_shape(value: object, example: object) -> bool:
+    """Whether JSON `value` has the type of `example` and, for an object, at least its keys, so shaped as well."""
+    if type(value) is not type(example):
+        return False
+    if isinstance(value, dict) and isinstance(example, dict):
+        return all(key in value and _has_shape(value[key], inner) for key, inner in example.items())
+    return True
+
+
+def _unreadable(path: Path, error: OSError) -> _DamageError:
+    missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+    return _DamageError(path, "is missing" if missing else f"cannot be read ({error.strerror or error})")
+
+
+def _sync(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a folder's names durable: Windows has no such call, and some network file systems refuse it."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        with suppress(OSError):
+            os.fsync(descriptor)
+        os.close(descriptor)

@@ -1,0 +1,151 @@
+"""AdamW and Muon, in place on named arrays, with their work spread over the lanes.
+
+An optimizer turns gradients into new parameters block by block: a block is a slice of one parameter that fits the
+cache (AdamW), or a whole matrix (Muon). Blocks are independent and each is done in one fixed way, so the result does
+not depend on how many lanes share them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from math import cos, pi, sqrt
+
+import numpy as np
+
+from picogpt.config import TrainConfig
+from picogpt.engine.backend import BLOCK, Array, array_module, empty
+from picogpt.engine.lanes import Lanes
+
+Named = Mapping[str, Array]
+MUON_MOMENTUM = 0.95
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+_EPS = 1e-8
+
+
+def learning_rate_factor(config: TrainConfig, step: int, progress: float) -> float:
+    """What the peak learning rate is multiplied with at this step; progress in [0, 1) is the share of the run done.
+
+    wsd (warm-up, stable, decay): S. Hu et al., MiniCPM, arXiv 2404.06395. cosine: I. Loshchilov, F. Hutter, 1608.03983.
+    """
+    warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+    if config.schedule == "cosine":
+        falling = 0.5 * (1 + cos(pi * progress))
+    else:
+        falling = min(1.0, (1 - progress) / config.decay_fraction) if config.decay_fraction else 1.0
+    return warmup * (config.min_lr_fraction + (1 - config.min_lr_fraction) * falling)
+
+
+class Optimizer:
+    """AdamW for every parameter, or Muon for the hidden matrices and AdamW for the rest.
+
+    parameters: named arrays, changed in place. state: what must be saved to go on, named arrays as well; with the
+    number of steps done it is all there is.
+    """
+
+    def __init__(self, config: TrainConfig, parameters: Named) -> None:
+        self.config, self.parameters = config, parameters
+        self.state: dict[str, Array] = {}
+        work: list[tuple[int, Callable[..., None]]] = []  # (elements times what each costs, update)
+        for name, array in parameters.items():
+            xp = array_module(array)
+            if config.optimizer == "muon" and is_hidden_matrix(name, array):
+                self.state[f"momentum.{name}"] = xp.zeros_like(array)
+                parts = 3 if name.endswith("c_attn.weight") else 1  # q, k and v are three matrices in one array
+                height = len(array) // parts
+                for part in range(parts):
+                    update = partial(self._muon, name, slice(part * height, (part + 1) * height))
+                    work.append((array.size // parts * min(height, array.shape[1]), update))
+            else:
+                self.state[f"mean.{name}"] = xp.zeros_like(array)
+                self.state[f"square.{name}"] = xp.zeros_like(array)
+                block = BLOCK if xp is np else array.size
+                for start in range(0, array.size, block):
+                    work.append((block, partial(self._adamw, name, slice(start, start + block))))
+        # The dearest first: dealt out in turn, every lane then gets its share of each kind.
+        self._work = [update for _, update in sorted(work, key=lambda item: -item[0])]
+
+    def step(self, gradients: Named, step: int, factor: float, gradient_scale: float, lanes: Lanes) -> None:
+        """One update. step: how many were done before. factor: of the learning rates. gradient_scale: from clipping."""
+        lanes.map(lambda lane, work: work(gradients, step, factor, gradient_scale), self._work)
+
+    def _adamw(self, name: str, block: slice, gradients: Named, step: int, factor: float, scale: float) -> None:
+        """I. Loshchilov, F. Hutter, "Decoupled weight decay regularization", arXiv 1711.05101."""
+        config, xp = self.config, array_module(self.parameters[name])
+        p, m, v = (
+            array.reshape(-1)[block]
+            for array in (self.parameters[name], self.state[f"mean.{name}"], self.state[f"square.{name}"])
+        )
+        rate = config.learning_rate * factor
+        g = xp.multiply(gradients[name].reshape(-1)[block], scale, out=empty(p.shape, p))
+        scratch = xp.multiply(g, 1 - config.beta1, out=empty(p.shape, p))
+        m *= config.beta1
+        m += scratch
+        g *= g
+        g *= 1 - config.beta2
+        v *= config.beta2
+        v += g
+        xp.sqrt(v, out=scratch)
+        scratch *= 1 / sqrt(1 - config.beta2 ** (step + 1))
+        scratch += _EPS
+        xp.divide(m, scratch, out=scratch)
+        scratch *= rate / (1 - config.beta1 ** (step + 1))
+        if self.parameters[name].ndim >= 2 and config.weight_decay:
+            p *= 1 - rate * config.weight_decay
+        p -= scratch
+
+    def _muon(self, name: str, rows: slice, gradients: Named, step: int, factor: float, scale: float) -> None:
+        """K. Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024); Nesterov momentum."""
+        config, xp = self.config, array_module(self.parameters[name])
+        p, momentum, g = self.parameters[name][rows], self.state[f"momentum.{name}"][rows], gradients[name][rows]
+        update = xp.multiply(g, scale, out=empty(g.shape, g))
+        momentum *= MUON_MOMENTUM
+        momentum += update
+        update += MUON_MOMENTUM * momentum
+        update = orthogonalise(update)
+        if config.weight_decay:
+            p *= 1 - config.learning_rate * factor * config.weight_decay
+        update *= config.muon_learning_rate * factor * sqrt(max(1, p.shape[0] / p.shape[1]))
+        p -= update
+
+
+def is_hidden_matrix(name: str, array: Array) -> bool:
+    """Whether Muon takes this parameter: the matrices inside the blocks, not tables, head, gains or biases."""
+    return array.ndim == 2 and name.startswith("h.")
+
+
+def orthogonalise(matrix: Array) -> Array:  # (M, K) -> (M, K)
+    """About U V^T of the singular value decomposition U S V^T: five steps of a quintic Newton-Schulz iteration."""
+    a, b, c = NEWTON_SCHULZ
+    xp = array_module(matrix)
+    wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    m = len(wide)
+    x, y = empty(wide.shape, matrix), empty(wide.shape, matrix)
+    gram, square = empty((m, m), matrix), empty((m, m), matrix)
+    xp.multiply(wide, 1 / (xp.sqrt((matrix * matrix).sum()) + 1e-7), out=x)
+    for _ in range(5):  # x <- a x + (b x x^T + c (x x^T)^2) x
+        xp.matmul(x, x.T, out=gram)
+        xp.matmul(gram, gram, out=square)
+        square *= c
+        gram *= b
+        gram += square
+        xp.matmul(gram, x, out=y)
+        x *= a
+        x += y
+    return x.T if matrix.shape[0] > matrix.shape[1] else x
+
+
+def reduce_gradients(gradients: Sequence[Named], lanes: Lanes) -> float:
+    """Sum the lanes' gradients into the first one's, in a fixed order. Returns the sum's global norm."""
+    blocks = [
+        (name, slice(start, start + BLOCK))
+        for name, array in gradients[0].items()
+        for start in range(0, array.size, BLOCK)
+    ]
+
+    def add(_: int, item: tuple[str, slice]) -> float:
+        name, block = item
+        total = gradients[0][name].reshape(-1)[block]
+        for other in gradients[1:]:
+            total += other[name].reshape(-1)[block]
+        return float(total @ total)
+
+    return sqrt(sum(lanes.map(add, blocks)))

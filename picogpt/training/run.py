@@ -1,0 +1,262 @@
+"""A run: a folder under logs/ with checkpoints and a log, begun, continued or begun from another run."""
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import fields, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+
+from picogpt.config import GenerateConfig, RunConfig, UserError
+from picogpt.data.loader import Loader, validation_windows
+from picogpt.data.prepare import Prepared, prepare
+from picogpt.data.tokenizer import Tokenizer, from_dict
+from picogpt.engine.lanes import Lanes
+from picogpt.inference.sampling import generate
+from picogpt.model.decoder import Decoder
+from picogpt.model.parameters import Arrays, initial_arrays, parameter_count, parameter_shapes
+from picogpt.rng import generator
+from picogpt.training import checkpoint, monitor
+from picogpt.training.checkpoint import Checkpoint
+from picogpt.training.optim import learning_rate_factor
+from picogpt.training.plot import Plotter
+from picogpt.training.runlog import RunLog
+from picogpt.training.trainer import Trainer
+
+# What may differ when a run goes on: how long it trains and how the machine does it, not what it learns.
+FREE = ("steps", "minutes", "micro_batch", "lanes", "recompute", "eval_interval")
+EVALUATION_SHARE = 0.03  # of the time spent training
+SAMPLE = GenerateConfig(tokens=128, temperature=0.5)
+SAMPLE_PROMPT = "He is a"
+
+
+class Run:
+    """One training run. `train()` brings it to its last step.
+
+    config: as asked for; its vocabulary may grow to the corpus. run_dir: logs/<name>. init_from: a checkpoint folder
+    whose weights and tokenizer the run starts with. Raises UserError for everything the user can put right, before
+    anything on the disk is changed.
+    """
+
+    def __init__(
+        self, config: RunConfig, run_dir: Path, dataset_dir: Path, fresh: bool = False, init_from: Path | None = None
+    ) -> None:
+        self.dir, self.screen = run_dir, monitor.Screen()
+        newest = None if fresh else checkpoint.latest(run_dir)
+        origin = newest or init_from
+        found = checkpoint.load(origin, optimizer=newest is not None) if origin else None
+        tokenizer = from_dict(found.meta["tokenizer"]) if found and init_from else None
+        if tokenizer and tokenizer.name != config.data.tokenizer:
+            raise UserError(f"{init_from} was trained with the tokenizer {tokenizer.name}: leave --tokenizer out")
+        self.data: Prepared = prepare(config.data, dataset_dir, self.screen.notice, tokenizer)
+        self.config = _fit_vocabulary(config, self.data.tokenizer)
+        self.resumed = found if newest else None
+        if self.resumed:
+            _refuse_differences(self.resumed, self.config, self.data)
+        elif found and parameter_shapes(self.config.model) != {name: a.shape for name, a in found.model.items()}:
+            raise UserError(f"{init_from} has another shape than the model asked for: leave the model's flags out")
+        self.arrays: Arrays = found.model if found else initial_arrays(self.config.model, config.train.seed)
+        self.loader = Loader(self.data.train, self.config.context, config.train.seed)
+        train = config.train
+        windows = max(8, round(EVALUATION_SHARE * 3 * train.eval_interval * train.batch_size))  # forward is 1/3
+        self.validation = validation_windows(self.data.val, self.config.context, windows)
+        if fresh:
+            _remove_run(run_dir)
+        about = {**self.config.to_dict(), "parameters": parameter_count(self.config.model)[0]}
+        self.log = RunLog.open(run_dir / "log.pkl", about)
+        self.log.rewind(self.resumed.step if self.resumed else 0)
+        self.plotter = Plotter(run_dir / "log.pkl", run_dir / "log.png")
+        meta = self.resumed.meta if self.resumed else {}
+        self.done: int = self.resumed.step if self.resumed else 0
+        self.seconds: float = meta.get("seconds", 0.0)
+        self.recent: list[float] = meta.get("recent", [])  # training losses since the last evaluation
+
+    def train(self) -> None:
+        """Train, evaluate, save, until the steps or the minutes are over or the user stops it."""
+        train = self.config.train
+        if self._progress() >= 1:
+            self.screen.notice(
+                f"run {self.dir.name} has trained its {self.done} steps already: raise --steps or --minutes to go on, "
+                "or start over with --fresh"
+            )
+            return
+        with ExitStack() as stack:
+            lanes = stack.enter_context(Lanes(train.lanes or monitor.physical_cores()))
+            stopped = stack.enter_context(_signals(self.screen.notice))
+            stack.callback(self.plotter.close)
+            stack.callback(self.screen.close)
+            trainer = Trainer(self.config, self.arrays, lanes)
+            if self.resumed:
+                for name, array in trainer.optimizer.state.items():
+                    array[...] = self.resumed.optimizer[name]
+                self.resumed.optimizer.clear()
+            self._announce(trainer)
+            self.screen.start(self.done, train.steps, train.minutes)
+            saved = self.done
+            clock = _Clock()
+            while self._progress() < 1 and not stopped():
+                self._step(trainer, clock)
+                if self.done % train.eval_interval == 0 or (self._progress() >= 1 and not stopped()):
+                    self._evaluate(trainer, clock)
+                    saved = self.done
+            if saved != self.done:
+                self._save(trainer, None)
+        self._farewell(stopped())
+
+    def _progress(self) -> float:
+        """Share of the run that is done, by steps or by minutes, whichever is further."""
+        train = self.config.train
+        return max(self.done / train.steps, self.seconds / (60 * train.minutes) if train.minutes else 0.0)
+
+    def _step(self, trainer: Trainer, clock: "_Clock") -> None:
+        train = self.config.train
+        x, y = self.loader.batch(self.done * train.batch_size, train.batch_size)
+        self.factor = learning_rate_factor(train, self.done, self._progress())
+        loss = trainer.step(x, y, self.done, self.factor)
+        self.done += 1
+        self.recent.append(loss)
+        self.seconds += clock.lap()
+        clock.trained(y.size)
+        self.screen.step(self.done, loss, clock.tokens_per_second, self.seconds)
+
+    def _evaluate(self, trainer: Trainer, clock: "_Clock") -> None:
+        entry: dict[str, Any] = {
+            "step": self.done,
+            "tokens": self.done * self.config.train.batch_size * self.config.context,
+            "lr": self.config.train.learning_rate * self.factor,
+            "train_loss": float(np.mean(self.recent)),
+            "val_loss": trainer.evaluate(*self.validation),
+            "tokens_per_second": clock.tokens_per_second,
+            "memory_mb": monitor.peak_memory() / 2**20,
+            "sample": self._sample(trainer),
+        }
+        self.seconds += clock.lap()
+        entry["seconds"] = self.seconds
+        self.recent.clear()
+        # The log first: one that is ahead of its checkpoint is cut back on resuming, one behind would have a gap.
+        self.log.evaluation(**entry)
+        self.log.save()
+        self.screen.evaluation(entry)
+        self._save(trainer, entry["val_loss"])
+        self.plotter.redraw()
+        if self.plotter.problem:
+            self.screen.notice(self.plotter.problem)
+        self.seconds += clock.lap()
+        clock.reset()
+
+    def _sample(self, trainer: Trainer) -> str:
+        tokenizer = self.data.tokenizer
+        prompt = tokenizer.encode(SAMPLE_PROMPT)
+        rng = generator(self.config.train.seed, "sample", self.done)
+        ids = generate(Decoder(trainer.replicas[0]).feed, prompt, SAMPLE, tokenizer.vocab_size, rng)
+        return tokenizer.decode([*prompt, *ids])
+
+    def _save(self, trainer: Trainer, val_loss: float | None) -> None:
+        meta = {
+            "config": self.config.to_dict(),
+            "tokenizer": self.data.tokenizer.to_dict(),
+            "data": self.data.fingerprint,
+            "val_loss": val_loss,
+            "seconds": self.seconds,
+            "recent": self.recent,
+        }
+        checkpoint.save(self.dir, self.done, self.arrays, trainer.optimizer.state, meta)
+        checkpoint.prune(self.dir)
+
+    def _announce(self, trainer: Trainer) -> None:
+        train, data = self.config.train, self.data
+        micro = f"{trainer.micro_batch} at a time" + (", recomputed" if train.recompute else "")
+        self.screen.notice(
+            f"{data.corpus.source}: {len(data.train):,} tokens to train on, {len(data.val):,} to validate; a step is "
+            f"{train.batch_size} sequences of {self.config.context}, {micro}, on {trainer.lanes.count} lanes"
+        )
+        if self.resumed:
+            self.screen.notice(f"going on with run {self.dir.name} after step {self.done}")
+
+    def _farewell(self, stopped: bool) -> None:
+        if stopped:
+            self.screen.notice(f"stopped and saved after step {self.done}: the same command goes on from here")
+        elif (best := self.log.best_loss) is not None:
+            self.screen.notice(
+                f"done: best validation loss {best:.3f}; sample it with: python inference.py --run {self.dir.name}"
+            )
+
+
+class _Clock:
+    """Seconds since the last look, and training speed since the last evaluation."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+        self.reset()
+
+    def reset(self) -> None:
+        self._tokens, self._seconds = 0, 0.0
+
+    def lap(self) -> float:
+        now = time.perf_counter()
+        self._lap, self._last = now - self._last, now
+        return self._lap
+
+    def trained(self, tokens: int) -> None:
+        """The last lap trained on so many tokens."""
+        self._tokens += tokens
+        self._seconds += self._lap
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self._tokens / self._seconds if self._seconds else 0.0
+
+
+def _fit_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:
+    """A table with a row for every token; rows the tokenizer does not use stay as the config has them."""
+    size = max(config.model.vocab_size, tokenizer.vocab_size)
+    return replace(config, model=replace(config.model, vocab_size=size))
+
+
+def _refuse_differences(saved: Checkpoint, config: RunConfig, data: Prepared) -> None:
+    """Raises UserError where a run was trained with other settings or on another text than asked for now."""
+    before = RunConfig.from_dict(saved.meta["config"])
+    differences = [
+        f"{field.name} was {getattr(old, field.name)}, now {getattr(new, field.name)}"
+        for old, new in ((before.model, config.model), (before.data, config.data), (before.train, config.train))
+        for field in fields(old)
+        if field.name not in FREE and getattr(old, field.name) != getattr(new, field.name)
+    ]
+    if not differences and saved.meta["data"] != data.fingerprint:
+        differences = [f"the text of {data.corpus.source} has changed"]
+    if differences:
+        name = saved.path.parent.parent.name
+        raise UserError(
+            f"run {name} was trained differently ({'; '.join(differences)}): "
+            "give the old settings to go on, another --run NAME, or --fresh to start over"
+        )
+
+
+def _remove_run(run_dir: Path) -> None:
+    """Forget what was trained here. Files that are not ours stay."""
+    checkpoint.clear(run_dir)
+    for name in ("log.pkl", "log.png"):
+        (run_dir / name).unlink(missing_ok=True)
+
+
+@contextmanager
+def _signals(notify: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
+    """While open, Ctrl-C and SIGTERM ask to stop after the current step; a second one ends the program at once."""
+    asked: list[int] = []
+
+    def ask(number: int, _: FrameType | None) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        notify("stopping after this step; once more to stop at once")
+
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

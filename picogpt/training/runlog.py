@@ -1,0 +1,342 @@
+"""The log of a run: one pickle of plain builtins that `pickle.load` opens anywhere, and its summary on a terminal.
+
+    {"losses": {"train": [...], "val": [...]}, "best_loss", "iter_num", "evaluations": [{...}], "notices", "config"}
+
+A pickle can run code, so logs are read by an unpickler that builds nothing but builtins.
+"""
+
+import io
+import os
+import pickle
+import pickletools
+from math import log as ln
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+from picogpt.config import UserError
+from picogpt.training.checkpoint import replace
+
+_SIZE_LIMIT = 32 << 20  # bytes; ten thousand evaluations are about 6 MB
+_OPCODE_LIMIT = 4_000_000  # each may make an object, so this bounds memory; an evaluation has about 30
+_NUMBERS = ("step", "tokens", "seconds", "lr", "train_loss", "val_loss", "tokens_per_second", "memory_mb")
+_SCALARS = (str, int, float, bool, type(None))
+_TABLE_ROWS = 20
+_CURVE_COLUMNS, _CURVE_ROWS = 70, 14
+_LABELLED_ROWS = (0, 4, 9, 13)
+_TRAIN, _VAL = "cyan", "bold yellow"
+
+
+class RunLog:
+    """The log being written: evaluations and notices in memory, the file replaced as a whole by `save`."""
+
+    def __init__(self, path: Path, config: dict[str, Any]) -> None:
+        self.path = path
+        self.config = _plain(config)
+        self.evaluations: list[dict[str, Any]] = []
+        self.notices: list[str] = []
+
+    @classmethod
+    def open(cls, path: Path, config: dict[str, Any]) -> "RunLog":
+        """Go on with the log at `path`, or begin one. Raises UserError for a file that is not a log of ours."""
+        log = cls(path, config)
+        if path.exists():
+            found = read_log(path)
+            if found["losses"]["val"] and not found["evaluations"]:
+                raise UserError(f"{path} holds losses without their steps, it cannot be continued: move it away")
+            log.evaluations, log.notices = found["evaluations"], found["notices"]
+        return log
+
+    def evaluation(self, *, step: int, train_loss: float | None, val_loss: float | None, **fields: Any) -> None:
+        """Append one evaluation. NumPy scalars become builtins; TypeError for what is no plain scalar."""
+        entry = {"step": step, "train_loss": train_loss, "val_loss": val_loss, **fields}
+        self.evaluations.append({name: _scalar(value) for name, value in entry.items()})
+
+    def notice(self, text: str) -> None:
+        """Append one line the user should find again."""
+        self.notices.append(text)
+
+    def rewind(self, step: int) -> None:
+        """Drop the evaluations after `step`: a resumed run makes them again."""
+        self.evaluations = [entry for entry in self.evaluations if entry["step"] <= step]
+
+    @property
+    def best_loss(self) -> float | None:
+        """Lowest finite validation loss."""
+        return min((entry["val_loss"] for entry in self.evaluations if _is_finite(entry["val_loss"])), default=None)
+
+    def save(self) -> None:
+        """Replace the file atomically. Raises UserError when the disk refuses."""
+        losses = {name: [entry[f"{name}_loss"] for entry in self.evaluations] for name in ("train", "val")}
+        content = {
+            "losses": losses,
+            "best_loss": self.best_loss,
+            "iter_num": self.evaluations[-1]["step"] if self.evaluations else 0,
+            "evaluations": self.evaluations,
+            "notices": self.notices,
+            "config": self.config,
+        }
+        temporary = self.path.with_name(f".{self.path.name}.tmp")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                pickle.dump(content, file, protocol=4)
+                file.flush()
+                os.fsync(file.fileno())
+            replace(temporary, self.path)
+        except OSError as error:
+            raise UserError(f"cannot write {self.path} ({error.strerror or error}): free some disk space") from error
+
+
+def read_log(path: Path) -> dict[str, Any]:
+    """A log as a dict with every key, checked. Losses alone are enough of a log; the rest is then empty.
+
+    Raises UserError for a file that is missing, damaged, foreign, too large, or that names any class.
+    """
+    try:
+        if path.stat().st_size > _SIZE_LIMIT:
+            raise UserError(f"{path} has more than {_SIZE_LIMIT >> 20} MB: this is not a log of picogpt")
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read the log {path}: {error.strerror or error}") from None
+    try:
+        _check_opcodes(data)
+        content = _BuiltinsUnpickler(path, data).load()
+    except UserError:
+        raise
+    except Exception as error:  # hostile bytes raise nearly anything, out of memory included
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise UserError(f"{path} is damaged or not a log of picogpt ({reason})") from None
+    return _checked(content, path)
+
+
+def entries(log: dict[str, Any]) -> tuple[str, list[dict[str, Any]]]:
+    """What the log's horizontal axis counts, and its evaluations; losses alone are counted from 1."""
+    if log["evaluations"]:
+        return "step", log["evaluations"]
+    pairs = enumerate(zip(log["losses"]["train"], log["losses"]["val"], strict=True), start=1)
+    return "evaluation", [{"step": i, "train_loss": train, "val_loss": val} for i, (train, val) in pairs]
+
+
+def series(points: list[dict[str, Any]], name: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Steps (N,) in order and the finite values (N,) of field `name` at them."""
+    pairs = sorted((point["step"], point[name]) for point in points if _is_finite(point.get(name)))
+    steps, values = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
+    return steps, values
+
+
+def visible(text: str, encoding: str) -> str:
+    """`text` on one line that any terminal of `encoding` can print: what it cannot show becomes an escape."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return shown.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def summary(log: dict[str, Any], name: str) -> Group:
+    """The table, the curve and the last sample of a log from `read_log`, for a terminal."""
+    axis, points = entries(log)
+    if not points:
+        return Group(_Visible(name, "bold"), Text("no evaluation yet"))
+    parts: list[Any] = [_Visible(name, "bold"), _table(axis, points), _Curve(axis, points)]
+    sample = points[-1].get("sample")
+    if sample:
+        parts += [Text("last sample", "bold"), _Visible(sample, "")]
+    return Group(*parts)
+
+
+class _BuiltinsUnpickler(pickle.Unpickler):
+    """Builds dicts, lists, strings and numbers; refuses whatever has to be imported."""
+
+    def __init__(self, path: Path, data: bytes) -> None:
+        super().__init__(io.BytesIO(data))
+        self._path = path
+
+    def find_class(self, module: str, name: str) -> Any:
+        named = visible(f"{module}.{name}"[:80], "utf-8")
+        raise UserError(
+            f"{self._path} names the class {named}: this is not a log of picogpt, and loading it could run code"
+        )
+
+
+def _check_opcodes(data: bytes) -> None:
+    """Refuse pickles that would make the unpickler reserve memory out of proportion to their size."""
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+        if count > _OPCODE_LIMIT or ("PUT" in opcode.name and int(argument or 0) > count):
+            raise ValueError("it asks for too much memory")
+
+
+def _checked(content: object, path: Path) -> dict[str, Any]:
+    """The log with all its keys. Raises UserError for another structure."""
+    reason = _foreign(content)
+    if reason or not isinstance(content, dict):
+        raise UserError(f"{path} is not a log of picogpt: {reason}")
+    empty: dict[str, Any] = {"best_loss": None, "iter_num": 0, "evaluations": [], "notices": [], "config": {}}
+    return {"losses": content["losses"], **{name: content.get(name, value) for name, value in empty.items()}}
+
+
+def _foreign(content: object) -> str:
+    """What makes `content` no log, or nothing. Only as deep as it is used: hostile logs may be endless below."""
+    if not isinstance(content, dict) or not isinstance(content.get("losses"), dict):
+        return "it has no losses"
+    losses = [content["losses"].get(name) for name in ("train", "val")]
+    if not all(type(values) is list and all(map(_is_number, values)) for values in losses):
+        return "its losses are not lists of numbers"
+    if len(losses[0]) != len(losses[1]):
+        return "its train and val losses differ in number"
+    if not all(_is_number(content.get(name)) for name in ("best_loss", "iter_num")):
+        return "its best_loss or iter_num is not a number"
+    for name, kind in (("evaluations", list), ("notices", list), ("config", dict)):
+        if type(content.get(name, kind())) is not kind:
+            return f"its {name} are not a {kind.__name__}"
+    if not all(type(notice) is str for notice in content.get("notices", [])):
+        return "a notice is not text"
+    if not all(_is_evaluation(entry) for entry in content.get("evaluations", [])):
+        return "an evaluation is damaged"
+    return ""
+
+
+def _is_evaluation(entry: object) -> bool:
+    return (
+        isinstance(entry, dict)
+        and all(type(name) is str and type(value) in _SCALARS for name, value in entry.items())
+        and type(entry.get("step")) is int
+        and {"train_loss", "val_loss"} <= entry.keys()
+        and all(_is_number(entry.get(name)) for name in _NUMBERS)
+        and type(entry.get("sample")) in (str, type(None))
+    )
+
+
+def _is_number(value: object) -> bool:
+    """A float, an int that a float can hold, or None for a number that was not measured."""
+    return value is None or type(value) is float or (type(value) is int and abs(value) < 1 << 63)
+
+
+def _is_finite(value: object) -> bool:
+    """A number that can be drawn: not None, NaN, infinite or beyond all sense."""
+    return isinstance(value, int | float) and -1e30 < value < 1e30
+
+
+def _scalar(value: Any) -> Any:
+    """`value` as a builtin scalar; TypeError if it is none."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if type(value) not in _SCALARS:
+        raise TypeError(f"a log holds plain builtins, not {type(value).__name__}")
+    return value
+
+
+def _plain(value: Any) -> Any:
+    """`value` with its dicts and lists, tuples as lists, down to builtin scalars; TypeError for anything else."""
+    if type(value) is dict:
+        return {_scalar(key): _plain(inner) for key, inner in value.items()}
+    if type(value) in (list, tuple):
+        return [_plain(inner) for inner in value]
+    return _scalar(value)
+
+
+class _Visible:
+    """A line of text, whatever is in it, on whatever terminal shows it."""
+
+    def __init__(self, text: str, style: str) -> None:
+        self._text, self._style = text, style
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Text(visible(self._text, options.encoding), self._style)
+
+
+def _table(axis: str, points: list[dict[str, Any]]) -> Table:
+    """About _TABLE_ROWS of the evaluations, the first, the best (starred) and the last among them."""
+    columns = {
+        axis: ("step", "{:,}", 1),
+        "tokens": ("tokens", "{:,}", 1),
+        "train": ("train_loss", "{:.4f}", 1),
+        "val": ("val_loss", "{:.4f}", 1),
+        "bits/char": ("val_loss", "{:.3f}", 1 / ln(2)),
+        "lr": ("lr", "{:.2g}", 1),
+        "tok/s": ("tokens_per_second", "{:,.0f}", 1),
+        "MB": ("memory_mb", "{:,.0f}", 1),
+    }
+    columns = {title: column for title, column in columns.items() if any(p.get(column[0]) is not None for p in points)}
+    table = Table()
+    for title in columns:
+        table.add_column(title, justify="right", overflow="fold")  # an ellipsis would break an ASCII terminal
+    finite = [i for i, point in enumerate(points) if _is_finite(point["val_loss"])]
+    best = min(finite, key=lambda i: points[i]["val_loss"], default=-1)
+    for i in sorted({*np.linspace(0, len(points) - 1, _TABLE_ROWS - 1).astype(int).tolist(), best} - {-1}):
+        cells = []
+        for title, (field, form, factor) in columns.items():
+            value = points[i].get(field)
+            cells.append(
+                "-" if value is None else form.format(value * factor) + ("*" if i == best and title == "val" else "")
+            )
+        table.add_row(*cells, style="bold" if i == best else "")
+    return table
+
+
+class _Curve:
+    """Train (dotted) and validation (solid) loss, in braille or, where the terminal has none, in ASCII."""
+
+    def __init__(self, axis: str, points: list[dict[str, Any]]) -> None:
+        self._axis = axis
+        self._train, self._val = series(points, "train_loss"), series(points, "val_loss")
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        steps, values = (np.concatenate(pair) for pair in zip(self._train, self._val, strict=True))
+        if not values.size:
+            yield Text("no finite loss to draw")
+            return
+        columns = max(10, min(_CURVE_COLUMNS, options.max_width - 10))
+        ascii_only = options.ascii_only or options.legacy_windows  # whose fonts have no braille
+        wide, high = (1, 1) if ascii_only else (2, 4)  # dots in a character
+        box = (steps.min(), steps.max(), values.min(), values.max())
+        train = _dots(self._train, box, _CURVE_ROWS * high, columns * wide, dotted=not ascii_only)
+        val = _dots(self._val, box, _CURVE_ROWS * high, columns * wide, dotted=False)
+        for row in range(_CURVE_ROWS):
+            labelled = row in _LABELLED_ROWS
+            value = box[3] - (box[3] - box[2]) * row / (_CURVE_ROWS - 1)
+            line = Text(f"{value:8.4g} " if labelled else " " * 9)
+            line.append("|" if ascii_only else ("┤" if labelled else "│"))
+            for column in range(columns):
+                cell = np.s_[row * high : (row + 1) * high, column * wide : (column + 1) * wide]
+                style = _VAL if val[cell].any() else _TRAIN if train[cell].any() else ""
+                line.append(_character(train[cell], val[cell]), style)
+            yield line
+        low, high_step = f"{box[0]:,.0f}", f"{box[1]:,.0f}"
+        yield Text(" " * 10 + low + self._axis.center(columns - len(low) - len(high_step)) + high_step)
+        marks = (". train", "o val") if ascii_only else ("⠄⠠ train", "⠤⠤ val")
+        yield Text.assemble(" " * 10, (marks[0], _TRAIN), "   ", (marks[1], _VAL))
+
+
+def _dots(
+    line: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]],
+    box: tuple[float, float, float, float],
+    rows: int,
+    columns: int,
+    dotted: bool,
+) -> npt.NDArray[np.bool_]:
+    """The line through (steps, values) as dots (rows, columns) of the box (left, right, bottom, top)."""
+    dots = np.zeros((rows, columns), dtype=np.bool_)
+    steps, values = line
+    if steps.size:
+        at = np.arange(columns) / (columns - 1) * (box[1] - box[0]) + box[0]
+        inside = (at >= steps[0]) & (at <= steps[-1])
+        inside[np.abs(at - steps[-1]).argmin()] = True  # rounding must not lose the only point
+        height = np.interp(at, steps, values) - box[2]
+        y = np.rint((rows - 1) * (1 - height / ((box[3] - box[2]) or 1.0))).astype(int)
+        for x in np.flatnonzero(inside & (np.arange(columns) % 3 == 0 if dotted and inside.sum() > 3 else True)):
+            before = y[x - 1] if x and inside[x - 1] and not dotted else y[x]
+            dots[min(before, y[x]) : max(before, y[x]) + 1, x] = True
+    return dots
+
+
+def _character(train: npt.NDArray[np.bool_], val: npt.NDArray[np.bool_]) -> str:
+    """One character for the dots of a cell, (1, 1) for ASCII or (4, 2) for braille."""
+    if train.size == 1:
+        return "o" if val.any() else "." if train.any() else " "
+    bits = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]])
+    dots = int(bits[train | val].sum())
+    return chr(0x2800 + dots) if dots else " "

@@ -1,0 +1,328 @@
+"""Checkpoints: equal after a restore, sound after a kill at any moment, and damage is told in one line."""
+
+import json
+import os
+import shutil
+import struct
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from picogpt.config import UserError
+from picogpt.training import checkpoint
+
+FILES = (checkpoint.META, checkpoint.MODEL, checkpoint.OPTIMIZER)
+
+
+def arrays(seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {
+        "blocks.0.weight": rng.standard_normal((5, 7), dtype=np.float32),
+        "strided": rng.standard_normal((6, 4), dtype=np.float32)[::2].T,
+        "größe": np.array([np.nan, np.inf, -0.0], dtype=np.float32),
+        "scalar": np.array(3.5, dtype=np.float32),
+        "empty": np.zeros((0, 4), dtype=np.float32),
+    }
+
+
+def save(run: Path, step: int, val_loss: float | None = None, seed: int | None = None) -> Path:
+    meta = {"val_loss": val_loss, "position": [step, 2]}
+    content = arrays(step if seed is None else seed)
+    return checkpoint.save(run, step, content, {f"m.{name}": array for name, array in content.items()}, meta)
+
+
+def same(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> bool:
+    return list(left) == list(right) and all(
+        left[name].shape == right[name].shape and left[name].tobytes() == right[name].tobytes() for name in left
+    )
+
+
+def test_restores_the_same_bits_and_writable_float32(tmp_path: Path) -> None:
+    path = save(tmp_path, 7, 2.5)
+    assert path == tmp_path / "checkpoints" / "00000007"
+    loaded = checkpoint.load(path)
+    assert (loaded.path, loaded.step, loaded.meta) == (path, 7, {"val_loss": 2.5, "position": [7, 2]})
+    assert same(loaded.model, arrays(7))
+    assert same(loaded.optimizer, {f"m.{name}": array for name, array in arrays(7).items()})
+    for array in [*loaded.model.values(), *loaded.optimizer.values()]:
+        assert array.dtype == np.float32 and array.flags.writeable
+    assert checkpoint.load(path, optimizer=False).optimizer == {}
+
+
+def test_the_safetensors_library_reads_what_is_written_and_the_other_way_round(tmp_path: Path) -> None:
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    checkpoint.write_safetensors(ours, arrays(1))
+    assert same(dict(sorted(safetensors.numpy.load_file(ours).items())), dict(sorted(arrays(1).items())))
+    contiguous = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays(1).items()}
+    safetensors.numpy.save_file(contiguous, theirs, metadata={"made": "by the library"})
+    assert same(dict(sorted(checkpoint.read_safetensors(theirs).items())), dict(sorted(arrays(1).items())))
+
+
+def test_saving_and_loading_hold_no_second_copy_of_the_arrays(tmp_path: Path) -> None:
+    model = {f"w{i}": np.ones((512, 1024), dtype=np.float32) for i in range(4)}  # 8 MiB
+    tracemalloc.start()
+    try:
+        path = checkpoint.save(tmp_path, 1, model, {}, {})
+        written = tracemalloc.get_traced_memory()[1]
+        checkpoint.load(path)
+        read = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert written < 1 << 20
+    assert read < (8 << 20) + (1 << 20)
+
+
+def test_refuses_what_is_not_float32_or_not_json(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="w is float64"):
+        checkpoint.save(tmp_path, 1, {"w": np.zeros(3)}, {}, {})  # type: ignore[dict-item]
+    with pytest.raises(TypeError):
+        checkpoint.save(tmp_path, 1, {}, {}, {"loss": np.float32(1)})
+    assert checkpoint.latest(tmp_path) is None
+
+
+def test_meta_keys_and_values_json_changes_still_load(tmp_path: Path) -> None:
+    path = checkpoint.save(tmp_path, 1, {}, {}, {10: (1, 2), 9: float("inf"), "ü": 0.1})  # type: ignore[dict-item]
+    assert checkpoint.load(path).meta == {"10": [1, 2], "9": float("inf"), "ü": 0.1}
+
+
+def test_latest_and_best(tmp_path: Path) -> None:
+    assert checkpoint.latest(tmp_path) is None and checkpoint.best(tmp_path) is None
+    paths = {
+        step: save(tmp_path, step, loss) for step, loss in ((100, 2.0), (50, 1.5), (150, float("nan")), (200, None))
+    }
+    assert checkpoint.latest(tmp_path) == paths[200]
+    assert checkpoint.best(tmp_path) == paths[50]
+    (paths[200] / checkpoint.META).unlink()
+    assert checkpoint.latest(tmp_path) == paths[150]
+    save(tmp_path, 123_456_789, 3.0)
+    assert checkpoint.load(checkpoint.latest(tmp_path) or tmp_path).step == 123_456_789
+
+
+def test_prune_keeps_the_newest_and_the_best_and_what_is_not_ours(tmp_path: Path) -> None:
+    checkpoint.prune(tmp_path)  # nothing there yet
+    for step, loss in ((1, 3.0), (2, 1.0), (3, 2.0), (4, 2.5)):
+        save(tmp_path, step, loss)
+    root = tmp_path / "checkpoints"
+    (root / ".tmp-00000005").mkdir()
+    (root / ".tmp-00000005" / checkpoint.MODEL).write_bytes(b"half")
+    (root / "00000006").mkdir()
+    (root / "my notes").mkdir()
+    checkpoint.prune(tmp_path)
+    assert sorted(entry.name for entry in root.iterdir()) == ["00000002", "00000004", "my notes"]
+
+
+def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
+    save(tmp_path, 5, 1.0, seed=1)
+    path = save(tmp_path, 5, 2.0, seed=2)
+    assert same(checkpoint.load(path).model, arrays(2))
+    assert [entry.name for entry in path.parent.iterdir()] == ["00000005"]
+
+
+class Killed(BaseException):
+    """The process dies here: nothing may catch it."""
+
+
+def die_at(patch: pytest.MonkeyPatch, moment: int, error: type[BaseException]) -> Callable[[], int]:
+    """Raise `error` at the `moment`-th file operation and, as after a kill, at all later ones."""
+    count = 0
+
+    def guard(original: Callable[..., Any]) -> Callable[..., Any]:
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == moment or (count > moment and error is Killed):
+                raise error("the disk is gone")
+            return original(*args, **kwargs)
+
+        return guarded
+
+    for owner, name in (
+        (os, "fsync"),
+        (os, "replace"),
+        (shutil, "rmtree"),
+        (Path, "mkdir"),
+        (Path, "open"),
+        (Path, "unlink"),
+    ):
+        patch.setattr(owner, name, guard(getattr(owner, name)))
+    return lambda: count
+
+
+@pytest.mark.parametrize("error", [Killed, OSError])
+@pytest.mark.parametrize("again", [False, True], ids=["next step", "same step"])
+def test_a_sound_checkpoint_survives_a_death_at_any_file_operation(
+    tmp_path: Path, error: type[BaseException], again: bool
+) -> None:
+    moment, finished = 0, False
+    while not finished:
+        moment += 1
+        run = tmp_path / str(moment)
+        save(run, 10, 2.0, seed=1)
+        with pytest.MonkeyPatch.context() as patch:
+            operations = die_at(patch, moment, error)
+            try:
+                save(run, 10 if again else 20, 1.0, seed=2)
+                checkpoint.prune(run)
+            except (Killed, OSError, UserError) as death:
+                assert not isinstance(death, UserError) or "free some disk space" in str(death)
+            finished = operations() < moment
+        survivor = checkpoint.load(checkpoint.latest(run) or run)
+        assert same(survivor.model, arrays(1)) or same(survivor.model, arrays(2))
+        assert checkpoint.best(run) is not None
+        resumed = save(run, 20, 0.5, seed=3)  # and the run goes on
+        checkpoint.prune(run)
+        assert checkpoint.latest(run) == checkpoint.best(run) == resumed
+        assert same(checkpoint.load(resumed).model, arrays(3))
+        assert [entry.name for entry in resumed.parent.iterdir()] == ["00000020"]
+    assert moment > 10
+
+
+def test_a_full_disk_is_told_and_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 1)
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"00000002 \(No space left on device\): free some disk space"):
+        save(tmp_path, 2)
+    assert [entry.name for entry in (tmp_path / "checkpoints").iterdir()] == ["00000001"]
+
+
+def remove(file: Path) -> None:
+    file.unlink()
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-3])
+
+
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[-20] ^= 4
+    file.write_bytes(data)
+
+
+def blank(file: Path) -> None:
+    file.write_bytes(bytes(file.stat().st_size))
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", [remove, truncate, flip, blank])
+def test_damage_names_the_file_and_the_way_out(tmp_path: Path, name: str, damage: Callable[[Path], None]) -> None:
+    older, newer = save(tmp_path, 1), save(tmp_path, 2)
+    damage(newer / name)
+    with pytest.raises(UserError) as told:
+        checkpoint.load(newer)
+    assert str(newer / name) in str(told.value)
+    assert str(told.value).endswith(f"delete {newer} to go on from step 1")
+    assert "\n" not in str(told.value)
+    damage(older / name)
+    with pytest.raises(UserError, match=r"start the run again with --fresh$"):
+        checkpoint.load(newer)
+
+
+def test_another_format_version_is_told(tmp_path: Path) -> None:
+    file = save(tmp_path, 1) / checkpoint.META
+    file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), "format": 9}), encoding="utf-8")
+    with pytest.raises(UserError, match="format 9, this picogpt reads format 1"):
+        checkpoint.load(file.parent)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "null",
+        '{"a": 1}',
+        '{"format": 1}',
+        '{"format": true}',
+        "[" * 100_000,
+        "9" * 10_000,
+        '{"format": 1, "step": 1, "crc32": 0, "files": {"model.safetensors": 3}, "meta": {}}',
+        '{"format": 1, "step": 1, "crc32": 0, "files": {}, "meta": {}}',
+    ],
+)
+def test_foreign_json_is_refused(tmp_path: Path, text: str) -> None:
+    folder = save(tmp_path, 1, 1.0)
+    (folder / checkpoint.META).write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=r"meta\.json"):
+        checkpoint.load(folder)
+    assert checkpoint.best(tmp_path) is None
+
+
+def container(header: object, data: bytes = b"") -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def entry(shape: object, begin: object, end: object, dtype: object = "F32") -> dict[str, object]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "it ends early"),
+        (b"\x80\x04K\x01.", "it ends early"),
+        (struct.pack("<Q", 9) + b"{}", "it holds -7"),
+        (struct.pack("<Q", 1 << 60) + b"{}", "its header claims"),
+        (container(b"\xff\xfe"), "not JSON"),
+        (container(b"[" * 100_000), "not JSON"),
+        (container([]), "not a JSON object"),
+        (container({"w": 3}), "'w' is not a float32 array"),
+        (container({"w": entry([2], 0, 8, "F64")}, bytes(8)), "'w' is not a float32 array"),
+        (container({"w": entry([-1, -2], 0, 8)}, bytes(8)), "no sound shape"),
+        (container({"w": entry([True, 2], 0, 8)}, bytes(8)), "no sound shape"),
+        (container({"w": entry([2.0], 0, 8)}, bytes(8)), "no sound shape"),
+        (container({"w": entry([0, 1 << 60], 0, 0)}), "no sound shape"),
+        (container({"w": entry([3], 0, 8)}, bytes(8)), "another shape"),
+        (container({"w": entry([2], 0, 8)}, bytes(4)), "need 8 bytes, it holds 4"),
+        (container({"w": entry([2], 0, 8)}, bytes(12)), "need 8 bytes, it holds 12"),
+        (container({"w": entry([2], 0, 8), "v": entry([2], 4, 12)}, bytes(12)), "gap or an overlap"),
+        (container({"w": entry([1 << 40], 0, 1 << 42)}, bytes(4)), "it holds 4"),
+        (container({"w": entry([1] * 100, 0, 4)}, bytes(4)), "dimension"),
+        (container({"w": entry([0] + [1 << 40] * 3, 0, 0)}), "damaged"),
+    ],
+)
+def test_a_hostile_container_is_refused(tmp_path: Path, content: bytes, reason: str) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=reason):
+        checkpoint.read_safetensors(path)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_a_changed_byte_anywhere_is_refused_or_harmless(tmp_path: Path, data: st.DataObject) -> None:
+    path = save(tmp_path, 1)
+    file = path / data.draw(st.sampled_from(FILES))
+    content = bytearray(file.read_bytes())
+    content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+    file.write_bytes(content)
+    try:
+        loaded = checkpoint.load(path)
+    except UserError as told:
+        assert "\n" not in str(told)
+    else:  # white space of the record
+        assert file.name == checkpoint.META
+        assert same(loaded.model, arrays(1)) and loaded.meta == {"val_loss": None, "position": [1, 2]}
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=200), st.booleans())
+def test_random_bytes_are_refused(tmp_path: Path, content: bytes, framed: bool) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(container(content) if framed else content)
+    try:
+        assert checkpoint.read_safetensors(path) == {}
+    except UserError as told:
+        assert str(path) in str(told)

@@ -1,0 +1,305 @@
+"""Token shards and their preparation from a corpus."""
+
+import json
+import os
+import threading
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from picogpt.config import DataConfig, UserError
+from picogpt.data import corpora, shards
+from picogpt.data.prepare import Prepared, prepare
+from picogpt.data.shards import Shards, ShardWriter, open_shards
+from picogpt.data.tokenizer import CharTokenizer, PicoTokenizer
+
+IDS = np.arange(10, dtype=np.uint16)
+
+
+def write(folder: Path, *parts: np.ndarray, dtype=np.uint16) -> Path:
+    with ShardWriter(folder, dtype, "vocabulary", "corpus") as writer:
+        for part in parts:
+            writer.append(part)
+    return folder
+
+
+def read_all(tokens: Shards) -> np.ndarray:
+    return tokens.read(0, len(tokens))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(0, 255), max_size=9), max_size=6),
+    st.integers(1, 7),
+    st.sampled_from([np.uint8, np.uint16]),
+    st.data(),
+)
+def test_read_is_the_concatenation(tmp_path_factory, parts, shard_tokens, dtype, data):
+    with mock.patch.object(shards, "SHARD_TOKENS", shard_tokens):
+        arrays = [np.array(part, dtype) for part in parts]
+        folder = write(tmp_path_factory.mktemp("shards") / "tokens", *arrays, dtype=dtype)
+    whole = np.concatenate([np.empty(0, dtype), *arrays])
+    tokens = open_shards(folder, "vocabulary")
+    assert len(tokens) == len(whole) and tokens.dtype == dtype
+    assert len(tokens.arrays) == -(-len(whole) // shard_tokens)
+    start = data.draw(st.integers(0, len(whole)))
+    stop = data.draw(st.integers(start, len(whole)))
+    read = tokens.read(start, stop)
+    assert read.dtype == dtype and read.tolist() == whole[start:stop].tolist()
+    tokens.verify()
+
+
+def test_reads_outside_are_refused(tmp_path):
+    tokens = open_shards(write(tmp_path / "tokens", IDS), "vocabulary")
+    for start, stop in [(-1, 2), (0, 11), (3, 2)]:
+        with pytest.raises(IndexError):
+            tokens.read(start, stop)
+
+
+def test_arrays_are_read_only(tmp_path):
+    tokens = open_shards(write(tmp_path / "tokens", IDS), "vocabulary")
+    with pytest.raises(ValueError, match="read-only"):
+        tokens.arrays[0][0] = 1
+
+
+def test_file_is_a_little_endian_header_and_raw_ids(tmp_path):
+    raw = (write(tmp_path / "tokens", IDS) / "00000.bin").read_bytes()
+    assert raw[:24] == b"picogpt\0" + b"\1\0" + b"\2\0" + bytes(4) + b"\x0a" + bytes(7)
+    assert raw[32:] == IDS.astype("<u2").tobytes()
+
+
+def test_readers_see_only_what_is_sealed(tmp_path):
+    folder = tmp_path / "tokens"
+    writer = ShardWriter(folder, np.uint16, "vocabulary", "corpus")
+    writer.append(IDS)
+    with pytest.raises(UserError, match=r"index\.json cannot be read"):
+        open_shards(folder, "vocabulary")
+    writer.seal()
+    writer.append(IDS[:3])
+    assert read_all(open_shards(folder, "vocabulary")).tolist() == IDS.tolist()
+    writer.seal()
+    assert read_all(open_shards(folder, "vocabulary")).tolist() == [*IDS, *IDS[:3]]
+    assert not list(folder.glob("*.part"))
+
+
+def test_an_error_drops_what_is_not_sealed(tmp_path):
+    with pytest.raises(KeyError), ShardWriter(tmp_path / "tokens", np.uint16, "vocabulary", "corpus") as writer:
+        writer.append(IDS)
+        writer.seal()
+        writer.append(IDS)
+        raise KeyError
+    assert read_all(open_shards(tmp_path / "tokens", "vocabulary")).tolist() == IDS.tolist()
+    assert {path.name for path in (tmp_path / "tokens").iterdir()} == {"00000.bin", "index.json"}
+
+
+def test_ids_of_another_dtype_are_refused(tmp_path):
+    with pytest.raises(TypeError), ShardWriter(tmp_path / "tokens", np.uint8, "vocabulary", "corpus") as writer:
+        writer.append(IDS)
+
+
+def patch(at: int, new: bytes):
+    return lambda raw: raw[:at] + new + raw[at + len(new) :]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (patch(0, b"P"), "is not a token shard"),
+        (lambda raw: raw[:20], "is not a token shard"),
+        (lambda raw: b"", "is not a token shard"),
+        (patch(8, b"\2"), "version 2"),
+        (patch(10, b"\1"), "dtype code 1"),
+        (patch(16, b"\x09"), "not complete"),
+        (lambda raw: raw[:-1], "not complete"),
+        (lambda raw: raw + b"\0", "not complete"),
+        (patch(24, bytes(8)), "another vocabulary"),
+    ],
+)
+def test_damaged_shards_are_named_with_the_repair(tmp_path, change, reason):
+    folder = write(tmp_path / "tokens", IDS)
+    path = folder / "00000.bin"
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(UserError, match=reason) as caught:
+        open_shards(folder, "vocabulary")
+    assert str(path) in str(caught.value)
+    assert f"delete {folder}; it is made again" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"version": 2}, "version 2"),
+        ({"dtype": "float32"}, "not an index"),
+        ({"tokenizer": "other"}, "another vocabulary"),
+        ({"shards": None}, "not an index"),
+        ({"shards": [{"file": "../00000.bin", "count": 10, "crc32": 0}]}, "damaged entry 0"),
+        ({"shards": [{"file": "00000.bin", "count": 0, "crc32": 0}]}, "damaged entry 0"),
+        ({"shards": [{"file": "00000.bin", "count": 10}]}, "damaged entry 0"),
+        ({"shards": [{"file": "00000.bin", "count": 10**30, "crc32": 0}]}, "not complete"),
+        ({"dtype": "uint8"}, "dtype code 2"),
+    ],
+)
+def test_damaged_indexes_are_refused(tmp_path, fields, reason):
+    folder = write(tmp_path / "tokens", IDS)
+    index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+    (folder / "index.json").write_text(json.dumps(index | fields), encoding="utf-8")
+    with pytest.raises(UserError, match=reason):
+        open_shards(folder, "vocabulary")
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b"\xff", b"[]", b"[" * 100_000])
+def test_an_index_that_is_none_is_refused(tmp_path, raw):
+    folder = write(tmp_path / "tokens", IDS)
+    (folder / "index.json").write_bytes(raw)
+    with pytest.raises(UserError, match="made again"):
+        open_shards(folder, "vocabulary")
+
+
+def test_other_vocabulary_and_missing_shard_are_refused(tmp_path):
+    folder = write(tmp_path / "tokens", IDS)
+    with pytest.raises(UserError, match="another vocabulary"):
+        open_shards(folder, "other")
+    (folder / "00000.bin").unlink()
+    with pytest.raises(UserError, match=r"00000\.bin cannot be read"):
+        open_shards(folder, "vocabulary")
+
+
+def test_verify_finds_a_flipped_bit(tmp_path):
+    folder = write(tmp_path / "tokens", IDS)
+    path = folder / "00000.bin"
+    path.write_bytes(patch(36, b"\xff")(path.read_bytes()))
+    with pytest.raises(UserError, match="wrong checksum"):
+        open_shards(folder, "vocabulary").verify()
+
+
+def test_fingerprint_is_of_the_ids(tmp_path):
+    changed = IDS.copy()
+    changed[3] = 99
+    names = [open_shards(write(tmp_path / str(i), part), "vocabulary") for i, part in enumerate([IDS, IDS, changed])]
+    assert names[0].fingerprint() == names[1].fingerprint() != names[2].fingerprint()
+
+
+TEXT = "Hello, World! 😀 It is a fine day.\n" * 20
+
+
+class Case:
+    """One text file and the folder its tokens go to; `notices` collects what `prepare` said."""
+
+    def __init__(self, root: Path) -> None:
+        self.path = root / "text.txt"
+        self.dataset = root / "dataset"
+        self.notices: list[str] = []
+        self.path.write_text(TEXT, encoding="utf-8")
+
+    def prepare(self, tokenizer="picogpt", val_fraction=0.1) -> Prepared:
+        data = DataConfig(data=str(self.path), tokenizer=tokenizer, val_fraction=val_fraction)
+        return prepare(data, self.dataset, self.notices.append)
+
+    def folders(self) -> list[Path]:
+        return list((self.dataset / "tokens").iterdir())
+
+
+@pytest.fixture
+def case(tmp_path) -> Case:
+    return Case(tmp_path)
+
+
+@pytest.mark.parametrize("tokenizer", ["picogpt", "chars"])
+@pytest.mark.parametrize("val_fraction", [0.1, 0.5, 0.001, 0.999])
+@pytest.mark.parametrize("block", [7, 1 << 20])
+def test_prepare_splits_the_tokens_by_position(case, monkeypatch, tokenizer, val_fraction, block):
+    monkeypatch.setattr(corpora, "_BLOCK", block)
+    prepared = case.prepare(tokenizer, val_fraction)
+    expected = (PicoTokenizer() if tokenizer == "picogpt" else CharTokenizer(TEXT)).encode(TEXT)
+    border = int(len(TEXT) * (1 - val_fraction))
+    assert prepared.tokenizer.name == tokenizer
+    assert read_all(prepared.train).tolist() == expected[:border].tolist()
+    assert read_all(prepared.val).tolist() == expected[border:].tolist()
+
+
+@pytest.mark.parametrize("tokenizer", ["picogpt", "chars"])
+def test_prepare_reuses_what_it_made(case, tokenizer):
+    first = case.prepare(tokenizer)
+    assert len(case.notices) == 1
+    second = case.prepare(tokenizer)
+    assert len(case.notices) == 1
+    assert second.fingerprint == first.fingerprint
+    assert second.tokenizer.fingerprint() == first.tokenizer.fingerprint()
+    assert len(case.folders()) == 1
+
+
+def test_prepared_fingerprint_is_of_the_content(case):
+    prepared = [case.prepare(), case.prepare("chars"), case.prepare(val_fraction=0.2)]
+    os.utime(case.path, ns=(1, 1))  # the file looks new and holds the same
+    assert case.prepare().fingerprint == prepared[0].fingerprint
+    case.path.write_text(TEXT.replace("fine", "dull"), encoding="utf-8")
+    prepared.append(case.prepare())
+    assert len({one.fingerprint for one in prepared}) == len(prepared)
+
+
+@pytest.mark.parametrize("victim", ["tokenizer.json", "val/index.json", "train/00000.bin"])
+@pytest.mark.parametrize("missing", [True, False])
+def test_prepare_makes_a_damaged_folder_again_with_a_notice(case, victim, missing):
+    fingerprint = case.prepare("chars").fingerprint
+    [folder] = case.folders()
+    if missing:
+        (folder / victim).unlink()
+    else:
+        (folder / victim).write_bytes(b"{}")
+    assert case.prepare("chars").fingerprint == fingerprint
+    assert "again" in case.notices[1]
+    assert case.folders() == [folder]
+
+
+def test_prepare_yields_to_a_process_that_was_first(case):
+    others: list[Prepared] = []
+
+    def meanwhile(notice: str) -> None:
+        others.append(case.prepare())
+
+    data = DataConfig(data=str(case.path))
+    mine = prepare(data, case.dataset, meanwhile)
+    assert others and mine.fingerprint == others[0].fingerprint
+    assert len(case.folders()) == 1
+    others[0].train.verify()
+
+
+def test_prepare_at_once_in_many_threads(case):
+    start = threading.Barrier(4)
+    fingerprints = []
+
+    def work() -> None:
+        start.wait()
+        fingerprints.append(case.prepare("chars").fingerprint)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(fingerprints) == 4 and len(set(fingerprints)) == 1
+    assert len(case.folders()) == 1
+
+
+def test_prepare_leaves_nothing_behind_on_an_error(case, monkeypatch):
+    case.path.write_bytes(b"good, then bad: \xff")
+    with pytest.raises(UserError, match="not UTF-8 at byte 16"):
+        case.prepare()
+    assert case.folders() == []
+    case.path.write_text(TEXT, encoding="utf-8")
+    monkeypatch.setattr(os, "fsync", mock.Mock(side_effect=OSError(28, "No space left on device")))
+    with pytest.raises(UserError, match="No space left on device"):
+        case.prepare()
+    assert case.folders() == []
+
+
+def test_prepare_notices_a_text_that_changes_under_it(case, monkeypatch):
+    texts = iter([["abc"], ["abcd"]])
+    monkeypatch.setattr(corpora.Corpus, "documents", lambda corpus: iter(next(texts)))
+    with pytest.raises(UserError, match="changed while it was read"):
+        case.prepare()
+    assert case.folders() == []
