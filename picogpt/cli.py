@@ -140,7 +140,8 @@ def logs(argv: Sequence[str]) -> None:
     from rich.console import Console
 
     from picogpt.api import LOGS
-    from picogpt.training.runlog import read_log, summary
+    from picogpt.training.logview import summary
+    from picogpt.training.runlog import read_log
 
     args = _parse(LogsArgs, "logs", argv)
     places = [LOGS / args.path, Path(args.path)]

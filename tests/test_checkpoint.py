@@ -8,6 +8,7 @@ import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def save(run: Path, step: int, val_loss: float | None = None, seed: int | None =
 
 
 def same(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> bool:
-    return list(left) == list(right) and all(
+    return left.keys() == right.keys() and all(
         left[name].shape == right[name].shape and left[name].tobytes() == right[name].tobytes() for name in left
     )
 
@@ -56,13 +57,10 @@ def test_restores_the_same_bits_and_writable_float32(tmp_path: Path) -> None:
     assert checkpoint.load(path, optimizer=False).optimizer == {}
 
 
-def test_the_safetensors_library_reads_what_is_written_and_the_other_way_round(tmp_path: Path) -> None:
-    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
-    checkpoint.write_safetensors(ours, arrays(1))
-    assert same(dict(sorted(safetensors.numpy.load_file(ours).items())), dict(sorted(arrays(1).items())))
-    contiguous = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays(1).items()}
-    safetensors.numpy.save_file(contiguous, theirs, metadata={"made": "by the library"})
-    assert same(dict(sorted(checkpoint.read_safetensors(theirs).items())), dict(sorted(arrays(1).items())))
+def test_the_files_are_safetensors_with_the_modes_of_any_other_file(tmp_path: Path) -> None:
+    path = save(tmp_path, 1)
+    assert same(safetensors.numpy.load_file(path / checkpoint.MODEL), arrays(1))
+    assert len({(path / name).stat().st_mode for name in FILES}) == 1
 
 
 def test_saving_and_loading_hold_no_second_copy_of_the_arrays(tmp_path: Path) -> None:
@@ -118,6 +116,21 @@ def test_prune_keeps_the_newest_and_the_best_and_what_is_not_ours(tmp_path: Path
     assert sorted(entry.name for entry in root.iterdir()) == ["00000002", "00000004", "my notes"]
 
 
+def test_clear_deletes_every_checkpoint_and_what_a_kill_left_but_nothing_else(tmp_path: Path) -> None:
+    checkpoint.clear(tmp_path)  # nothing there yet
+    root = save(tmp_path, 1, 1.0).parent
+    save(tmp_path, 123_456_789, 2.0)
+    for name in ("00000001.old", ".tmp-00000003", "00000004", "my notes", "4"):
+        (root / name).mkdir()
+        (root / name / checkpoint.MODEL).write_bytes(b"half")
+    (root / "00000005").write_text("a file", encoding="utf-8")
+    (tmp_path / "log.pkl").write_bytes(b"log")
+    checkpoint.clear(tmp_path)
+    assert checkpoint.latest(tmp_path) is None
+    assert sorted(entry.name for entry in root.iterdir()) == ["00000005", "4", "my notes"]
+    assert (root / "my notes" / checkpoint.MODEL).exists() and (tmp_path / "log.pkl").exists()
+
+
 def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
     save(tmp_path, 5, 1.0, seed=1)
     path = save(tmp_path, 5, 2.0, seed=2)
@@ -144,6 +157,7 @@ def die_at(patch: pytest.MonkeyPatch, moment: int, error: type[BaseException]) -
         return guarded
 
     for owner, name in (
+        (checkpoint, "save_file"),
         (os, "fsync"),
         (os, "replace"),
         (shutil, "rmtree"),
@@ -196,6 +210,20 @@ def test_a_full_disk_is_told_and_leaves_nothing_behind(tmp_path: Path, monkeypat
     assert [entry.name for entry in (tmp_path / "checkpoints").iterdir()] == ["00000001"]
 
 
+def test_what_the_library_cannot_write_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    older = save(tmp_path, 1)
+
+    def without_its_folder(content: dict[str, np.ndarray], path: Path) -> None:
+        shutil.rmtree(path.parent)
+        safetensors.numpy.save_file(content, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", without_its_folder)
+    with pytest.raises(UserError, match=r"00000002 \(.+\): free some disk space"):
+        save(tmp_path, 2)
+    assert same(checkpoint.load(older).model, arrays(1))
+    assert [entry.name for entry in older.parent.iterdir()] == ["00000001"]
+
+
 def remove(file: Path) -> None:
     file.unlink()
 
@@ -229,6 +257,14 @@ def test_damage_names_the_file_and_the_way_out(tmp_path: Path, name: str, damage
         checkpoint.load(newer)
 
 
+@pytest.mark.parametrize(("damage", "reason"), [(truncate, r"bytes, \d+ were written"), (flip, "its crc32 is ")])
+def test_damage_to_the_arrays_says_what_it_is(tmp_path: Path, damage: Callable[[Path], None], reason: str) -> None:
+    path = save(tmp_path, 1)
+    damage(path / checkpoint.MODEL)
+    with pytest.raises(UserError, match=rf"is damaged \(.*{reason}"):
+        checkpoint.load(path)
+
+
 def test_another_format_version_is_told(tmp_path: Path) -> None:
     file = save(tmp_path, 1) / checkpoint.META
     file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), "format": 9}), encoding="utf-8")
@@ -259,6 +295,17 @@ def test_foreign_json_is_refused(tmp_path: Path, text: str) -> None:
     assert checkpoint.best(tmp_path) is None
 
 
+def forge(folder: Path, content: bytes) -> Path:
+    """Put other bytes where the model was, and a record that vouches for them."""
+    (folder / checkpoint.MODEL).write_bytes(content)
+    record = json.loads((folder / checkpoint.META).read_text(encoding="utf-8"))
+    record["files"][checkpoint.MODEL] = {"size": len(content), "crc32": crc32(content)}
+    del record["crc32"]
+    record["crc32"] = crc32(json.dumps(record, sort_keys=True).encode())
+    (folder / checkpoint.META).write_text(json.dumps(record), encoding="utf-8")
+    return folder / checkpoint.MODEL
+
+
 def container(header: object, data: bytes = b"") -> bytes:
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + data
@@ -269,35 +316,52 @@ def entry(shape: object, begin: object, end: object, dtype: object = "F32") -> d
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"),
+    "content",
     [
-        (b"", "it ends early"),
-        (b"\x80\x04K\x01.", "it ends early"),
-        (struct.pack("<Q", 9) + b"{}", "it holds -7"),
-        (struct.pack("<Q", 1 << 60) + b"{}", "its header claims"),
-        (container(b"\xff\xfe"), "not JSON"),
-        (container(b"[" * 100_000), "not JSON"),
-        (container([]), "not a JSON object"),
-        (container({"w": 3}), "'w' is not a float32 array"),
-        (container({"w": entry([2], 0, 8, "F64")}, bytes(8)), "'w' is not a float32 array"),
-        (container({"w": entry([-1, -2], 0, 8)}, bytes(8)), "no sound shape"),
-        (container({"w": entry([True, 2], 0, 8)}, bytes(8)), "no sound shape"),
-        (container({"w": entry([2.0], 0, 8)}, bytes(8)), "no sound shape"),
-        (container({"w": entry([0, 1 << 60], 0, 0)}), "no sound shape"),
-        (container({"w": entry([3], 0, 8)}, bytes(8)), "another shape"),
-        (container({"w": entry([2], 0, 8)}, bytes(4)), "need 8 bytes, it holds 4"),
-        (container({"w": entry([2], 0, 8)}, bytes(12)), "need 8 bytes, it holds 12"),
-        (container({"w": entry([2], 0, 8), "v": entry([2], 4, 12)}, bytes(12)), "gap or an overlap"),
-        (container({"w": entry([1 << 40], 0, 1 << 42)}, bytes(4)), "it holds 4"),
-        (container({"w": entry([1] * 100, 0, 4)}, bytes(4)), "dimension"),
-        (container({"w": entry([0] + [1 << 40] * 3, 0, 0)}), "damaged"),
+        b"",
+        b"\x80\x04K\x01.",
+        struct.pack("<Q", 9) + b"{}",
+        struct.pack("<Q", 1 << 60) + b"{}",
+        container(b"\xff\xfe"),
+        container(b"[" * 100_000),
+        container([]),
+        container({"w": 3}),
+        container({"w": entry([2], 0, 8, "F64")}, bytes(8)),
+        container({"w": entry([1], 0, 8, "F64")}, bytes(8)),
+        container({"w": entry([4], 0, 8, "BF16")}, bytes(8)),
+        container({"w": entry([8], 0, 8, "F8_E4M3")}, bytes(8)),
+        container({"w\n" * 99: entry([2], 0, 8, "I32")}, bytes(8)),
+        container({"w\n" * 99: entry([2], 4, 12)}, bytes(12)),
+        container({"w": entry([-1, -2], 0, 8)}, bytes(8)),
+        container({"w": entry([True, 2], 0, 8)}, bytes(8)),
+        container({"w": entry([2.0], 0, 8)}, bytes(8)),
+        container({"w": entry([0, 1 << 62], 0, 0)}),
+        container({"w": entry([3], 0, 8)}, bytes(8)),
+        container({"w": entry([2], 0, 8)}, bytes(4)),
+        container({"w": entry([2], 0, 8)}, bytes(12)),
+        container({"w": entry([2], 0, 8), "v": entry([2], 4, 12)}, bytes(12)),
+        container({"w": entry([1 << 40], 0, 1 << 42)}, bytes(4)),
+        container({"w": entry([1] * 100, 0, 4)}, bytes(4)),
+        container({"w": entry([0] + [1 << 40] * 3, 0, 0)}),
     ],
 )
-def test_a_hostile_container_is_refused(tmp_path: Path, content: bytes, reason: str) -> None:
-    path = tmp_path / "x.safetensors"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=reason):
-        checkpoint.read_safetensors(path)
+def test_a_hostile_container_is_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
+    file = forge(save(tmp_path, 1), content)
+    with pytest.raises(UserError) as told:
+        checkpoint.load(file.parent)
+    assert str(told.value).startswith(f"{file} is damaged (") and "\n" not in str(told.value)
+    assert len(str(told.value)) < len(str(file)) + 200
+
+
+def test_other_arrays_than_float32_are_refused(tmp_path: Path) -> None:
+    file = forge(save(tmp_path, 1), safetensors.numpy.save({"v": np.ones(2, np.float32), "w": np.ones(2)}))
+    with pytest.raises(UserError, match="'w' is not a float32 array"):
+        checkpoint.load(file.parent)
+
+
+def test_a_vouched_for_container_of_any_program_is_read(tmp_path: Path) -> None:
+    content = safetensors.numpy.save({"w": np.ones((2, 3), np.float32)}, metadata={"made": "elsewhere"})
+    assert same(checkpoint.load(forge(save(tmp_path, 1), content).parent).model, {"w": np.ones((2, 3), np.float32)})
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -320,9 +384,8 @@ def test_a_changed_byte_anywhere_is_refused_or_harmless(tmp_path: Path, data: st
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=200), st.booleans())
 def test_random_bytes_are_refused(tmp_path: Path, content: bytes, framed: bool) -> None:
-    path = tmp_path / "x.safetensors"
-    path.write_bytes(container(content) if framed else content)
+    file = forge(save(tmp_path, 1), container(content) if framed else content)
     try:
-        assert checkpoint.read_safetensors(path) == {}
+        assert checkpoint.load(file.parent).model == {}
     except UserError as told:
-        assert str(path) in str(told)
+        assert str(file) in str(told) and "\n" not in str(told)

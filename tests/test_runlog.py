@@ -20,7 +20,8 @@ from rich.console import Console
 
 from picogpt.config import PRESETS, UserError
 from picogpt.training import plot, runlog
-from picogpt.training.runlog import RunLog, read_log, summary
+from picogpt.training.logview import summary
+from picogpt.training.runlog import RunLog, read_log
 
 FEW = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

@@ -2,8 +2,8 @@
 
     <run>/checkpoints/<step:08d>/model.safetensors, optimizer.safetensors, meta.json
 
-A folder without `meta.json` is no checkpoint, so a kill at any moment leaves the last one in force. Arrays go
-through in small pieces, with their crc32 taken on the way: saving holds no second copy of them in memory.
+A folder without `meta.json` is no checkpoint, so a kill at any moment leaves the last one in force. `meta.json`
+holds the size and the crc32 of the other files, checked before the safetensors library sees a byte of them.
 """
 
 import json
@@ -14,13 +14,15 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from math import inf, prod
+from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 
 from picogpt.config import UserError
 
@@ -31,8 +33,8 @@ META, MODEL, OPTIMIZER = "meta.json", "model.safetensors", "optimizer.safetensor
 
 _TEMPORARY = ".tmp-"
 _FOLDER = re.compile(r"(\d{8,})(\.old)?")  # .old: set aside while a checkpoint of the same step takes its name
-_HEADER_LIMIT = 16 << 20  # bytes of JSON; ours are a few thousand
-_PIECE = 1 << 20  # bytes written or read at once
+_META_LIMIT = 16 << 20  # bytes of JSON; ours are a few thousand
+_PIECE = 1 << 18  # bytes read at once
 _FILE = {"size": 0, "crc32": 0}
 _RECORD = {"format": FORMAT, "step": 0, "files": {MODEL: _FILE, OPTIMIZER: _FILE}, "meta": {}, "crc32": 0}
 
@@ -65,43 +67,6 @@ def replace(source: Path, target: Path) -> None:
     os.replace(source, target)
 
 
-def write_safetensors(path: Path, arrays: Mapping[str, Array]) -> tuple[int, int]:
-    """Write float32 arrays in the safetensors format and sync them to the disk.
-
-    The format is an eight-byte little-endian header length, the JSON header, then the raw arrays in order.
-    Returns the file's size in bytes and its crc32. Raises TypeError for another dtype, OSError as the disk does.
-    """
-    header: dict[str, Any] = {}
-    size = 0
-    for name, array in arrays.items():
-        if array.dtype != np.float32:
-            raise TypeError(f"{name} is {array.dtype}; a checkpoint holds float32")
-        header[name] = {"dtype": "F32", "shape": array.shape, "data_offsets": (size, size + array.nbytes)}
-        size += array.nbytes
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the data starts on a multiple of eight bytes
-    start = len(text).to_bytes(8, "little") + text
-    crc = crc32(start)
-    with path.open("wb") as file:
-        file.write(start)
-        for array in arrays.values():
-            raw = np.ascontiguousarray(array, dtype="<f4").reshape(-1).view(np.uint8)
-            for at in range(0, raw.size, _PIECE):
-                piece = raw[at : at + _PIECE].data
-                crc = crc32(piece, crc)
-                file.write(piece)
-        _sync(file)
-    return len(start) + size, crc
-
-
-def read_safetensors(path: Path) -> dict[str, Array]:
-    """The float32 arrays of a safetensors file, writable, in file order. Raises UserError for any other file."""
-    try:
-        return _read_arrays(path)[0]
-    except _DamageError as damage:
-        raise UserError(f"{damage}: give a sound safetensors file of float32 arrays") from None
-
-
 def save(
     run_dir: Path, step: int, model: Mapping[str, Array], optimizer: Mapping[str, Array], meta: dict[str, Any]
 ) -> Path:
@@ -116,10 +81,8 @@ def save(
         root.mkdir(parents=True, exist_ok=True)
         _remove(temporary)
         temporary.mkdir()
-        files = {}
-        for name, arrays in ((MODEL, model), (OPTIMIZER, optimizer)):
-            size, crc = write_safetensors(temporary / name, arrays)
-            files[name] = {"size": size, "crc32": crc}
+        files = {MODEL: _write_arrays(temporary / MODEL, model)}
+        files[OPTIMIZER] = _write_arrays(temporary / OPTIMIZER, optimizer)
         _write_meta(temporary / META, {"format": FORMAT, "step": step, "files": files, "meta": meta})
         _sync_folder(temporary)
         _publish(temporary, final)
@@ -227,11 +190,58 @@ def _load(path: Path, optimizer: bool) -> Checkpoint:
     record = _read_meta(path)
     loaded: dict[str, dict[str, Array]] = {OPTIMIZER: {}}
     for name in (MODEL, OPTIMIZER) if optimizer else (MODEL,):
-        file, expected = path / name, record["files"][name]
-        loaded[name], crc = _read_arrays(file, expected["size"])
-        if crc != expected["crc32"]:
-            raise _DamageError(file, f"is damaged (its crc32 is {crc:08x}, {expected['crc32']:08x} was written)")
+        loaded[name] = _read_arrays(path / name, record["files"][name])
     return Checkpoint(path, record["step"], loaded[MODEL], loaded[OPTIMIZER], record["meta"])
+
+
+def _write_arrays(path: Path, arrays: Mapping[str, Array]) -> dict[str, int]:
+    """Write float32 arrays as a safetensors file, sync it to the disk, and return the record of it.
+
+    Raises TypeError for another dtype, OSError as the disk does.
+    """
+    for name, array in arrays.items():
+        if array.dtype != np.float32:
+            raise TypeError(f"{name} is {array.dtype}; a checkpoint holds float32")
+    try:  # the library writes the memory as it lies: an array whose rows do not follow each other is copied
+        save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, path)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+    with suppress(PermissionError):  # the library leaves it to its owner alone; some file systems know no modes
+        path.chmod(path.parent.stat().st_mode & 0o666)
+    with path.open("r+b") as file:  # Windows syncs only what is open for writing
+        os.fsync(file.fileno())
+        return _measure(file)
+
+
+def _read_arrays(path: Path, expected: dict[str, int]) -> dict[str, Array]:
+    """Arrays of a safetensors file whose record is `expected`. Raises _DamageError."""
+    try:
+        with path.open("rb") as file:
+            found = _measure(file)
+        if found["size"] != expected["size"]:
+            raise _DamageError(path, f"is damaged (it has {found['size']:,} bytes, {expected['size']:,} were written)")
+        if found["crc32"] != expected["crc32"]:
+            crcs = f"its crc32 is {found['crc32']:08x}, {expected['crc32']:08x} was written"
+            raise _DamageError(path, f"is damaged ({crcs})")
+        arrays = load_file(path)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    except (SafetensorError, ValueError, TypeError, AttributeError) as error:  # the last two for dtypes NumPy lacks
+        reason = " ".join(str(error).split())[:120]
+        raise _DamageError(path, f"is damaged ({reason})") from None
+    for name, array in arrays.items():
+        if array.dtype != np.float32:
+            raise _DamageError(path, f"is damaged ({name[:80]!r} is not a float32 array)")
+    return {name: np.require(array, requirements="W") for name, array in arrays.items()}
+
+
+def _measure(file: BinaryIO) -> dict[str, int]:
+    """Size and crc32 of an open file, read in small pieces."""
+    size = crc = 0
+    while piece := file.read(_PIECE):
+        size += len(piece)
+        crc = crc32(piece, crc)
+    return {"size": size, "crc32": crc}
 
 
 def _digest(record: dict[str, Any]) -> int:
@@ -242,14 +252,15 @@ def _digest(record: dict[str, Any]) -> int:
 def _write_meta(path: Path, record: dict[str, Any]) -> None:
     with path.open("w", encoding="utf-8") as file:
         json.dump({**record, "crc32": _digest(record)}, file, indent=1)
-        _sync(file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:
     """The verified record of a checkpoint: format, step, files, meta. Raises _DamageError."""
     path = folder / META
     try:
-        if path.stat().st_size > _HEADER_LIMIT:
+        if path.stat().st_size > _META_LIMIT:
             raise _DamageError(path, "is too large to be a record of picogpt")
         record = json.loads(path.read_bytes().decode("utf-8"))
     except OSError as error:
@@ -266,70 +277,6 @@ def _read_meta(folder: Path) -> dict[str, Any]:
     return dict(record)
 
 
-def _read_arrays(path: Path, size: int | None = None) -> tuple[dict[str, Array], int]:
-    """Arrays of a safetensors file, of `size` bytes if given, and its crc32. Raises _DamageError."""
-    try:
-        actual = path.stat().st_size
-        if size is not None and actual != size:
-            raise _DamageError(path, f"is damaged (it has {actual:,} bytes, {size:,} were written)")
-        with path.open("rb") as file:
-            start = file.read(8)
-            if len(start) < 8:
-                raise ValueError("it ends early")
-            length = int.from_bytes(start, "little")
-            if length > _HEADER_LIMIT:
-                raise _DamageError(path, f"is damaged (its header claims {length:,} bytes)")
-            text = file.read(length)
-            crc = crc32(text, crc32(start))
-            arrays: dict[str, Array] = {}
-            for name, shape in _layout(text, actual - 8 - length):
-                array = np.empty(shape, dtype="<f4")
-                raw = array.reshape(-1).view(np.uint8)
-                for at in range(0, raw.size, _PIECE):
-                    piece = raw[at : at + _PIECE].data
-                    if file.readinto(piece) != len(piece):
-                        raise ValueError("it ends early")
-                    crc = crc32(piece, crc)
-                arrays[name] = array.astype(np.float32, copy=False)
-    except OSError as error:
-        raise _unreadable(path, error) from None
-    except ValueError as error:
-        raise _DamageError(path, f"is damaged ({error})") from None
-    return arrays, crc
-
-
-def _layout(text: bytes, data_size: int) -> list[tuple[str, tuple[int, ...]]]:
-    """Names and shapes in file order from a safetensors header; together they fill `data_size` bytes exactly.
-
-    Raises ValueError saying what is wrong.
-    """
-    try:
-        header = json.loads(text.decode("utf-8"))
-    except (ValueError, RecursionError):
-        raise ValueError("its header is not JSON") from None
-    if not isinstance(header, dict):
-        raise ValueError("its header is not a JSON object")
-    header.pop("__metadata__", None)
-    spans: list[tuple[int, int, str, tuple[int, ...]]] = []
-    for name, entry in header.items():
-        if not _has_shape(entry, {"dtype": "", "shape": [], "data_offsets": []}) or entry["dtype"] != "F32":
-            raise ValueError(f"{name[:80]!r} is not a float32 array")
-        shape, offsets = entry["shape"], entry["data_offsets"]
-        if not all(type(n) is int and 0 <= n < 1 << 48 for n in (*shape, *offsets)) or len(offsets) != 2:
-            raise ValueError(f"{name[:80]!r} has no sound shape")
-        if offsets[1] - offsets[0] != 4 * prod(shape):
-            raise ValueError(f"{name[:80]!r} has another shape than its bytes")
-        spans.append((offsets[0], offsets[1], name, tuple(shape)))
-    position = 0
-    for begin, end, name, _ in sorted(spans):
-        if begin != position:
-            raise ValueError(f"there is a gap or an overlap before {name[:80]!r}")
-        position = end
-    if position != data_size:
-        raise ValueError(f"its arrays need {position:,} bytes, it holds {data_size:,}")
-    return [(name, shape) for _, _, name, shape in sorted(spans)]
-
-
 def _has_shape(value: object, example: object) -> bool:
     """Whether JSON `value` has the type of `example` and, for an object, at least its keys, so shaped as well."""
     if type(value) is not type(example):
@@ -342,11 +289,6 @@ def _has_shape(value: object, example: object) -> bool:
 def _unreadable(path: Path, error: OSError) -> _DamageError:
     missing = isinstance(error, FileNotFoundError | NotADirectoryError)
     return _DamageError(path, "is missing" if missing else f"cannot be read ({error.strerror or error})")
-
-
-def _sync(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:

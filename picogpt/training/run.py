@@ -1,6 +1,7 @@
 """A run: a folder under logs/ with checkpoints and a log, begun, continued or begun from another run."""
 
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -59,7 +60,10 @@ class Run:
             _refuse_differences(self.resumed, self.config, self.data)
         elif found and parameter_shapes(self.config.model) != {name: a.shape for name, a in found.model.items()}:
             raise UserError(f"{init_from} has another shape than the model asked for: leave the model's flags out")
-        self.arrays: Arrays = found.model if found else initial_arrays(self.config.model, config.train.seed)
+        if found:
+            self.arrays: Arrays = {name: found.model[name] for name in parameter_shapes(self.config.model)}
+        else:
+            self.arrays = initial_arrays(self.config.model, config.train.seed)
         self.loader = Loader(self.data.train, self.config.context, config.train.seed)
         train = config.train
         windows = max(8, round(EVALUATION_SHARE * 3 * train.eval_interval * train.batch_size))  # forward is 1/3
@@ -254,7 +258,8 @@ def _signals(notify: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
         asked.append(number)
         notify("stopping after this step; once more to stop at once")
 
-    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    previous = {number: signal.signal(number, ask) for number in numbers}  # only the main thread may ask for signals
     try:
         yield lambda: bool(asked)
     finally:
