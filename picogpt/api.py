@@ -100,10 +100,10 @@ def find_checkpoint(run_or_path: str | Path) -> Path:
 
 def newest_run() -> str:
     """The name of the run that was saved last. Raises UserError where there is none."""
-    runs = trained_runs()
-    if not runs:
+    saved = [(newest / checkpoint.META, run) for run in trained_runs() if (newest := checkpoint.latest(run))]
+    if not saved:
         raise UserError(f"no run was trained yet in {LOGS.resolve()}: python train.py --data sample makes one")
-    return max(runs, key=lambda run: run.stat().st_mtime).name
+    return max(saved, key=lambda item: item[0].stat().st_mtime)[1].name
 
 
 def trained_runs() -> list[Path]:

@@ -5,7 +5,8 @@ Zero means "choose for me" wherever a docstring says so.
 """
 
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, get_args, get_type_hints
+from math import isfinite
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 Activation = Literal["relu", "gelu", "gelu_tanh"]
 AttentionScale = Literal["head", "width", "none"]
@@ -22,13 +23,24 @@ def _require(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
-def _check_choices(config: object) -> None:
-    """Refuse a value outside its field's Literal (a config also arrives from files)."""
+def _check_types(config: object) -> None:
+    """Refuse a value that is not of its field's type: a config also arrives from files."""
     for name, hint in get_type_hints(type(config)).items():
-        choices = get_args(hint)
-        value = getattr(config, name)
-        if choices and isinstance(choices[0], str) and value not in choices:
-            raise UserError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+        value, choices = getattr(config, name), get_args(hint)
+        if get_origin(hint) is Literal:
+            _require(
+                type(value) is str and value in choices, f"{name} must be one of {', '.join(choices)}, not {value!r}"
+            )
+        elif get_origin(hint) is tuple:
+            _require(type(value) is tuple, f"{name} must be a tuple, not {value!r}")
+        elif hint is float:
+            _require(type(value) in (int, float) and isfinite(value), f"{name} must be a finite number, not {value!r}")
+        else:  # int, bool, str, or one of several
+            _require(type(value) in (choices or (hint,)), f"{name} must be of type {_name(hint)}, not {value!r}")
+
+
+def _name(hint: Any) -> str:
+    return getattr(hint, "__name__", str(hint))
 
 
 @dataclass(frozen=True)
@@ -69,7 +81,7 @@ class ModelConfig:
     """Slot 0 of every window holds the rolling mean context."""
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        _check_types(self)
         for name in ("context_len", "vocab_size", "n_head", "n_embd", "local_window"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
         _require(self.n_layer >= 0, f"n_layer must not be negative, not {self.n_layer}")
@@ -109,7 +121,7 @@ class DataConfig:
     """Share of the text, at its end, kept for validation."""
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        _check_types(self)
         _require(0.0 < self.val_fraction < 1.0, f"val_fraction must be between 0 and 1, not {self.val_fraction}")
 
 
@@ -159,7 +171,7 @@ class TrainConfig:
     """Seed of the weights, the batch order, dropout and the samples."""
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        _check_types(self)
         for name in ("steps", "batch_size", "eval_interval"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("minutes", "context", "micro_batch", "lanes", "warmup_steps", "weight_decay", "grad_clip", "seed"):
@@ -188,6 +200,7 @@ class GenerateConfig:
     """Seed of the choice; none draws a new one each time."""
 
     def __post_init__(self) -> None:
+        _check_types(self)
         _require(self.tokens >= 0, f"tokens must not be negative, not {self.tokens}")
         _require(self.temperature >= 0, f"temperature must not be negative, not {self.temperature}")
         _require(self.top_k >= 0, f"top_k must not be negative, not {self.top_k}")
@@ -209,6 +222,7 @@ class RunConfig:
         return self.train.context or self.model.context_len
 
     def __post_init__(self) -> None:
+        _check_types(self)
         window = self.model.context_len
         _require(
             self.context % window == 0,
@@ -228,8 +242,7 @@ class RunConfig:
     def from_dict(cls, fields: dict[str, dict[str, Any]]) -> "RunConfig":
         """Inverse of `to_dict`, also after a trip through JSON. Raises UserError on a foreign or ill-typed field."""
         try:
-            model = dict(fields["model"])
-            model["layer_pattern"] = tuple(model["layer_pattern"])
+            model = {**fields["model"], "layer_pattern": tuple(fields["model"]["layer_pattern"])}
             return cls(ModelConfig(**model), DataConfig(**fields["data"]), TrainConfig(**fields["train"]))
         except (KeyError, TypeError) as error:
             raise UserError(f"this is not a configuration of picogpt: {error}") from None

@@ -71,6 +71,15 @@ def row_blocks(rows: int, width: int, like: Array) -> Iterator[slice]:
         yield slice(start, min(start + step, rows))
 
 
+def take_rows(table: Array, ids: Array, out: Array) -> Array:
+    """out = table[ids]. Ids outside the table raise IndexError on the host; a GPU would have to be waited for."""
+    if type(table) is not np.ndarray:
+        return array_module(table).take(table, ids, axis=0, out=out)
+    if ids.size and not 0 <= ids.min() <= ids.max() < len(table):
+        raise IndexError(f"ids {ids.min()}..{ids.max()} for a table of {len(table)} rows")
+    return np.take(table, ids, axis=0, out=out, mode="clip")  # any mode but "raise" writes to `out` without a copy
+
+
 def scatter_add(target: Array, ids: Array, source: Array) -> None:
     """target[ids[n]] += source[n] for every n, repeated ids included. ids (N,), source (N, C), target (V, C)."""
     if type(target) is not np.ndarray:

@@ -23,15 +23,13 @@ class Lanes:
     def __init__(self, count: int) -> None:
         self.count = count
         self._tasks: list[queue.SimpleQueue[Any]] = [queue.SimpleQueue() for _ in range(count)]
-        self._done: queue.SimpleQueue[tuple[int, Any, BaseException | None]] = queue.SimpleQueue()
         self._threads = [
             threading.Thread(target=self._work, args=(tasks,), name=f"lane-{lane}", daemon=True)
             for lane, tasks in enumerate(self._tasks)
         ]
-        self._blas = ThreadpoolController().limit(limits=1, user_api="blas")
 
     def __enter__(self) -> "Lanes":
-        self._blas.__enter__()
+        self._blas = ThreadpoolController().limit(limits=1, user_api="blas")
         for thread in self._threads:
             thread.start()
         return self
@@ -41,7 +39,7 @@ class Lanes:
             tasks.put(None)
         for thread in self._threads:
             thread.join()
-        self._blas.__exit__(*exc)
+        self._blas.restore_original_limits()
 
     def map(self, function: Callable[[int, Item], Result], items: Iterable[Item]) -> list[Result]:
         """[function(lane, item), ...] in the order of the items; item i runs on lane i % count.
@@ -50,12 +48,13 @@ class Lanes:
         """
         items = list(items)
         busy = range(min(self.count, len(items)))
+        done: queue.SimpleQueue[tuple[int, Any, BaseException | None]] = queue.SimpleQueue()
         for lane in busy:
-            self._tasks[lane].put((function, lane, items[lane :: self.count]))
+            self._tasks[lane].put((function, lane, items[lane :: self.count], done))
         results: list[Any] = [None] * len(items)
         errors: dict[int, BaseException] = {}
         for _ in busy:
-            lane, values, error = self._done.get()
+            lane, values, error = done.get()
             if error is None:
                 results[lane :: self.count] = values
             else:
@@ -66,9 +65,9 @@ class Lanes:
 
     def _work(self, tasks: "queue.SimpleQueue[Any]") -> None:
         while (task := tasks.get()) is not None:
-            function, lane, items = task
+            function, lane, items, done = task
             try:
-                self._done.put((lane, [function(lane, item) for item in items], None))
+                done.put((lane, [function(lane, item) for item in items], None))
             except BaseException as error:  # carried to the caller of map, which raises it
-                self._done.put((lane, None, error))
-            del task, function, items  # an idle lane keeps nothing alive
+                done.put((lane, None, error))
+            del task, function, items, done  # an idle lane keeps nothing alive

@@ -41,7 +41,10 @@ class Node:
             self.grad = None
 
     def destination(self, like: Array) -> Array:
-        """Where an op may write its gradient for this node: the leaf's own array the first time, else a new one."""
+        """Where an op may write its gradient for this node: the leaf's own array the first time, else a new one.
+
+        What is written there has to be what the op returns.
+        """
         if self.is_leaf and self.fresh and not self._claimed:
             self._claimed = True
             return self.grad
@@ -53,7 +56,7 @@ class Node:
         assert gradient.dtype == self.dtype, f"{op}: gradient of {gradient.dtype} for a tensor of {self.dtype}"
         if self.is_leaf:
             if gradient is not self.grad:
-                if self.fresh:
+                if self.fresh and not self._claimed:  # claimed: an op has written its share already
                     self.grad[...] = gradient
                 else:
                     self.grad += gradient
@@ -88,7 +91,8 @@ class Tape:
         """
         if output.node is None:
             raise ValueError("backward: the output depends on no tensor that requires a gradient")
-        output.node.grad = array_module(output.data).ones_like(output.data) if gradient is None else gradient
+        ones = array_module(output.data).ones_like
+        output.node.add(ones(output.data) if gradient is None else gradient, "backward")
         while self.records:
             node, inputs, backward, op = self.records.pop()
             upstream, node.grad = node.grad, None

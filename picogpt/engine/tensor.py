@@ -6,6 +6,7 @@ the inputs' (arrays). Broadcasting follows NumPy; `_unbroadcast` sums a gradient
 
 from collections.abc import Callable
 from itertools import pairwise
+from types import EllipsisType
 from typing import Any
 
 from picogpt.engine.backend import Array, array_module, empty
@@ -179,6 +180,10 @@ class Tensor:
 
     def __getitem__(self, index: Any) -> "Tensor":
         """Basic indexing: integers, slices, None and Ellipsis (for ids into a table there is ops.embedding)."""
+        if any(
+            not isinstance(i, int | slice | EllipsisType | None) for i in (index if type(index) is tuple else (index,))
+        ):
+            raise TypeError("a Tensor is indexed with integers and slices; ops.embedding takes rows by ids")
         x_shape, xp = self.shape, array_module(self.data)
 
         def backward(dy: Array) -> tuple[Array, ...]:  # saves: nothing
@@ -225,7 +230,9 @@ def recompute(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         tape.backward(output, dy)
         return (again.grad,)
 
-    return apply(y, (x,), backward, "recompute")
+    output = Tensor(y)  # recorded even where x needs no gradient: the function may use leaves that do
+    output.node = record(y, (x.node or Node(x.data),), backward, "recompute")
+    return output
 
 
 def _as_tensor(value: Any, like: Tensor) -> Tensor:

@@ -23,9 +23,13 @@ def sample(
     if 0 < top_k < len(scores):
         kth = np.partition(scores, -top_k)[-top_k]
         scores = np.where(scores >= kth, scores, -np.inf)
-    # Shifted before it is divided: a temperature near zero must not overflow.
-    p = np.exp((scores - scores.max()) / temperature)
-    p /= p.sum()
+    kept = np.isfinite(scores)
+    with np.errstate(
+        over="ignore"
+    ):  # a temperature near zero sends all but the largest to minus infinity, as it should
+        p = np.exp((scores[kept] - scores.max()) / temperature)
+    scores[kept], scores[~kept] = p / p.sum(), 0
+    p = scores
     if top_p < 1:
         order = np.argsort(-p, kind="stable")
         before = np.cumsum(p[order]) - p[order]

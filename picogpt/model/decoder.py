@@ -10,7 +10,7 @@ B batch   T tokens   V vocabulary
 import numpy as np
 
 from picogpt.engine import Tensor, no_grad
-from picogpt.engine.backend import Array, array_module
+from picogpt.engine.backend import Array, array_module, to_device
 from picogpt.model.gpt import GPT, Cache
 
 
@@ -27,7 +27,7 @@ class Decoder:
         """Read T more tokens. Returns the logits of the one after them."""
         W = self.model.config.context_len
         if not self.model.h:
-            return self.model.logits(self.model.hidden(ids[:, -1:])).data[:, -1]
+            return self.model.logits(self.model.hidden(to_device(ids[:, -1:], self._like))).data[:, -1]
         hidden = None
         while ids.shape[1]:
             if self._recent.shape[1] == W:
@@ -41,7 +41,7 @@ class Decoder:
 
     def _forward(self, ids: Array) -> Tensor:
         with no_grad():
-            hidden = self.model.hidden(ids, self._context, cache=self._cache)
+            hidden = self.model.hidden(to_device(ids, self._like), self._context, cache=self._cache)
         self._recent = np.concatenate([self._recent, ids], axis=1)
         self._sum += hidden.data.sum(axis=1)
         return hidden

@@ -82,10 +82,11 @@ class GPT(Module):
     def __init__(self, config: ModelConfig, parameters: Mapping[str, Tensor], recompute: bool = False) -> None:
         self.config, self.recompute = config, recompute
         self.wte = Embedding(parameters, "wte")
+        if config.n_layer:
+            self.wpe = Embedding(parameters, "wpe")
         self.drop = Dropout(config.dropout)
         self.h = [Block(config, parameters, f"h.{layer}", layer) for layer in range(config.n_layer)]
         if config.n_layer:
-            self.wpe = Embedding(parameters, "wpe")
             self.ln_f = LayerNorm(parameters, "ln_f")
             self.lm_head = Head(parameters, "lm_head")
 

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from picogpt.config import RunConfig, UserError
-from picogpt.engine import Tape, no_grad
-from picogpt.engine.backend import Array, empty
+from picogpt.engine import Tape, Tensor, no_grad
+from picogpt.engine.backend import Array, empty, to_device
 from picogpt.engine.lanes import Lanes
 from picogpt.model.footprint import choose_micro_batch
 from picogpt.model.gpt import GPT
@@ -63,7 +63,7 @@ class Trainer:
         def accumulate(lane: int, micro: slice) -> float:
             rng = generator(self.config.train.seed, "dropout", step, micro.start) if self.config.model.dropout else None
             with Tape() as tape:
-                loss = sequence_loss(self.replicas[lane], x[micro], y[micro], y.size, rng)
+                loss = self._loss(lane, x, y, micro, rng)
             tape.backward(loss)
             return float(loss.data)
 
@@ -77,9 +77,13 @@ class Trainer:
 
         def forward(lane: int, micro: slice) -> float:
             with no_grad():
-                return float(sequence_loss(self.replicas[lane], x[micro], y[micro], y.size).data)
+                return float(self._loss(lane, x, y, micro, None).data)
 
         return sum(self.lanes.map(forward, self._micro_batches(len(x))))
+
+    def _loss(self, lane: int, x: Ids, y: Ids, micro: slice, rng: np.random.Generator | None) -> Tensor:
+        like = self.arrays["wte.weight"]
+        return sequence_loss(self.replicas[lane], to_device(x[micro], like), to_device(y[micro], like), y.size, rng)
 
     def _micro_batches(self, count: int) -> list[slice]:
         return [slice(start, min(start + self.micro_batch, count)) for start in range(0, count, self.micro_batch)]

@@ -5,7 +5,7 @@ B batch   T positions   C width   N rows (all leading axes together)   K inputs 
 
 import numpy as np
 
-from picogpt.engine.backend import Array, array_module, empty, scatter_add, to_device
+from picogpt.engine.backend import Array, array_module, empty, scatter_add, take_rows, to_device
 from picogpt.engine.tensor import Tensor, apply
 
 
@@ -36,9 +36,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # 
 
 def embedding(ids: Array, table: Tensor) -> Tensor:  # (...) integers, (V, C) -> (..., C)
     """table[ids]."""
-    xp = array_module(table.data)
     C = table.shape[1]
-    y = xp.take(table.data, ids, axis=0, out=empty((*ids.shape, C), table.data), mode="clip")
+    y = take_rows(table.data, ids, empty((*ids.shape, C), table.data))
 
     def backward(dy: Array) -> tuple[Array, ...]:  # saves: ids
         assert table.node is not None

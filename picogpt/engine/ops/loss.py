@@ -55,10 +55,11 @@ def cross_entropy(
         for gradient in gradients:
             if gradient is not None:
                 gradient *= dy
-        return tuple(gradients[: len(inputs)])
+        return tuple(gradients[:count])
 
     hidden_shape = hidden.shape
     inputs = tuple(tensor for tensor in (hidden, weight, bias) if tensor is not None)
+    count = len(inputs)
     return apply(loss, inputs, backward, "cross_entropy")
 
 
