@@ -42,6 +42,8 @@ class TrainPreset(Preset):
     def preset_name(self) -> str:
         if self.efficiency and self.speed:
             raise UserError("-e and -s are two presets: give one of them")
+        if self.preset != "pico" and (self.efficiency or self.speed):
+            raise UserError(f"-e and -s are presets as {self.preset} is: give one of them")
         return "gpt-neo-efficiency" if self.efficiency else "gpt-neo-speed" if self.speed else self.preset
 
 
@@ -107,7 +109,7 @@ def train(argv: Sequence[str]) -> None:
         other = RunConfig.from_dict(checkpoint.load(origin, optimizer=False).meta["config"])
         start = RunConfig(other.model, replace(start.data, tokenizer=other.data.tokenizer), start.train)
         args = _parse(TrainArgs, "train", argv, TrainArgs(config=start))
-    name = args.run or f"{args.preset_name}-{Path(args.config.data.data).stem}"
+    name = args.run or re.sub(r"[^\w.-]+", "-", f"{args.preset_name}-{Path(args.config.data.data).stem}")
     if not re.fullmatch(r"[\w][\w.-]*", name):
         raise UserError(f"a run is named with letters, digits, '.', '-' and '_', not {name!r}: give another --run")
     Run(args.config, LOGS / name, DATASET, args.fresh, origin).train()
@@ -170,9 +172,9 @@ COMMANDS = {"train": train, "generate": generate, "info": info, "logs": logs, "b
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit status: 2, after one line on stderr, for what the user can put right."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    for stream in (sys.stdout, sys.stderr):
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a model may write what this terminal cannot show
+            stream.reconfigure(errors="replace")  # what a terminal cannot show, or a pipe sends, is no reason to stop
     try:
         if not argv or argv[0] in ("-h", "--help"):
             print(_usage())

@@ -5,7 +5,6 @@ Zero means "choose for me" wherever a docstring says so.
 """
 
 from dataclasses import asdict, dataclass, field, replace
-from math import isfinite
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 Activation = Literal["relu", "gelu", "gelu_tanh"]
@@ -34,7 +33,9 @@ def _check_types(config: object) -> None:
         elif get_origin(hint) is tuple:
             _require(type(value) is tuple, f"{name} must be a tuple, not {value!r}")
         elif hint is float:
-            _require(type(value) in (int, float) and isfinite(value), f"{name} must be a finite number, not {value!r}")
+            _require(
+                type(value) in (int, float) and -1e300 < value < 1e300, f"{name} must be a finite number, not {value!r}"
+            )
         else:  # int, bool, str, or one of several
             _require(type(value) in (choices or (hint,)), f"{name} must be of type {_name(hint)}, not {value!r}")
 
@@ -245,7 +246,7 @@ class RunConfig:
             model = {**fields["model"], "layer_pattern": tuple(fields["model"]["layer_pattern"])}
             return cls(ModelConfig(**model), DataConfig(**fields["data"]), TrainConfig(**fields["train"]))
         except (KeyError, TypeError) as error:
-            raise UserError(f"this is not a configuration of picogpt: {error}") from None
+            raise UserError(f"this is not a configuration of picogpt: {' '.join(str(error).split())}") from None
 
 
 # The seeds' common ancestor: a lecture's GPT without q/k/v biases, with an untied, biased head and no context slot.

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
+import numpy as np
 from threadpoolctl import ThreadpoolController
 
 Item = TypeVar("Item")
@@ -64,6 +65,7 @@ class Lanes:
         return results
 
     def _work(self, tasks: "queue.SimpleQueue[Any]") -> None:
+        np.seterr(over="ignore", invalid="ignore")  # of this thread: the trainer looks at what comes out
         while (task := tasks.get()) is not None:
             function, lane, items, done = task
             try:

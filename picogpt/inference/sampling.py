@@ -20,16 +20,14 @@ def sample(
     if temperature == 0:
         return int(np.argmax(logits))
     scores = logits.astype(np.float64)
+    kept = np.ones(len(scores), bool)
     if 0 < top_k < len(scores):
-        kth = np.partition(scores, -top_k)[-top_k]
-        scores = np.where(scores >= kth, scores, -np.inf)
-    kept = np.isfinite(scores)
-    with np.errstate(
-        over="ignore"
-    ):  # a temperature near zero sends all but the largest to minus infinity, as it should
-        p = np.exp((scores[kept] - scores.max()) / temperature)
-    scores[kept], scores[~kept] = p / p.sum(), 0
-    p = scores
+        kept = scores >= np.partition(scores, -top_k)[-top_k]
+    with np.errstate(over="ignore"):
+        # A temperature near zero sends all but the largest to minus infinity, as it should.
+        weights = np.exp((scores[kept] - scores.max()) / temperature)
+    p = np.zeros_like(scores)
+    p[kept] = weights / weights.sum()
     if top_p < 1:
         order = np.argsort(-p, kind="stable")
         before = np.cumsum(p[order]) - p[order]

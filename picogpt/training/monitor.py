@@ -181,9 +181,12 @@ class Screen:
         shown = visible(text, self._console.encoding)
         if self._interactive:
             self._console.print(Padding(Text(shown, style), (0, 0, 0, indent), expand=False))
-        else:
+            return
+        try:
             self._console.file.write(" " * indent + shown + "\n")
             self._console.file.flush()
+        except BrokenPipeError:  # nobody reads any more (`| head`): training goes on, the log has it all
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._console.file.fileno())
 
 
 def _clock(seconds: float) -> str:

@@ -48,7 +48,7 @@ class Trainer:
         if not isfinite(loss + norm):
             raise UserError(
                 f"step {step + 1}: loss {loss}, gradient norm {norm}: training diverged. "
-                f"The checkpoints are sound; start again with a lower learning rate"
+                f"What was saved before is sound; start again with a lower learning rate"
             )
         clip = self.config.train.grad_clip
         self.optimizer.step(gradients[0], step, factor, min(1.0, clip / (norm + 1e-6)) if clip else 1.0, self.lanes)

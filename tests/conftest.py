@@ -1,0 +1,34 @@
+"""What several test files share."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from picogpt.config import ModelConfig
+from picogpt.model.parameters import Arrays, parameter_shapes
+from picogpt.rng import generator
+from picogpt.training.plot import Plotter
+
+
+def lively_arrays(config: ModelConfig, dtype: type = np.float32) -> Arrays:
+    """Parameters so large that each of them shows in the logits; the first values of a run are all but zero."""
+    arrays = {}
+    for name, shape in parameter_shapes(config).items():
+        noise = generator(0, name).standard_normal(shape) * 0.3
+        arrays[name] = (noise + (".ln_" in f".{name}" and name.endswith(".weight"))).astype(dtype)
+    return arrays
+
+
+def snapshot(folder: Path) -> dict[str, bytes | None]:
+    """Every path below the folder, and what is in it."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+@pytest.fixture
+def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No process is started to draw the curve."""
+    monkeypatch.setattr(Plotter, "redraw", lambda self: None)

@@ -1,0 +1,437 @@
+"""The command line: every command, and one line on stderr with status 2 for every bad input."""
+
+import io
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import snapshot
+
+from picogpt import cli
+from picogpt.config import PRESETS, RunConfig, preset
+from picogpt.model.parameters import parameter_count
+from picogpt.training.plot import Plotter
+
+ROOT = Path(__file__).parents[1]
+SHAPE = ["--context-len", "16", "--n-layer", "1", "--n-head", "2", "--n-embd", "16"]
+TINY = [*SHAPE, "--batch-size", "4", "--steps", "4", "--eval-interval", "2", "--lanes", "1"]
+TRAIN = ["train", *TINY, "--data", "easy.txt"]
+EASY = "she sells sea shells by the sea shore.\n" * 60
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a text and a finished run, logs/pico-easy."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "easy.txt").write_text(EASY, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(Plotter, "redraw", lambda self: None)
+        assert cli.main(TRAIN) == 0
+    return folder
+
+
+@pytest.fixture
+def home(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_plots: None) -> Path:
+    """The current folder, a copy of `trained`."""
+    folder = tmp_path / "home"
+    shutil.copytree(trained, folder)  # with its times, by which a text is known
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def status_of(*argv: str) -> int:
+    """The exit status of the command, in this process."""
+    try:
+        return cli.main(argv)
+    except SystemExit as stop:
+        assert isinstance(stop.code, int)
+        return stop.code
+
+
+def shell(folder: Path, *argv: str, text: str | bytes = b"", **environment: str) -> tuple[int, str, str]:
+    """(status, stdout, stderr) of a program of the repository, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / argv[0]), *argv[1:]],
+        cwd=folder,
+        input=text.encode() if isinstance(text, str) else text,
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8", **environment},
+        timeout=120,
+    )
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+def kept(folder: Path) -> dict[str, bytes | None]:
+    """Everything in the folder but tokens, which are a cache that grows."""
+    return {path: content for path, content in snapshot(folder).items() if not path.startswith("dataset")}
+
+
+def is_one_line(stderr: str) -> bool:
+    return stderr.startswith("picogpt: ") and stderr.count("\n") == 1 and stderr.endswith("\n")
+
+
+# Bad input
+
+BAD = {
+    "unknown command": (["fly"], "no command is called 'fly'; there are train, generate"),
+    "unknown preset": (["train", "--preset", "huge"], "no preset is called 'huge'; there are pico"),
+    "unknown preset, info": (["info", "--preset", "huge"], "no preset is called 'huge'"),
+    "two presets": (["train", "-e", "-s"], "-e and -s are two presets"),
+    "missing data": ([*TRAIN, "--data", "missing.txt"], "there is no missing.txt"),
+    "no data": ([*TRAIN, "--data", ""], "--data takes"),
+    "not text": ([*TRAIN, "--data", "logs/pico-easy/log.pkl"], "is not a .txt file"),
+    "empty file": ([*TRAIN, "--data", "empty.txt"], "empty.txt is empty"),
+    "empty folder": ([*TRAIN, "--data", "folder"], "folder has no .txt file"),
+    "not UTF-8": ([*TRAIN, "--data", "latin.txt"], "latin.txt is not UTF-8 at byte 3"),
+    "shorter than a window": ([*TRAIN, "--data", "short.txt"], "use more text or a smaller --context-len"),
+    "no steps": ([*TRAIN, "--steps", "0"], "steps must be at least 1"),
+    "ragged context": ([*TRAIN, "--context", "40"], "must be a multiple of the window (16): try --context 32"),
+    "context without a slot": (["train", "-s", "--context", "32"], "needs a model with a context slot"),
+    "heads": (["train", "--n-head", "3"], "n_embd (256) must be a multiple of n_head (3)"),
+    "a folder as run": ([*TRAIN, "--run", "a/b"], "give another --run"),
+    "up and away": ([*TRAIN, "--run", ".."], "give another --run"),
+    "other settings": ([*TRAIN, "--learning-rate", "1"], "learning_rate was 0.004, now 1.0"),
+    "fresh": ([*TRAIN, "--data", "missing.txt", "--run", "pico-easy", "--fresh"], "there is no missing"),
+    "unknown origin": ([*TRAIN, "--init-from", "nobody"], "no trained run is called 'nobody'; there are: pico"),
+    "unknown run": (["generate", "--prompt", "a", "--run", "nobody"], "no trained run is called 'nobody'"),
+    "cold": (["generate", "--prompt", "a", "--temperature", "-1"], "temperature must not be negative"),
+    "no log": (["logs", "nobody"], "there is no log at"),
+    "not a log": (["logs", "easy.txt"], "easy.txt is damaged or not a log"),
+    "no log inside": (["logs", "folder"], "cannot read the log"),
+    "hostile log": (["logs", "hostile"], "names the class"),
+    "bench what": (["bench", "tea"], "picogpt bench measures one of: train"),
+    "bench nothing": (["bench"], "picogpt bench measures one of: train"),
+}
+
+
+class Hostile:
+    def __reduce__(self) -> Any:
+        return os.mkdir, ("harm",)
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_and_changes_nothing(name: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (home / "empty.txt").touch()
+    (home / "short.txt").write_text("too short", encoding="utf-8")
+    (home / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
+    (home / "folder").mkdir()
+    (home / "logs" / "hostile").mkdir()
+    (home / "logs" / "hostile" / "log.pkl").write_bytes(pickle.dumps(Hostile()))
+    before = kept(home)
+    argv, message = BAD[name]
+    assert status_of(*argv) == 2
+    error = capsys.readouterr().err
+    assert is_one_line(error) and message in error, error
+    assert kept(home) == before
+
+
+def test_a_truncated_checkpoint(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = home / "logs/pico-easy/checkpoints/00000004/model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    before = kept(home)
+    for argv in (
+        [*TRAIN, "--steps", "8"],
+        ["train", "--steps", "8", "--run", "tuned", "--init-from", str(path.parent)],
+        ["generate", "--run", str(path.parent), "--prompt", "a"],
+    ):
+        assert status_of(*argv) == 2
+        error = capsys.readouterr().err
+        assert is_one_line(error) and "model.safetensors is damaged" in error
+    assert kept(home) == before
+
+
+def test_nothing_trained_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for argv in (["generate", "--prompt", "a"], ["generate", "--prompt", "a", "--run", "pico"]):
+        assert status_of(*argv) == 2
+        error = capsys.readouterr().err
+        assert is_one_line(error) and "python train.py" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "argv", [["train", "--nope", "1"], ["train", "--steps", "many"], ["generate", "--tokens"], ["logs"]]
+)
+def test_what_the_parser_refuses(argv: list[str], home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = snapshot(home)
+    assert status_of(*argv) == 2
+    printed = capsys.readouterr()
+    assert printed.err and not printed.out and "Traceback" not in printed.err
+    assert snapshot(home) == before
+
+
+def test_bad_input_in_a_process_of_its_own(home: Path) -> None:
+    for argv in (["train.py", "--data", "missing.txt"], ["inference.py", "--run", "nobody", "--prompt", "a"]):
+        status, out, error = shell(home, *argv)
+        assert status == 2 and is_one_line(error) and not out
+
+
+def test_divergence_is_one_line_too(home: Path) -> None:
+    hot = ["--optimizer", "adamw", "--learning-rate", "1e30", "--warmup-steps", "0", "--grad-clip", "0"]
+    status, _, error = shell(home, "train.py", *TINY, "--data", "easy.txt", "--run", "hot", *hot)
+    assert status == 2 and "diverged" in error
+    assert is_one_line(error), error
+
+
+def test_ctrl_c(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(argv: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.COMMANDS, "info", interrupted)
+    assert status_of("info") == 130
+    assert capsys.readouterr().err == "\n"
+
+
+# Help
+
+
+def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in ([], ["-h"], ["--help"]):
+        assert status_of(*argv) == 0
+        out = capsys.readouterr().out
+        assert all(f"\n  {command} " in out for command in cli.COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("argv", "options"),
+    [
+        (["train"], ["--steps", "--data", "--n-layer", "--fresh", "--init-from", "-e", "-s", "Optimizer steps"]),
+        (["generate"], ["--prompt", "--temperature", "--top-k", "--top-p", "--seed", "--run"]),
+        (["info"], ["--preset", "--n-embd"]),
+        (["bench", "train"], ["--seconds", "--json", "--micro-batch"]),
+        (["logs"], ["A run in logs/"]),
+    ],
+)
+def test_help(argv: list[str], options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(*argv, "--help") == 0
+    out = capsys.readouterr().out
+    assert all(option in out for option in options)
+
+
+# train
+
+
+class Recorder:
+    """In place of Run: notes what it was asked for."""
+
+    asked: tuple[RunConfig, str, bool]
+
+    def __init__(
+        self, config: RunConfig, run_dir: Path, dataset_dir: Path, fresh: bool, init_from: Path | None
+    ) -> None:
+        Recorder.asked = config, run_dir.as_posix(), fresh
+
+    def train(self) -> None:
+        pass
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[Recorder]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("picogpt.training.run.Run", Recorder)
+    return Recorder
+
+
+@pytest.mark.parametrize(
+    ("argv", "name"),
+    [
+        ([], "pico"),
+        (["-e"], "gpt-neo-efficiency"),
+        (["--efficiency"], "gpt-neo-efficiency"),
+        (["-s"], "gpt-neo-speed"),
+        (["--speed"], "gpt-neo-speed"),
+        *[(["--preset", name], name) for name in PRESETS],
+        (["--preset=lecture"], "lecture"),
+    ],
+)
+def test_presets(argv: list[str], name: str, recorder: type[Recorder]) -> None:
+    assert status_of("train", *argv) == 0
+    config = preset(name)
+    assert recorder.asked == (config, f"logs/{name}-{config.data.data}", False)
+
+
+def test_options_change_the_preset(recorder: type[Recorder]) -> None:
+    argv = ["-s", "--steps", "7", "--n-layer", "2", "--layer-pattern", "local", "global", "--data", "sample"]
+    assert status_of("train", *argv, "--run", "Mine.2_b-c", "--fresh") == 0
+    config, folder, fresh = recorder.asked
+    assert (config.train.steps, config.model.n_layer, config.model.layer_pattern) == (7, 2, ("local", "global"))
+    assert (config.train.batch_size, config.model.context_len) == (16, 16)  # the preset's
+    assert (folder, fresh) == ("logs/Mine.2_b-c", True)
+
+
+def test_an_empty_run_name_is_the_default(recorder: type[Recorder]) -> None:
+    assert status_of("train", "--run", "", "--data", "books/War.txt") == 0
+    assert recorder.asked[1] == "logs/pico-War"
+
+
+def test_train_goes_on_and_says_when_it_is_done(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(*TRAIN) == 0
+    assert "has trained its 4 steps already" in capsys.readouterr().out
+    assert status_of(*TRAIN, "--steps", "6") == 0
+    out = capsys.readouterr().out
+    assert "going on with run pico-easy after step 4" in out and "step 6/6" in out and "step 4/6" not in out
+    assert status_of(*TRAIN, "--fresh") == 0
+    assert "step 2/4" in capsys.readouterr().out
+
+
+def test_init_from_takes_the_shape_and_the_tokenizer(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (home / "new.txt").write_text("Sea shells and sailors. " * 60, encoding="utf-8")
+    assert status_of(*TRAIN, "--run", "base", "--tokenizer", "chars") == 0
+    argv = ["train", "--data", "new.txt", "--run", "tuned", "--init-from", "base", *TINY[len(SHAPE) :]]
+    assert status_of(*argv) == 0
+    capsys.readouterr()
+    assert status_of("generate", "--run", "tuned", "--prompt", "sea", "--tokens", "5") == 0
+    assert capsys.readouterr().out.startswith("sea")
+    assert status_of(*argv, "--n-embd", "32", "--run", "wide") == 2
+    assert "another shape" in capsys.readouterr().err
+
+
+def test_train_and_generate_in_processes_of_their_own(home: Path) -> None:
+    status, out, error = shell(home, "train.py", *TINY, "--data", "easy.txt", "--run", "mine")
+    assert (status, error) == (0, "") and "step 4/4" in out
+    assert (home / "logs/mine/log.png").exists()
+    status, out, error = shell(home, "inference.py", "--prompt", "she", "--tokens", "9")
+    assert (status, error) == (0, "") and out.startswith("she") and len(out) > 9
+
+
+# generate
+
+
+def generated(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[str, str]:
+    assert status_of("generate", "--tokens", "20", *argv) == 0
+    printed = capsys.readouterr()
+    return printed.out, printed.err
+
+
+def test_the_seed_decides(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hot = ("--prompt", "she", "--temperature", "2")
+    first, again, other = (generated(capsys, *hot, "--seed", seed)[0] for seed in ("1", "1", "2"))
+    assert first == again != other
+    assert first.startswith("she") and first.endswith("\n")
+    greedy = [generated(capsys, "--prompt", "she", "--temperature", "0")[0] for _ in range(2)]
+    assert greedy[0] == greedy[1]
+
+
+def test_an_empty_prompt(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, error = generated(capsys, "--prompt", "", "--seed", "1")
+    assert len(out) >= 21 and not error
+
+
+def test_an_emoji_prompt_is_shown_and_noticed(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, error = generated(capsys, "--prompt", "the 🌞", "--seed", "1")
+    assert out.startswith("the 🌞")
+    assert is_one_line(error) and "not in this model's alphabet: '🌞', read as '<?>'" in error
+
+
+def test_prompts_from_a_pipe(home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("she\nsea\n\nlast"))
+    out, error = generated(capsys, "--temperature", "0", "--tokens", "0")
+    assert (out, error) == ("she\nsea\n\nlast\n", "")
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert generated(capsys) == ("", "")
+
+
+def test_prompts_from_a_real_pipe(home: Path) -> None:
+    status, out, error = shell(home, "inference.py", "--temperature", "0", "--tokens", "3", text="she\nsea ☀\n")
+    assert status == 0 and is_one_line(error)
+    assert out.startswith("she") and "\nsea ☀" in out
+
+
+def test_prompts_that_are_no_text_do_not_trace_back(home: Path) -> None:
+    """Strict UTF-8 is what Python expects of a pipe under most locales."""
+    argv = ["inference.py", "--tokens", "3"]
+    status, _, error = shell(home, *argv, text=b"she \xff\xfe\n", PYTHONIOENCODING="utf-8:strict")
+    assert "Traceback" not in error and status in (0, 2)
+
+
+def test_a_terminal_that_cannot_show_it(home: Path) -> None:
+    argv = ["inference.py", "--tokens", "3", "--prompt", "the 🌞"]
+    status, out, error = shell(home, *argv, PYTHONIOENCODING="ascii")
+    assert status == 0 and out.startswith("the ?") and "Traceback" not in error
+
+
+def test_the_newest_run_by_default(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(*TRAIN, "--run", "later", "--tokenizer", "chars") == 0
+    capsys.readouterr()
+    _, error = generated(capsys, "--prompt", "XX")
+    assert "'X'" in error  # only the characters of the later run have no capitals
+
+
+# info, logs, bench
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_info(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of("info", "--preset", name) == 0
+    out = capsys.readouterr().out
+    total, counted = parameter_count(preset(name).model)
+    assert out.startswith(name) and f"{total:,} / {counted:,}" in out and "fits" in out
+
+
+def test_info_of_another_shape(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of("info", "--n-layer", "1", "--context-len", "32") == 0
+    total = 88 * 256 + 33 * 256 + 12 * 256 * 256 + 13 * 256 + 2 * 256
+    assert f"{total:,} / " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("place", ["pico-easy", "logs/pico-easy", "logs/pico-easy/log.pkl"])
+def test_logs_prints_a_table(place: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of("logs", place) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("pico-easy\n")
+    assert all(column in out for column in ("step", "train", "val", "tok/s", "last sample"))
+
+
+def test_bench_prints_one_json_object(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("picogpt.bench.SGEMM_SIZE", 64)  # the real one takes seconds
+    argv = ["bench", "train", *SHAPE, "--batch-size", "4", "--lanes", "2", "--seconds", "0.1"]
+    assert status_of(*argv, "--json") == 0
+    printed = capsys.readouterr()
+    result = json.loads(printed.out)
+    assert printed.out.count("\n") == 1 and not printed.err
+    numbers = ("tokens_per_second", "sgemm_gflops", "roof_fraction", "peak_rss_mb", "micro_batch", "lanes")
+    assert all(result[name] > 0 for name in numbers)
+    assert (result["lanes"], result["micro_batch"], result["optimizer"]) == (2, 2, "adamw")
+    assert status_of(*argv, "--optimizer", "muon") == 0
+    out = capsys.readouterr().out
+    assert "tokens_per_second" in out and "muon" in out
+
+
+# A reader that goes away
+
+
+@pytest.mark.parametrize("lines", [0, 1])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["logs", "pico-easy"],
+        ["generate", "--prompt", "she\n", "--tokens", "3000"],
+        ["info"],
+        [*TRAIN, "--run", "piped"],
+    ],
+)
+def test_a_closed_pipe_does_not_trace_back(argv: list[str], lines: int, home: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "picogpt", *argv],
+        cwd=home,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert process.stdout is not None and process.stderr is not None
+    for _ in range(lines):
+        process.stdout.readline()
+    process.stdout.close()
+    error = process.stderr.read().decode()
+    process.stderr.close()
+    process.wait(60)
+    assert error == ""

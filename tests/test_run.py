@@ -1,0 +1,517 @@
+"""Runs: begun, stopped in every way, continued to the same bits, refused, started over, begun from another."""
+
+import json
+import pickle
+import pickletools
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import snapshot
+
+from picogpt.config import DataConfig, GenerateConfig, ModelConfig, RunConfig, TrainConfig, UserError
+from picogpt.engine.lanes import Lanes
+from picogpt.model.parameters import initial_arrays
+from picogpt.training import checkpoint
+from picogpt.training import run as run_module
+from picogpt.training.plot import Plotter
+from picogpt.training.run import Run
+from picogpt.training.trainer import Trainer
+
+pytestmark = pytest.mark.usefixtures("no_plots", "short_samples")
+
+MODEL = ModelConfig(context_len=16, n_layer=2, n_head=2, n_embd=16)
+EASY = "she sells sea shells by the sea shore. " * 60
+CLOCKED = ("tokens_per_second", "memory_mb", "seconds")
+
+
+@pytest.fixture(scope="module")
+def short_samples() -> Iterator[None]:
+    """Evaluations write a few characters only."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_module, "SAMPLE", GenerateConfig(tokens=6))
+        yield
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "easy.txt"
+    path.write_text(EASY, encoding="utf-8")
+    return path
+
+
+def config_for(text: Path, model: ModelConfig = MODEL, tokenizer: Any = "picogpt", **train: Any) -> RunConfig:
+    settings = {"steps": 12, "batch_size": 4, "lanes": 2, "eval_interval": 4, "warmup_steps": 2, **train}
+    return RunConfig(model, DataConfig(str(text), tokenizer), TrainConfig(**settings))
+
+
+def open_run(config: RunConfig, name: str = "run", **options: Any) -> Run:
+    folder = Path(config.data.data).parent
+    return Run(config, folder / "logs" / name, folder / "dataset", **options)
+
+
+def log_of(run: Run) -> dict[str, Any]:
+    with (run.dir / "log.pkl").open("rb") as file:
+        return pickle.load(file)
+
+
+def result_of(run: Run) -> dict[str, Any]:
+    """What must not depend on how often a run was stopped: weights, optimizer, and the log without clock and memory."""
+    folder = checkpoint.latest(run.dir)
+    assert folder is not None
+    last = checkpoint.load(folder)
+    log = log_of(run)
+    evaluations = [{key: value for key, value in entry.items() if key not in CLOCKED} for entry in log["evaluations"]]
+    arrays = {
+        f"{part}.{name}": array.tobytes()
+        for part in ("model", "optimizer")
+        for name, array in getattr(last, part).items()
+    }
+    kept = {key: log[key] for key in ("losses", "best_loss", "iter_num")}
+    return {"step": last.step, "val": last.meta["val_loss"], **arrays, **kept, "evaluations": evaluations}
+
+
+def before_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], None]) -> None:
+    """Do something when the optimizer has done `step` steps, once."""
+    original, waiting = Trainer.step, [action]
+
+    def wrapped(self: Trainer, x: Any, y: Any, done: int, factor: float) -> float:
+        if done == step and waiting:
+            waiting.pop()()
+        return original(self, x, y, done, factor)
+
+    monkeypatch.setattr(Trainer, "step", wrapped)
+
+
+def test_the_loss_falls_on_easy_text(text: Path) -> None:
+    run = open_run(config_for(text, steps=60, batch_size=8, eval_interval=20))
+    run.train()
+    losses = log_of(run)["losses"]
+    assert losses["val"][0] > losses["val"][1] > losses["val"][2]
+    assert losses["train"][0] > 3 and losses["val"][2] < 2
+    assert log_of(run)["best_loss"] == losses["val"][-1]
+
+
+def test_the_train_loss_is_the_mean_since_the_last_evaluation(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, losses = Trainer.step, []
+
+    def wrapped(*arguments: Any) -> float:
+        losses.append(original(*arguments))
+        return losses[-1]
+
+    monkeypatch.setattr(Trainer, "step", wrapped)
+    run = open_run(config_for(text, steps=10))
+    run.train()
+    assert len(losses) == 10
+    expected = [np.mean(losses[:4]), np.mean(losses[4:8]), np.mean(losses[8:])]
+    assert log_of(run)["losses"]["train"] == pytest.approx(expected, rel=1e-12)
+
+
+# Continuing. Everything that could break it is on: dropout, rolling windows, two lanes, uneven micro-batches.
+
+HARD = {"context": 32, "batch_size": 5, "micro_batch": 2, "decay_fraction": 0.0}
+
+
+def hard_config(text: Path, **train: Any) -> RunConfig:
+    return config_for(text, replace(MODEL, dropout=0.1), **{**HARD, **train})
+
+
+@pytest.fixture(scope="module", params=["adamw", "muon"])
+def undisturbed(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, short_samples: None
+) -> tuple[str, dict[str, Any]]:
+    """(optimizer, result) of a run that nothing stopped."""
+    text = tmp_path_factory.mktemp("undisturbed") / "easy.txt"
+    text.write_text(EASY, encoding="utf-8")
+    run = open_run(hard_config(text, optimizer=request.param))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Plotter, "redraw", lambda self: None)
+        run.train()
+    return request.param, result_of(run)
+
+
+def die() -> None:
+    raise RuntimeError("the power went")
+
+
+@pytest.mark.parametrize("step", [2, 6, 8])
+def test_killed_and_continued(
+    text: Path, undisturbed: tuple[str, dict[str, Any]], step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = hard_config(text, optimizer=undisturbed[0])
+    with monkeypatch.context() as patch:
+        before_step(patch, step, die)
+        with pytest.raises(RuntimeError, match="the power went"):
+            open_run(config).train()
+    run = open_run(config)
+    assert run.done == step // 4 * 4  # back to the last evaluation
+    run.train()
+    assert result_of(run) == undisturbed[1]
+
+
+def test_killed_between_log_and_checkpoint(
+    text: Path, undisturbed: tuple[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log is then ahead; what it says of the lost steps is said again."""
+    config, save = hard_config(text, optimizer=undisturbed[0]), checkpoint.save
+
+    def failing(folder: Path, step: int, *rest: Any) -> Path:
+        return save(folder, step, *rest) if step < 8 else die()  # type: ignore[return-value]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", failing)
+        with pytest.raises(RuntimeError, match="the power went"):
+            open_run(config).train()
+    run = open_run(config)
+    assert run.done == 4 and log_of(run)["iter_num"] == 8
+    run.train()
+    assert result_of(run) == undisturbed[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("step", [1, 6])
+def test_stopped_by_a_signal_and_continued(
+    text: Path,
+    undisturbed: tuple[str, dict[str, Any]],
+    step: int,
+    number: signal.Signals,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = hard_config(text, optimizer=undisturbed[0])
+    handler = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        before_step(patch, step, lambda: signal.raise_signal(number))
+        stopped = open_run(config)
+        stopped.train()
+    assert signal.getsignal(number) is handler
+    assert f"stopped and saved after step {step + 1}: the same command goes on" in capsys.readouterr().out
+    run = open_run(config)
+    assert run.done == step + 1  # the step in hand is finished, and nothing is lost
+    run.train()
+    assert f"going on with run run after step {step + 1}" in capsys.readouterr().out
+    assert result_of(run) == undisturbed[1]
+
+
+def test_a_second_signal_ends_at_once(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def twice() -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    before_step(monkeypatch, 5, twice)
+    config = config_for(text)
+    with pytest.raises(KeyboardInterrupt):
+        open_run(config).train()
+    assert open_run(config).done == 4
+
+
+def test_killed_twice_and_stopped_once(
+    text: Path, undisturbed: tuple[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = hard_config(text, optimizer=undisturbed[0])
+    actions: list[tuple[int, Callable[[], None]]] = [
+        (3, lambda: signal.raise_signal(signal.SIGTERM)),
+        (5, die),
+        (9, die),
+    ]
+    for step, action in actions:
+        with monkeypatch.context() as patch:
+            before_step(patch, step, action)
+            try:
+                open_run(config).train()
+            except RuntimeError:
+                assert action is die
+    run = open_run(config)
+    run.train()
+    assert result_of(run) == undisturbed[1]
+
+
+def test_more_steps_later(text: Path, undisturbed: tuple[str, dict[str, Any]]) -> None:
+    for steps in (4, 8, 12):
+        run = open_run(hard_config(text, optimizer=undisturbed[0], steps=steps))
+        run.train()
+    assert result_of(run) == undisturbed[1]
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(text: Path) -> None:
+    runs = [open_run(config_for(text, seed=seed), name) for seed, name in ((1, "a"), (1, "b"), (2, "c"))]
+    for run in runs:
+        run.train()
+    first, again, other = map(result_of, runs)
+    assert first == again
+    assert first["losses"] != other["losses"] and first["model.wte.weight"] != other["model.wte.weight"]
+
+
+def test_what_may_change_when_a_run_goes_on(text: Path) -> None:
+    open_run(config_for(text, steps=4)).train()
+    free = {"steps": 6, "minutes": 9.0, "micro_batch": 1, "lanes": 1, "recompute": True, "eval_interval": 3}
+    run = open_run(config_for(text, **free))
+    run.train()
+    assert [entry["step"] for entry in log_of(run)["evaluations"]] == [4, 6]
+
+
+# Finished, refused, started over
+
+
+def test_a_finished_run_says_so_and_changes_nothing(text: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    open_run(config_for(text)).train()
+    before = snapshot(text.parent)
+    capsys.readouterr()
+    open_run(config_for(text)).train()
+    assert "run run has trained its 12 steps already: raise --steps or --minutes" in capsys.readouterr().out
+    assert snapshot(text.parent) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"learning_rate": 0.5}, "learning_rate was 0.004, now 0.5"),
+        ({"optimizer": "adamw", "seed": 3}, "optimizer was muon, now adamw; seed was 1337, now 3"),
+        ({"batch_size": 8}, "batch_size was 4, now 8"),
+        ({"model": replace(MODEL, n_layer=1)}, "n_layer was 2, now 1"),
+        ({"tokenizer": "chars"}, "tokenizer was picogpt, now chars"),
+    ],
+)
+def test_another_configuration_is_refused(text: Path, change: dict[str, Any], message: str) -> None:
+    open_run(config_for(text)).train()
+    before = snapshot(text.parent / "logs")
+    with pytest.raises(UserError) as error:
+        open_run(config_for(text, **change))
+    assert message in str(error.value) and "--fresh" in str(error.value)
+    assert snapshot(text.parent / "logs") == before
+
+
+def test_changed_text_is_refused_and_touched_text_is_not(text: Path) -> None:
+    open_run(config_for(text)).train()
+    before = snapshot(text.parent / "logs")
+    text.write_text(EASY.replace("shore", "store"), encoding="utf-8")
+    with pytest.raises(UserError, match=r"the text of .*easy\.txt has changed"):
+        open_run(config_for(text, steps=14))
+    assert snapshot(text.parent / "logs") == before
+    text.write_text(EASY, encoding="utf-8")
+    run = open_run(config_for(text, steps=14))
+    run.train()
+    assert log_of(run)["iter_num"] == 14
+
+
+def test_a_damaged_log_is_refused_before_anything_changes(text: Path) -> None:
+    run = open_run(config_for(text))
+    run.train()
+    (run.dir / "log.pkl").write_bytes(b"\x80\x04nonsense")
+    before = snapshot(text.parent)
+    with pytest.raises(UserError, match=r"log\.pkl"):
+        open_run(config_for(text, steps=20))
+    assert snapshot(text.parent) == before
+
+
+def test_fresh_starts_over(text: Path) -> None:
+    first = open_run(config_for(text))
+    first.train()
+    expected = result_of(first)
+    (first.dir / "notes.txt").write_text("mine", encoding="utf-8")
+    again = open_run(config_for(text), fresh=True)
+    assert again.done == 0 and checkpoint.latest(again.dir) is None and not (again.dir / "log.pkl").exists()
+    again.train()
+    assert result_of(again) == expected
+    other = open_run(config_for(text, learning_rate=0.5, steps=4), fresh=True)
+    other.train()
+    assert [entry["step"] for entry in log_of(other)["evaluations"]] == [4]
+    assert (first.dir / "notes.txt").read_text(encoding="utf-8") == "mine"
+
+
+@pytest.mark.parametrize("data", ["missing.txt", "empty.txt", "short.txt", ""])
+def test_a_fresh_start_that_fails_destroys_nothing(text: Path, data: str) -> None:
+    open_run(config_for(text)).train()
+    (text.parent / "empty.txt").touch()
+    (text.parent / "short.txt").write_text("too short", encoding="utf-8")
+    before = snapshot(text.parent / "logs")
+    config = config_for(text.parent / data) if data else replace(config_for(text), data=DataConfig(""))
+    with pytest.raises(UserError):
+        Run(config, text.parent / "logs" / "run", text.parent / "dataset", fresh=True)
+    assert snapshot(text.parent / "logs") == before
+
+
+def test_nothing_appears_before_there_is_something_to_keep(text: Path) -> None:
+    run = open_run(config_for(text))
+    assert not run.dir.exists()
+
+
+# From another run
+
+
+def test_init_from_keeps_weights_and_tokenizer(text: Path, tmp_path: Path) -> None:
+    base = open_run(config_for(text, replace(MODEL, vocab_size=5), tokenizer="chars", optimizer="adamw"), "base")
+    base.train()
+    origin = checkpoint.latest(base.dir)
+    assert origin is not None
+    found = checkpoint.load(origin)
+    new_text = tmp_path / "new.txt"
+    new_text.write_text("See the shells? ÄÖÜ! " * 100, encoding="utf-8")  # characters the old text did not have
+    config = config_for(new_text, base.config.model, tokenizer="chars", optimizer="adamw", steps=1, batch_size=6)
+    tuned = open_run(config, "tuned", init_from=origin)
+    assert (tuned.done, tuned.resumed, tuned.seconds, tuned.recent) == (0, None, 0.0, [])
+    assert tuned.data.tokenizer.to_dict() == base.data.tokenizer.to_dict()
+    assert tuned.data.fingerprint != base.data.fingerprint
+    assert {name: array.tobytes() for name, array in tuned.arrays.items()} == {
+        name: array.tobytes() for name, array in found.model.items()
+    }
+    with Lanes(2) as lanes:  # the first step is that of an optimizer without a past, on the new text
+        expected = Trainer(config, {name: array.copy() for name, array in found.model.items()}, lanes)
+        expected.step(*tuned.loader.batch(0, 6), 0, 0.5)
+    tuned.train()
+    saved = checkpoint.latest(tuned.dir)
+    assert saved is not None and saved.name == "00000001"
+    result = checkpoint.load(saved)
+    for name, array in expected.arrays.items():
+        assert np.array_equal(result.model[name], array), name
+    for name, array in expected.optimizer.state.items():
+        assert np.array_equal(result.optimizer[name], array), name
+    assert len(log_of(tuned)["evaluations"]) == 1
+    assert checkpoint.load(origin).step == 12  # the base is as it was
+    again = open_run(replace(config, train=replace(config.train, steps=3)), "tuned", init_from=origin)
+    assert again.done == 1  # the same command goes on with the tuned run, not with the base
+
+
+def test_init_from_refuses_another_shape_or_tokenizer(text: Path) -> None:
+    base = open_run(config_for(text), "base")
+    base.train()
+    origin = checkpoint.latest(base.dir)
+    before = snapshot(text.parent / "logs")
+    with pytest.raises(UserError, match="another shape"):
+        open_run(config_for(text, replace(MODEL, n_embd=32)), "tuned", init_from=origin)
+    with pytest.raises(UserError, match="tokenizer picogpt: leave --tokenizer out"):
+        open_run(config_for(text, tokenizer="chars"), "tuned", init_from=origin)
+    assert snapshot(text.parent / "logs") == before
+
+
+# What is left on the disk
+
+
+def only_builtins(value: Any) -> bool:
+    if type(value) is dict:
+        return all(type(key) is str and only_builtins(inner) for key, inner in value.items())
+    if type(value) is list:
+        return all(map(only_builtins, value))
+    return type(value) in (str, int, float, bool, type(None))
+
+
+def test_the_log_opens_anywhere(text: Path) -> None:
+    run = open_run(config_for(text))
+    run.train()
+    log = log_of(run)
+    assert set(log) == {"losses", "best_loss", "iter_num", "evaluations", "notices", "config"}
+    opcodes = pickletools.genops((run.dir / "log.pkl").read_bytes())
+    assert only_builtins(log) and not any("GLOBAL" in opcode.name for opcode, _, _ in opcodes)
+    assert log["iter_num"] == 12 and log["best_loss"] == min(log["losses"]["val"])
+    assert len(log["losses"]["train"]) == len(log["losses"]["val"]) == 3
+    assert log["config"]["parameters"] == sum(array.size for array in run.arrays.values())
+    assert RunConfig.from_dict({key: log["config"][key] for key in ("model", "data", "train")}) == run.config
+    entry = log["evaluations"][-1]
+    assert entry["tokens"] == 12 * 4 * 16 and entry["sample"].lower().startswith("he is a")
+    assert entry["seconds"] > 0 and entry["memory_mb"] > 10 and entry["tokens_per_second"] > 0
+
+
+def test_the_vocabulary_grows_to_the_characters(tmp_path: Path) -> None:
+    text = tmp_path / "many.txt"
+    many = "".join(map(chr, range(0x400, 0x400 + 120)))
+    text.write_text(many * 30, encoding="utf-8")
+    run = open_run(config_for(text, tokenizer="chars", steps=2))
+    assert run.config.model.vocab_size == 120
+    run.train()
+    assert run.arrays["wte.weight"].shape == (120, 16)
+    assert open_run(config_for(text, tokenizer="chars", steps=3)).done == 2
+    # and does not shrink below what was asked for
+    assert open_run(config_for(text, replace(MODEL, vocab_size=300), tokenizer="chars"), "b").arrays[
+        "wte.weight"
+    ].shape == (300, 16)
+
+
+def test_the_best_and_the_last_checkpoint_stay(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = iter([4.0, 2.0, 3.0, 3.5, 2.5])
+    monkeypatch.setattr(Trainer, "evaluate", lambda *_: next(losses))
+    run = open_run(config_for(text, steps=10, eval_interval=2))
+    run.train()
+    assert sorted(path.name for path in (run.dir / "checkpoints").iterdir()) == ["00000004", "00000010"]
+    best, last = checkpoint.best(run.dir), checkpoint.latest(run.dir)
+    assert best is not None and last is not None
+    assert (checkpoint.load(best).meta["val_loss"], checkpoint.load(last).meta["val_loss"]) == (2.0, 2.5)
+    assert log_of(run)["best_loss"] == 2.0
+
+
+def test_a_checkpoint_knows_how_it_came_about(text: Path) -> None:
+    run = open_run(config_for(text))
+    run.train()
+    folder = checkpoint.latest(run.dir)
+    assert folder is not None
+    meta = checkpoint.load(folder).meta
+    assert RunConfig.from_dict(meta["config"]) == run.config
+    assert meta["tokenizer"] == run.data.tokenizer.to_dict() and meta["data"] == run.data.fingerprint
+    json.dumps(meta, allow_nan=False)
+
+
+def test_evaluation_is_deterministic(text: Path) -> None:
+    run = open_run(config_for(text, replace(MODEL, dropout=0.5)))
+    arrays = initial_arrays(run.config.model, 0)
+    with Lanes(2) as lanes:
+        trainer = Trainer(run.config, arrays, lanes)
+        first = trainer.evaluate(*run.validation)
+        assert [trainer.evaluate(*run.validation) for _ in range(3)] == [first] * 3
+    assert abs(first - np.log(88)) < 0.1
+    x, y = open_run(config_for(text, seed=9)).validation  # the same text whatever the seed
+    assert np.array_equal(x, run.validation[0]) and np.array_equal(y, run.validation[1])
+
+
+def test_a_diverging_run_keeps_its_checkpoint(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_for(text)
+    run = open_run(config)
+    before_step(monkeypatch, 6, lambda: run.arrays["wte.weight"].fill(np.nan))
+    with pytest.raises(UserError, match=r"step 7: .*diverged"):
+        run.train()
+    again = open_run(config)
+    assert again.done == 4 and all(np.isfinite(array).all() for array in again.arrays.values())
+
+
+# Time
+
+
+def test_minutes_end_the_run_and_the_schedule_follows(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter(range(10**6))
+    monkeypatch.setattr(run_module, "time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
+    # A step takes a second of this clock, an evaluation two.
+    run = open_run(config_for(text, steps=1000, minutes=0.5, warmup_steps=0, decay_fraction=1.0, eval_interval=1000))
+    run.train()
+    (entry,) = log_of(run)["evaluations"]
+    assert entry["step"] == 30
+    assert entry["lr"] == pytest.approx(0.004 / 30)  # one second before the end
+    finished = open_run(replace(run.config, train=replace(run.config.train, minutes=0.4)))
+    before = snapshot(text.parent)
+    finished.train()
+    assert snapshot(text.parent) == before
+    longer = open_run(replace(run.config, train=replace(run.config.train, minutes=1.0)))
+    longer.train()
+    assert log_of(longer)["evaluations"][-1]["seconds"] >= 60
+
+
+def test_time_spent_before_a_stop_counts(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter(range(10**6))
+    monkeypatch.setattr(run_module, "time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
+    config = config_for(text, steps=1000, minutes=0.5, eval_interval=1000)
+    with monkeypatch.context() as patch:
+        before_step(patch, 9, lambda: signal.raise_signal(signal.SIGINT))
+        open_run(config).train()
+    run = open_run(config)
+    assert (run.done, run.seconds) == (10, 10.0)
+    run.train()
+    assert log_of(run)["evaluations"][-1]["step"] == 30
+
+
+def test_the_curve_is_drawn(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # this once, with plots
+    run = open_run(config_for(text, steps=2))
+    run.train()
+    assert (run.dir / "log.png").read_bytes().startswith(b"\x89PNG")
