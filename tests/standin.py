@@ -74,7 +74,6 @@ class DeviceArray:
     __mul__, __rmul__, __imul__ = _operator(np.multiply), _operator(np.multiply, True), _in_place(np.multiply)
     __truediv__, __rtruediv__, __itruediv__ = _operator(np.divide), _operator(np.divide, True), _in_place(np.divide)
     __pow__, __matmul__, __gt__ = _operator(np.power), _operator(np.matmul), _operator(np.greater)
-    __ior__ = _in_place(np.bitwise_or)
 
     def __neg__(self) -> "DeviceArray":
         return DeviceArray(-self._memory)
@@ -108,9 +107,6 @@ class DeviceArray:
     def swapaxes(self, a: int, b: int) -> "DeviceArray":
         return DeviceArray(self._memory.swapaxes(a, b))
 
-    def view(self, dtype: Any) -> "DeviceArray":
-        return DeviceArray(self._memory.view(dtype))
-
     def copy(self) -> "DeviceArray":
         return DeviceArray(self._memory.copy())
 
@@ -143,7 +139,7 @@ class _Ufunc:
 
 add, subtract, multiply, divide = _Ufunc(np.add), _Ufunc(np.subtract), _Ufunc(np.multiply), _Ufunc(np.divide)
 exp, log, tanh, sqrt = _Ufunc(np.exp), _Ufunc(np.log), _Ufunc(np.tanh), _Ufunc(np.sqrt)
-matmul, maximum, bitwise_and = _Ufunc(np.matmul), _Ufunc(np.maximum), _Ufunc(np.bitwise_and)
+matmul, maximum, minimum = _Ufunc(np.matmul), _Ufunc(np.maximum), _Ufunc(np.minimum)
 
 
 def asarray(value: Any, dtype: Any = None) -> DeviceArray:

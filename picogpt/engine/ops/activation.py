@@ -50,37 +50,40 @@ def _smooth(x: Tensor, kernel: Callable[[Array, Array, Array], None], op: str) -
     return apply(y.reshape(x.shape), (x,), backward, op)
 
 
-# M. Abramowitz, I. Stegun, Handbook of Mathematical Functions (1964), 7.1.26: |error of erf| < 1.5e-7. The argument's
-# 1/sqrt(2) and the 1/2 of Phi are folded in, so that the polynomial times exp(-x^2/2) is the tail 1 - Phi(|x|).
-_P = 0.3275911 / sqrt(2)
-_A = [a / 2 for a in (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)]
+# erf(x / sqrt(2)) = tanh(x q(x^2)), and q is so smooth that six powers of x^2 give erf to 1.4e-7 in float32. Fitted
+# for the least largest error of the tanh over x^2 <= 27, where erf is 1 to the last bit. NumPy has a fast tanh, no erf.
+_Q = (
+    1.756538507e-09,
+    -1.322756674e-07,
+    3.964890336e-06,
+    -5.530694883e-05,
+    -3.259325738e-05,
+    3.633308306e-02,
+    0.7978849418,
+)
 
 
 def _gelu_block(x: Array, y: Array, slope: Array | None) -> None:
     xp = array_module(x)
-    bits = x.view(np.int32)  # abs and copysign by their bits: a tenth of the time
-    t = empty(x.shape, x)
-    t_bits = t.view(np.int32)
-    xp.bitwise_and(bits, 0x7FFFFFFF, out=t_bits)
-    t *= _P
-    t += 1
-    xp.divide(1, t, out=t)
-    bell = xp.multiply(x, x, out=empty(x.shape, x))
-    bell *= -0.5
-    xp.exp(bell, out=bell)
-    tail = xp.multiply(t, _A[0], out=y)
-    for a in _A[1:]:
-        tail += a
-        tail *= t
-    tail *= bell
-    xp.subtract(0.5, tail, out=t)  # Phi(|x|) - 1/2, which is odd in x
-    t_bits |= xp.bitwise_and(bits, -0x80000000)
-    t += 0.5
-    xp.multiply(x, t, out=y)
+    square = xp.multiply(x, x, out=empty(x.shape, x))
+    if slope is not None:
+        bell = xp.multiply(square, -0.5, out=slope)  # sqrt(2 pi) times the normal density
+        xp.exp(bell, out=bell)
+    xp.minimum(square, 27, out=square)
+    phi = xp.multiply(square, _Q[0], out=y)
+    for q in _Q[1:-1]:
+        phi += q
+        phi *= square
+    phi += _Q[-1]
+    phi *= x
+    xp.tanh(phi, out=phi)
+    phi *= 0.5
+    phi += 0.5
     if slope is not None:  # Phi(x) + x phi(x)
-        bell *= 1 / sqrt(2 * pi)
-        xp.multiply(bell, x, out=slope)
-        slope += t
+        slope *= x
+        slope *= 1 / sqrt(2 * pi)
+        slope += phi
+    phi *= x
 
 
 def _gelu_exact64(x: Array, y: Array, slope: Array | None) -> None:
