@@ -1,13 +1,16 @@
 """What several test files share."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from running import EASY
 
-from picogpt.config import ModelConfig
+from picogpt.config import GenerateConfig, ModelConfig
 from picogpt.model.parameters import Arrays, parameter_shapes
 from picogpt.rng import generator
+from picogpt.training import run as run_module
 from picogpt.training.plot import Plotter
 
 
@@ -32,3 +35,18 @@ def snapshot(folder: Path) -> dict[str, bytes | None]:
 def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """No process is started to draw the curve."""
     monkeypatch.setattr(Plotter, "redraw", lambda self: None)
+
+
+@pytest.fixture(scope="module")
+def short_samples() -> Iterator[None]:
+    """Evaluations write a few characters only."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_module, "SAMPLE", GenerateConfig(tokens=6))
+        yield
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "easy.txt"
+    path.write_text(EASY, encoding="utf-8")
+    return path

@@ -1,10 +1,8 @@
-"""Runs: begun, stopped in every way, continued to the same bits, refused, started over, begun from another."""
+"""Runs: begun, refused, started over, begun from another, ended by the clock, and what they leave on the disk."""
 
 import json
-import pickle
 import pickletools
 import signal
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,79 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import snapshot
+from running import EASY, MODEL, before_step, config_for, log_of, open_run, result_of
 
-from picogpt.config import DataConfig, GenerateConfig, ModelConfig, RunConfig, TrainConfig, UserError
+from picogpt.config import DataConfig, RunConfig, UserError
 from picogpt.engine.lanes import Lanes
 from picogpt.model.parameters import initial_arrays
 from picogpt.training import checkpoint
 from picogpt.training import run as run_module
-from picogpt.training.plot import Plotter
 from picogpt.training.run import Run
 from picogpt.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("no_plots", "short_samples")
-
-MODEL = ModelConfig(context_len=16, n_layer=2, n_head=2, n_embd=16)
-EASY = "she sells sea shells by the sea shore. " * 60
-CLOCKED = ("tokens_per_second", "memory_mb", "seconds")
-
-
-@pytest.fixture(scope="module")
-def short_samples() -> Iterator[None]:
-    """Evaluations write a few characters only."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_module, "SAMPLE", GenerateConfig(tokens=6))
-        yield
-
-
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    path = tmp_path / "easy.txt"
-    path.write_text(EASY, encoding="utf-8")
-    return path
-
-
-def config_for(text: Path, model: ModelConfig = MODEL, tokenizer: Any = "picogpt", **train: Any) -> RunConfig:
-    settings = {"steps": 12, "batch_size": 4, "lanes": 2, "eval_interval": 4, "warmup_steps": 2, **train}
-    return RunConfig(model, DataConfig(str(text), tokenizer), TrainConfig(**settings))
-
-
-def open_run(config: RunConfig, name: str = "run", **options: Any) -> Run:
-    folder = Path(config.data.data).parent
-    return Run(config, folder / "logs" / name, folder / "dataset", **options)
-
-
-def log_of(run: Run) -> dict[str, Any]:
-    with (run.dir / "log.pkl").open("rb") as file:
-        return pickle.load(file)
-
-
-def result_of(run: Run) -> dict[str, Any]:
-    """What must not depend on how often a run was stopped: weights, optimizer, and the log without clock and memory."""
-    folder = checkpoint.latest(run.dir)
-    assert folder is not None
-    last = checkpoint.load(folder)
-    log = log_of(run)
-    evaluations = [{key: value for key, value in entry.items() if key not in CLOCKED} for entry in log["evaluations"]]
-    arrays = {
-        f"{part}.{name}": array.tobytes()
-        for part in ("model", "optimizer")
-        for name, array in getattr(last, part).items()
-    }
-    kept = {key: log[key] for key in ("losses", "best_loss", "iter_num")}
-    return {"step": last.step, "val": last.meta["val_loss"], **arrays, **kept, "evaluations": evaluations}
-
-
-def before_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], None]) -> None:
-    """Do something when the optimizer has done `step` steps, once."""
-    original, waiting = Trainer.step, [action]
-
-    def wrapped(self: Trainer, x: Any, y: Any, done: int, factor: float) -> float:
-        if done == step and waiting:
-            waiting.pop()()
-        return original(self, x, y, done, factor)
-
-    monkeypatch.setattr(Trainer, "step", wrapped)
 
 
 def test_the_loss_falls_on_easy_text(text: Path) -> None:
@@ -110,149 +46,6 @@ def test_the_train_loss_is_the_mean_since_the_last_evaluation(text: Path, monkey
     assert len(losses) == 10
     expected = [np.mean(losses[:4]), np.mean(losses[4:8]), np.mean(losses[8:])]
     assert log_of(run)["losses"]["train"] == pytest.approx(expected, rel=1e-12)
-
-
-# Continuing. Everything that could break it is on: dropout, rolling windows, two lanes, uneven micro-batches.
-
-HARD = {"context": 32, "batch_size": 5, "micro_batch": 2, "decay_fraction": 0.0}
-
-
-def hard_config(text: Path, **train: Any) -> RunConfig:
-    return config_for(text, replace(MODEL, dropout=0.1), **{**HARD, **train})
-
-
-@pytest.fixture(scope="module", params=["adamw", "muon"])
-def undisturbed(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, short_samples: None
-) -> tuple[str, dict[str, Any]]:
-    """(optimizer, result) of a run that nothing stopped."""
-    text = tmp_path_factory.mktemp("undisturbed") / "easy.txt"
-    text.write_text(EASY, encoding="utf-8")
-    run = open_run(hard_config(text, optimizer=request.param))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Plotter, "redraw", lambda self: None)
-        run.train()
-    return request.param, result_of(run)
-
-
-def die() -> None:
-    raise RuntimeError("the power went")
-
-
-@pytest.mark.parametrize("step", [2, 6, 8])
-def test_killed_and_continued(
-    text: Path, undisturbed: tuple[str, dict[str, Any]], step: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = hard_config(text, optimizer=undisturbed[0])
-    with monkeypatch.context() as patch:
-        before_step(patch, step, die)
-        with pytest.raises(RuntimeError, match="the power went"):
-            open_run(config).train()
-    run = open_run(config)
-    assert run.done == step // 4 * 4  # back to the last evaluation
-    run.train()
-    assert result_of(run) == undisturbed[1]
-
-
-def test_killed_between_log_and_checkpoint(
-    text: Path, undisturbed: tuple[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The log is then ahead; what it says of the lost steps is said again."""
-    config, save = hard_config(text, optimizer=undisturbed[0]), checkpoint.save
-
-    def failing(folder: Path, step: int, *rest: Any) -> Path:
-        return save(folder, step, *rest) if step < 8 else die()  # type: ignore[return-value]
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", failing)
-        with pytest.raises(RuntimeError, match="the power went"):
-            open_run(config).train()
-    run = open_run(config)
-    assert run.done == 4 and log_of(run)["iter_num"] == 8
-    run.train()
-    assert result_of(run) == undisturbed[1]
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("step", [1, 6])
-def test_stopped_by_a_signal_and_continued(
-    text: Path,
-    undisturbed: tuple[str, dict[str, Any]],
-    step: int,
-    number: signal.Signals,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    config = hard_config(text, optimizer=undisturbed[0])
-    handler = signal.getsignal(number)
-    with monkeypatch.context() as patch:
-        before_step(patch, step, lambda: signal.raise_signal(number))
-        stopped = open_run(config)
-        stopped.train()
-    assert signal.getsignal(number) is handler
-    assert f"stopped and saved after step {step + 1}: the same command goes on" in capsys.readouterr().out
-    run = open_run(config)
-    assert run.done == step + 1  # the step in hand is finished, and nothing is lost
-    run.train()
-    assert f"going on with run run after step {step + 1}" in capsys.readouterr().out
-    assert result_of(run) == undisturbed[1]
-
-
-def test_a_second_signal_ends_at_once(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def twice() -> None:
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)
-
-    before_step(monkeypatch, 5, twice)
-    config = config_for(text)
-    with pytest.raises(KeyboardInterrupt):
-        open_run(config).train()
-    assert open_run(config).done == 4
-
-
-def test_killed_twice_and_stopped_once(
-    text: Path, undisturbed: tuple[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = hard_config(text, optimizer=undisturbed[0])
-    actions: list[tuple[int, Callable[[], None]]] = [
-        (3, lambda: signal.raise_signal(signal.SIGTERM)),
-        (5, die),
-        (9, die),
-    ]
-    for step, action in actions:
-        with monkeypatch.context() as patch:
-            before_step(patch, step, action)
-            try:
-                open_run(config).train()
-            except RuntimeError:
-                assert action is die
-    run = open_run(config)
-    run.train()
-    assert result_of(run) == undisturbed[1]
-
-
-def test_more_steps_later(text: Path, undisturbed: tuple[str, dict[str, Any]]) -> None:
-    for steps in (4, 8, 12):
-        run = open_run(hard_config(text, optimizer=undisturbed[0], steps=steps))
-        run.train()
-    assert result_of(run) == undisturbed[1]
-
-
-def test_the_same_seed_gives_the_same_run_and_another_seed_another(text: Path) -> None:
-    runs = [open_run(config_for(text, seed=seed), name) for seed, name in ((1, "a"), (1, "b"), (2, "c"))]
-    for run in runs:
-        run.train()
-    first, again, other = map(result_of, runs)
-    assert first == again
-    assert first["losses"] != other["losses"] and first["model.wte.weight"] != other["model.wte.weight"]
-
-
-def test_what_may_change_when_a_run_goes_on(text: Path) -> None:
-    open_run(config_for(text, steps=4)).train()
-    free = {"steps": 6, "minutes": 9.0, "micro_batch": 1, "lanes": 1, "recompute": True, "eval_interval": 3}
-    run = open_run(config_for(text, **free))
-    run.train()
-    assert [entry["step"] for entry in log_of(run)["evaluations"]] == [4, 6]
 
 
 # Finished, refused, started over

@@ -1,0 +1,90 @@
+"""The options of the command line: the help that lists them, and the run that they ask for."""
+
+from pathlib import Path
+
+import pytest
+from running import status_of
+
+from picogpt import cli
+from picogpt.config import PRESETS, RunConfig, preset
+
+# Help
+
+
+def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in ([], ["-h"], ["--help"]):
+        assert status_of(*argv) == 0
+        out = capsys.readouterr().out
+        assert all(f"\n  {command} " in out for command in cli.COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("argv", "options"),
+    [
+        (["train"], ["--steps", "--data", "--n-layer", "--fresh", "--init-from", "-e", "-s", "Optimizer steps"]),
+        (["generate"], ["--prompt", "--temperature", "--top-k", "--top-p", "--seed", "--run"]),
+        (["info"], ["--preset", "--n-embd"]),
+        (["bench", "train"], ["--seconds", "--json", "--micro-batch"]),
+        (["logs"], ["A run in logs/"]),
+    ],
+)
+def test_help(argv: list[str], options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(*argv, "--help") == 0
+    out = capsys.readouterr().out
+    assert all(option in out for option in options)
+
+
+# What train is asked for
+
+
+class Recorder:
+    """In place of Run: notes what it was asked for."""
+
+    asked: tuple[RunConfig, str, bool]
+
+    def __init__(
+        self, config: RunConfig, run_dir: Path, dataset_dir: Path, fresh: bool, init_from: Path | None
+    ) -> None:
+        Recorder.asked = config, run_dir.as_posix(), fresh
+
+    def train(self) -> None:
+        pass
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[Recorder]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("picogpt.training.run.Run", Recorder)
+    return Recorder
+
+
+@pytest.mark.parametrize(
+    ("argv", "name"),
+    [
+        ([], "pico"),
+        (["-e"], "gpt-neo-efficiency"),
+        (["--efficiency"], "gpt-neo-efficiency"),
+        (["-s"], "gpt-neo-speed"),
+        (["--speed"], "gpt-neo-speed"),
+        *[(["--preset", name], name) for name in PRESETS],
+        (["--preset=lecture"], "lecture"),
+    ],
+)
+def test_presets(argv: list[str], name: str, recorder: type[Recorder]) -> None:
+    assert status_of("train", *argv) == 0
+    config = preset(name)
+    assert recorder.asked == (config, f"logs/{name}-{config.data.data}", False)
+
+
+def test_options_change_the_preset(recorder: type[Recorder]) -> None:
+    argv = ["-s", "--steps", "7", "--n-layer", "2", "--layer-pattern", "local", "global", "--data", "sample"]
+    assert status_of("train", *argv, "--run", "Mine.2_b-c", "--fresh") == 0
+    config, folder, fresh = recorder.asked
+    assert (config.train.steps, config.model.n_layer, config.model.layer_pattern) == (7, 2, ("local", "global"))
+    assert (config.train.batch_size, config.model.context_len) == (16, 16)  # the preset's
+    assert (folder, fresh) == ("logs/Mine.2_b-c", True)
+
+
+def test_an_empty_run_name_is_the_default(recorder: type[Recorder]) -> None:
+    assert status_of("train", "--run", "", "--data", "books/War.txt") == 0
+    assert recorder.asked[1] == "logs/pico-War"
