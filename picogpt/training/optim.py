@@ -113,24 +113,33 @@ def is_hidden_matrix(name: str, array: Array) -> bool:
 
 
 def orthogonalise(matrix: Array) -> Array:  # (M, K) -> (M, K)
-    """About U V^T of the singular value decomposition U S V^T: five steps of a quintic Newton-Schulz iteration."""
+    """About U V^T of the singular value decomposition U S V^T: five steps of a quintic Newton-Schulz iteration.
+
+    A step is x <- (a + b g + c g^2) x with g = x x^T. Polynomials of one g commute, so the steps can run on the small
+    square matrices alone and x is multiplied once, by their product.
+    """
     a, b, c = NEWTON_SCHULZ
     xp = array_module(matrix)
-    wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-    m = len(wide)
-    x, y = empty(wide.shape, matrix), empty(wide.shape, matrix)
-    gram, square = empty((m, m), matrix), empty((m, m), matrix)
-    xp.multiply(wide, 1 / (xp.sqrt((matrix * matrix).sum()) + 1e-7), out=x)
-    for _ in range(5):  # x <- a x + (b x x^T + c (x x^T)^2) x
-        xp.matmul(x, x.T, out=gram)
-        xp.matmul(gram, gram, out=square)
-        square *= c
-        gram *= b
-        gram += square
-        xp.matmul(gram, x, out=y)
-        x *= a
-        x += y
-    return x.T if matrix.shape[0] > matrix.shape[1] else x
+    x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    m = len(x)
+    x = xp.multiply(x, 1 / (xp.sqrt((matrix * matrix).sum()) + 1e-7), out=empty(x.shape, matrix))
+    gram, scratch, factor, product = (empty((m, m), matrix) for _ in range(4))
+    xp.matmul(x, x.T, out=gram)
+    for step in range(5):
+        xp.matmul(gram, gram, out=scratch)
+        scratch *= c
+        xp.multiply(gram, b, out=factor)
+        factor += scratch
+        factor.reshape(-1)[:: m + 1] += a
+        if step == 0:
+            product[...] = factor
+        else:
+            product[...] = xp.matmul(factor, product, out=scratch)
+        if step < 4:
+            xp.matmul(factor, gram, out=scratch)
+            xp.matmul(scratch, factor, out=gram)
+    update = xp.matmul(product, x, out=empty(x.shape, matrix))
+    return update.T if matrix.shape[0] > matrix.shape[1] else update
 
 
 def reduce_gradients(gradients: Sequence[Named], lanes: Lanes) -> float:
