@@ -1,7 +1,9 @@
 """The public API: load what was trained, look at its logits, let it write."""
 
+import os
 import secrets
 from collections.abc import Iterator
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +61,10 @@ class LanguageModel:
 
         temperature 0 is greedy; top_k 0 and top_p 1 cut nothing; the same seed gives the same text.
         """
-        return "".join(self.stream(prompt, GenerateConfig(tokens, temperature, top_k, top_p, seed)))
+        config = GenerateConfig(
+            index(tokens), float(temperature), index(top_k), float(top_p), None if seed is None else index(seed)
+        )  # NumPy's numbers are welcome
+        return "".join(self.stream(prompt, config))
 
     def stream(self, prompt: str, config: GenerateConfig) -> Iterator[str]:
         """`generate`, piece by piece as it comes. An empty prompt begins after a line break."""
@@ -108,4 +113,6 @@ def newest_run() -> str:
 
 def trained_runs() -> list[Path]:
     """Folders in logs/ with a checkpoint."""
-    return [folder for folder in LOGS.iterdir() if checkpoint.latest(folder)] if LOGS.is_dir() else []
+    if not LOGS.is_dir():
+        return []
+    return [folder for folder in LOGS.iterdir() if os.access(folder, os.R_OK | os.X_OK) and checkpoint.latest(folder)]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
-from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from picogpt.config import GenerateConfig, RunConfig, UserError, preset
 
@@ -173,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit status: 2, after one line on stderr, for what the user can put right."""
     argv = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if hasattr(stream, "reconfigure"):  # not what stands in for them in tests and notebooks, or None when closed
             stream.reconfigure(errors="replace")  # what a terminal cannot show, or a pipe sends, is no reason to stop
     try:
         if not argv or argv[0] in ("-h", "--help"):
@@ -182,13 +182,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv[0] not in COMMANDS:
             raise UserError(f"no command is called {argv[0]!r}; there are {', '.join(COMMANDS)}")
         COMMANDS[argv[0]](argv[1:])
-        sys.stdout.flush()
+        if sys.stdout:
+            sys.stdout.flush()
         return 0
     except (UserError, OSError) as error:
         if isinstance(error, BrokenPipeError):  # the reader of our output has gone, as `| head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         print(f"picogpt: {error}", file=sys.stderr)
+        return 2
+    except MemoryError as error:
+        print(f"picogpt: out of memory ({error}): try a smaller model or batch", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(file=sys.stderr)
@@ -204,18 +208,20 @@ def _usage() -> str:
 def _parse(kind: type[Args], command: str, argv: Sequence[str], default: Args | None = None) -> Args:
     options: Any = OmitArgPrefixes[kind]  # type: ignore[valid-type, misc]
     settings: dict[str, Any] = {} if default is None else {"default": default}
-    parsed: Args = tyro.cli(options, prog=f"picogpt {command}", args=argv, config=(FlagCreatePairsOff,), **settings)
+    parsed: Args = tyro.cli(options, prog=f"picogpt {command}", args=argv, **settings)
     return parsed
 
 
 def _preset_name(kind: type[Preset], argv: Sequence[str]) -> str:
     """The preset among these options: it is needed before the others can be read, whose defaults it sets."""
-    chosen, _ = tyro.cli(kind, args=argv, return_unknown_args=True, add_help=False, config=(FlagCreatePairsOff,))
+    chosen, _ = tyro.cli(kind, args=argv, return_unknown_args=True, add_help=False)
     return chosen.preset_name
 
 
 def _prompts() -> Iterator[str]:
     """Lines from the terminal or a pipe, until the input ends."""
+    if sys.stdin is None:
+        return
     asking = sys.stdin.isatty()
     while True:
         try:

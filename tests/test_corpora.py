@@ -223,3 +223,6 @@ def test_shakespeare_is_downloaded_once(tmp_path, monkeypatch, server):
     assert (corpus.name, text_of(corpus)) == ("shakespeare", TEXT)
     monkeypatch.setenv("PICOGPT_SHAKESPEARE_URL", "http://127.0.0.1:1")
     assert open_corpus(DataConfig(data="shakespeare"), tmp_path) == corpus
+    (tmp_path / "tinyshakespeare.txt").write_text("hi", encoding="utf-8")
+    with pytest.raises(UserError, match="is not tiny Shakespeare"):
+        open_corpus(DataConfig(data="shakespeare"), tmp_path)

@@ -87,7 +87,7 @@ def attention(qkv, n_head, scale, window=0, drop=0.0):
 
 
 def cross_entropy(hidden, targets, weight=None, bias=0.0, total=None):
-    logits = hidden if weight is None else linear(hidden, weight, bias)
+    logits = hidden + bias if weight is None else linear(hidden, weight, bias)
     logits = logits.reshape(-1, logits.shape[-1])
     each = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(logits)), targets.reshape(-1)]
     return each.sum() / (total or each.size)
@@ -228,6 +228,12 @@ ROWS = [
     Row("cached_attention", lambda x: cached(x, 0, 9), lambda x: attention(x, 2, 0.5), (normal(2, 9, 12),), False),
     Row("cached_attention", lambda x: cached(x, 3, 9), lambda x: attention(x, 2, 0.5, 3), (normal(2, 9, 12),), False),
     Row("cross_entropy", lambda h, t: ops.cross_entropy(h, None, None, t), cross_entropy, (normal(2, 3, 5), TARGETS)),
+    Row(
+        "cross_entropy",  # logits and a bias, no weight
+        lambda h, t, b: ops.cross_entropy(h, None, b, t),
+        lambda h, t, b: cross_entropy(h, t, None, b),
+        (normal(2, 3, 5), TARGETS, normal(5)),
+    ),
     Row(
         "cross_entropy",
         lambda h, t, w: ops.cross_entropy(h, w, None, t),
@@ -372,3 +378,9 @@ def test_cross_entropy_without_a_tape_is_the_same_loss() -> None:
     with Tape():
         recorded = ops.cross_entropy(leaf, Tensor(weight), None, targets).data
     assert recorded == ops.cross_entropy(Tensor(hidden), Tensor(weight), None, targets).data
+
+
+def test_targets_outside_the_vocabulary_are_refused() -> None:
+    for target in (-1, 5):
+        with pytest.raises(IndexError, match="5 rows"):
+            ops.cross_entropy(Tensor(np.zeros((1, 5), np.float32)), None, None, np.array([target]))

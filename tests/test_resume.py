@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from running import EASY, MODEL, before_step, config_for, log_of, open_run, result_of
 
-from picogpt.config import RunConfig
+from picogpt.config import RunConfig, UserError
 from picogpt.training import checkpoint
 from picogpt.training.plot import Plotter
 
@@ -151,7 +151,32 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(text: Path) -
 
 def test_what_may_change_when_a_run_goes_on(text: Path) -> None:
     open_run(config_for(text, steps=4)).train()
-    free = {"steps": 6, "minutes": 9.0, "micro_batch": 1, "lanes": 1, "recompute": True, "eval_interval": 3}
+    free = {"steps": 6, "minutes": 9.0, "micro_batch": 1, "lanes": 1, "recompute": True}
     run = open_run(config_for(text, **free))
     run.train()
     assert [entry["step"] for entry in log_of(run)["evaluations"]] == [4, 6]
+
+
+def test_a_stop_in_the_last_step_still_evaluates(
+    text: Path, undisturbed: tuple[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = hard_config(text, optimizer=undisturbed[0])
+    before_step(monkeypatch, config.train.steps - 1, lambda: signal.raise_signal(signal.SIGINT))
+    run = open_run(config)
+    run.train()
+    assert result_of(run) == undisturbed[1]
+
+
+def test_a_log_without_its_checkpoints_is_not_thrown_away(text: Path) -> None:
+    config = config_for(text)
+    run = open_run(config)
+    run.train()
+    checkpoint.clear(run.dir)
+    with pytest.raises(UserError, match="has a log but no checkpoint"):
+        open_run(config)
+    open_run(config, fresh=True).train()
+
+
+def test_one_window_by_its_number_is_the_default(text: Path) -> None:
+    open_run(config_for(text, steps=1)).train()
+    assert open_run(config_for(text, steps=1, context=MODEL.context_len)).done == 1

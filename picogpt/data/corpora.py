@@ -111,6 +111,8 @@ def _shakespeare(dataset_dir: Path) -> Corpus:
     if not path.exists():
         base = os.environ.get("PICOGPT_SHAKESPEARE_URL", _SHAKESPEARE_BASE)
         download(f"{base.rstrip('/')}/{_SHAKESPEARE_FILE}", path, _SHAKESPEARE_SHA256, _SHAKESPEARE_SIZE)
+    elif sha256(path.read_bytes()).hexdigest() != _SHAKESPEARE_SHA256:
+        raise UserError(f"{path} is not tiny Shakespeare (its sha256 differs): delete it, or use --data {path}")
     return _corpus("shakespeare", "tiny Shakespeare", [path])
 
 

@@ -15,6 +15,7 @@ from picogpt.data.shards import Shards, ShardWriter, open_shards
 from picogpt.data.tokenizer import CharTokenizer, PicoTokenizer, Tokenizer, from_dict
 
 _TOKENIZER = "tokenizer.json"
+_LOOK = 100_000  # characters looked at for ones the tokenizer does not know
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def prepare(
     try:
         if damaged:
             _discard(folder)
-        _build(folder, corpus, data, tokenizer)
+        _build(folder, corpus, data, tokenizer, notify)
     except OSError as error:
         raise UserError(f"the tokens cannot be written to {folder}: {error.strerror or error}") from error
     return _open(folder, corpus)
@@ -65,6 +66,8 @@ def _open(folder: Path, corpus: Corpus) -> Prepared:
     except (OSError, ValueError, RecursionError, UserError):
         raise UserError(f"{path} is not a tokenizer: delete {folder}; it is made again") from None
     train, val = (open_shards(folder / part, tokenizer.fingerprint()) for part in ("train", "val"))
+    train.verify()
+    val.verify()
     facts = (tokenizer.fingerprint(), train.fingerprint(), val.fingerprint())
     return Prepared(corpus, tokenizer, train, val, sha256(repr(facts).encode()).hexdigest()[:16])
 
@@ -83,12 +86,15 @@ def _beside(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.tmp")
 
 
-def _build(folder: Path, corpus: Corpus, data: DataConfig, tokenizer: Tokenizer | None) -> None:
+def _build(
+    folder: Path, corpus: Corpus, data: DataConfig, tokenizer: Tokenizer | None, notify: Callable[[str], None]
+) -> None:
     """Make `folder` under another name and rename it: other processes see all or nothing, and the first one wins."""
     work = _beside(folder)
     work.mkdir(parents=True)
     try:
-        tokenizer, count = _survey(corpus, data, tokenizer)
+        tokenizer, count, start = _survey(corpus, data, tokenizer)
+        _tell_unknown(start, tokenizer, notify)
         (work / _TOKENIZER).write_text(json.dumps(tokenizer.to_dict()), encoding="utf-8")
         _write(work, corpus, tokenizer, count, int(count * (1 - data.val_fraction)))
         try:
@@ -100,14 +106,15 @@ def _build(folder: Path, corpus: Corpus, data: DataConfig, tokenizer: Tokenizer 
         shutil.rmtree(work, ignore_errors=True)  # gone already when all went well
 
 
-def _survey(corpus: Corpus, data: DataConfig, tokenizer: Tokenizer | None) -> tuple[Tokenizer, int]:
-    """The first pass: (the tokenizer given, or else the corpus' own; characters of the corpus)."""
-    count = 0
+def _survey(corpus: Corpus, data: DataConfig, tokenizer: Tokenizer | None) -> tuple[Tokenizer, int, str]:
+    """The first pass: (the tokenizer given, or else the corpus' own; characters of the corpus; the first of them)."""
+    count, start = 0, ""
 
     def counted() -> Iterator[str]:
-        nonlocal count
+        nonlocal count, start
         for piece in corpus.documents():
             count += len(piece)
+            start = start or piece[:_LOOK]
             yield piece
 
     if tokenizer is None and data.tokenizer == "chars":
@@ -115,7 +122,17 @@ def _survey(corpus: Corpus, data: DataConfig, tokenizer: Tokenizer | None) -> tu
     else:
         for _ in counted():
             pass
-    return tokenizer or PicoTokenizer(), count
+    return tokenizer or PicoTokenizer(), count, start
+
+
+def _tell_unknown(text: str, tokenizer: Tokenizer, notify: Callable[[str], None]) -> None:
+    """Say so where much of the text is foreign to the tokenizer: a model would learn to write the mark for it."""
+    unknown = tokenizer.unknown(text)
+    share = sum(map(text.count, unknown)) / max(1, len(text))
+    if share > 0.01:
+        notify(
+            f"{share:.0%} of the text is not in the tokenizer's alphabet ({unknown[:20]!r}...): try --tokenizer chars"
+        )
 
 
 def _write(work: Path, corpus: Corpus, tokenizer: Tokenizer, count: int, train_count: int) -> None:

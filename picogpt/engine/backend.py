@@ -29,8 +29,13 @@ def register(array_type: type, module: ModuleType) -> None:
 
 
 def array_module(array: Array) -> Any:
-    """numpy or cupy, whichever made this array."""
-    return _modules[type(array)]
+    """numpy or cupy, whichever made this array. Raises TypeError for anything else."""
+    try:
+        return _modules[type(array)]
+    except KeyError:
+        raise TypeError(
+            f"needs an array, not {type(array).__name__}: numpy.asarray(..., numpy.float32) makes one"
+        ) from None
 
 
 def cuda() -> Any:
@@ -40,9 +45,9 @@ def cuda() -> Any:
 
         cupy.cuda.runtime.getDeviceCount()
     except ImportError:
-        raise UserError("device cuda needs CuPy: pip install 'picogpt[cuda]', or use --device cpu") from None
+        raise UserError("a GPU needs CuPy: pip install 'picogpt[cuda]'") from None
     except cupy.cuda.runtime.CUDARuntimeError as error:
-        raise UserError(f"CuPy finds no usable GPU ({error}): use --device cpu") from None
+        raise UserError(f"CuPy finds no usable GPU ({error})") from None
     register(cupy.ndarray, cupy)
     return cupy
 
@@ -71,12 +76,17 @@ def row_blocks(rows: int, width: int, like: Array) -> Iterator[slice]:
         yield slice(start, min(start + step, rows))
 
 
+def check_ids(ids: Array, rows: int) -> None:
+    """Raise IndexError for ids outside a table of so many rows; on the host only, a GPU would have to be waited for."""
+    if type(ids) is np.ndarray and ids.size and not 0 <= ids.min() <= ids.max() < rows:
+        raise IndexError(f"ids {ids.min()}..{ids.max()} for a table of {rows} rows")
+
+
 def take_rows(table: Array, ids: Array, out: Array) -> Array:
-    """out = table[ids]. Ids outside the table raise IndexError on the host; a GPU would have to be waited for."""
+    """out = table[ids]."""
     if type(table) is not np.ndarray:
         return array_module(table).take(table, ids, axis=0, out=out)
-    if ids.size and not 0 <= ids.min() <= ids.max() < len(table):
-        raise IndexError(f"ids {ids.min()}..{ids.max()} for a table of {len(table)} rows")
+    check_ids(ids, len(table))
     return np.take(table, ids, axis=0, out=out, mode="clip")  # any mode but "raise" writes to `out` without a copy
 
 

@@ -11,6 +11,7 @@ Each thread has a workspace of its own, so lanes never wait for each other.
 import mmap
 import threading
 from collections import defaultdict
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -73,8 +74,11 @@ def _size_class(nbytes: int) -> int:
 
 
 def _new_arena(nbytes: int) -> npt.NDArray[np.uint8]:
-    memory = mmap.mmap(-1, nbytes)
-    if hasattr(memory, "madvise") and hasattr(mmap, "MADV_HUGEPAGE"):  # Linux
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return np.frombuffer(mmap.mmap(-1, nbytes), np.uint8)
+    # Linux. Private, because shared memory gets no huge pages.
+    memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a kernel built without them
         memory.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(memory, np.uint8)
 

@@ -8,7 +8,7 @@ from picogpt.model.parameters import parameter_count, parameter_shapes
 
 FLOAT = 4  # bytes
 CACHE_BYTES = 2 << 20  # of the widest activation of a micro-batch: about what stays near a core's caches
-LANE_BYTES = 256 << 20  # of a lane's activations
+ACTIVATION_BYTES = 256 << 20  # of all lanes' activations
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def choose_micro_batch(config: RunConfig, lanes: int) -> int:
     """Sequences a micro-batch: near the caches, within a lane's memory, and an equal number for every lane."""
     tokens = max(1, CACHE_BYTES // (FLOAT * 4 * config.model.n_embd))
     near_cache = max(1, round(tokens / config.model.context_len))
-    fitting = max(1, LANE_BYTES // sequence_bytes(config))
+    fitting = max(1, ACTIVATION_BYTES // lanes // sequence_bytes(config))
     most = min(near_cache, fitting, -(-config.train.batch_size // lanes))
     rounds = -(-config.train.batch_size // (most * lanes))  # micro-batches each lane takes
     return -(-config.train.batch_size // (rounds * lanes))

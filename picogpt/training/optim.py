@@ -101,7 +101,7 @@ class Optimizer:
         momentum += update
         update += MUON_MOMENTUM * momentum
         update = orthogonalise(update)
-        if config.weight_decay:
+        if config.weight_decay:  # at AdamW's rate, so that a decay means the same for every matrix
             p *= 1 - config.learning_rate * factor * config.weight_decay
         update *= config.muon_learning_rate * factor * sqrt(max(1, p.shape[0] / p.shape[1]))
         p -= update

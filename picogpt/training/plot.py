@@ -157,12 +157,8 @@ def _mark_best(axes: Any, axis: str, steps: npt.NDArray[np.float64], values: npt
 
 def _facts(config: dict[str, Any]) -> str:
     """What a config says of itself that fits in a title."""
-    facts = []
-    if isinstance(config.get("preset"), str):
-        facts.append(visible(config["preset"], "utf-8")[:40])
-    if type(config.get("parameters")) is int:
-        facts.append(f"{float(config['parameters']) / 1e6:.2f}M parameters")
-    return "   ".join(facts)
+    parameters = config.get("parameters")
+    return f"{float(parameters) / 1e6:.2f}M parameters" if type(parameters) is int else ""
 
 
 def main(arguments: list[str]) -> int:

@@ -19,6 +19,7 @@ from picogpt.data.tokenizer import Tokenizer, from_dict
 from picogpt.engine.lanes import Lanes
 from picogpt.inference.sampling import generate
 from picogpt.model.decoder import Decoder
+from picogpt.model.footprint import footprint
 from picogpt.model.parameters import Arrays, initial_arrays, parameter_count, parameter_shapes
 from picogpt.rng import generator
 from picogpt.training import checkpoint, monitor
@@ -29,7 +30,7 @@ from picogpt.training.runlog import RunLog
 from picogpt.training.trainer import Trainer
 
 # What may differ when a run goes on: how long it trains and how the machine does it, not what it learns.
-FREE = ("steps", "minutes", "micro_batch", "lanes", "recompute", "eval_interval")
+FREE = ("steps", "minutes", "micro_batch", "lanes", "recompute")
 EVALUATION_SHARE = 0.03  # of the time spent training
 SAMPLE = GenerateConfig(tokens=128, temperature=0.5)
 SAMPLE_PROMPT = "He is a"
@@ -60,6 +61,7 @@ class Run:
             _refuse_differences(self.resumed, self.config, self.data)
         elif found and parameter_shapes(self.config.model) != {name: a.shape for name, a in found.model.items()}:
             raise UserError(f"{init_from} has another shape than the model asked for: leave the model's flags out")
+        _require_memory(self.config)
         if found:
             self.arrays: Arrays = {name: found.model[name] for name in parameter_shapes(self.config.model)}
         else:
@@ -72,6 +74,8 @@ class Run:
             _remove_run(run_dir)
         about = {**self.config.to_dict(), "parameters": parameter_count(self.config.model)[0]}
         self.log = RunLog.open(run_dir / "log.pkl", about)
+        if self.log.evaluations and not self.resumed:
+            raise UserError(f"{run_dir} has a log but no checkpoint to go on from: start over with --fresh")
         self.log.rewind(self.resumed.step if self.resumed else 0)
         self.plotter = Plotter(run_dir / "log.pkl", run_dir / "log.png")
         meta = self.resumed.meta if self.resumed else {}
@@ -91,20 +95,21 @@ class Run:
         with ExitStack() as stack:
             lanes = stack.enter_context(Lanes(train.lanes or monitor.physical_cores()))
             stopped = stack.enter_context(_signals(self.screen.notice))
-            stack.callback(self.plotter.close)
+            stack.callback(self._finish_plot)
             stack.callback(self.screen.close)
             trainer = Trainer(self.config, self.arrays, lanes)
             if self.resumed:
                 for name, array in trainer.optimizer.state.items():
                     array[...] = self.resumed.optimizer[name]
                 self.resumed.optimizer.clear()
+            self.log.save()  # a folder that cannot be written to is found now, not at the first evaluation
             self._announce(trainer)
             self.screen.start(self.done, train.steps, train.minutes)
             saved = self.done
             clock = _Clock()
             while self._progress() < 1 and not stopped():
                 self._step(trainer, clock)
-                if self.done % train.eval_interval == 0 or (self._progress() >= 1 and not stopped()):
+                if self.done % train.eval_interval == 0 or self._progress() >= 1:
                     self._evaluate(trainer, clock)
                     saved = self.done
             if saved != self.done:
@@ -147,10 +152,13 @@ class Run:
         self.screen.evaluation(entry)
         self._save(trainer, entry["val_loss"])
         self.plotter.redraw()
-        if self.plotter.problem:
-            self.screen.notice(self.plotter.problem)
         self.seconds += clock.lap()
         clock.reset()
+
+    def _finish_plot(self) -> None:
+        self.plotter.close()
+        if self.plotter.problem:
+            self.screen.notice(self.plotter.problem)
 
     def _sample(self, trainer: Trainer) -> str:
         tokenizer = self.data.tokenizer
@@ -221,14 +229,30 @@ def _fit_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:
     return replace(config, model=replace(config.model, vocab_size=size))
 
 
+def _require_memory(config: RunConfig) -> None:
+    """Raises UserError where the machine could never hold the run."""
+    lanes = config.train.lanes or monitor.physical_cores()
+    batch = 2 * 4 * config.train.batch_size * config.context
+    needed, total = footprint(config, lanes).total + batch, monitor.total_memory()
+    if needed > total:
+        raise UserError(
+            f"this run needs about {needed / 2**30:,.1f} GB of memory and the machine has {total / 2**30:,.1f}: "
+            "try --recompute, --micro-batch 1, --lanes 1, a smaller --batch-size or a smaller model"
+        )
+
+
 def _refuse_differences(saved: Checkpoint, config: RunConfig, data: Prepared) -> None:
     """Raises UserError where a run was trained with other settings or on another text than asked for now."""
     before = RunConfig.from_dict(saved.meta["config"])
+    free = {name: getattr(config.train, name) for name in FREE}
+    # One window is the default context, and it is the text that counts, not what it is called.
+    old = replace(before, train=replace(before.train, context=before.context, **free), data=config.data)
+    new = replace(config, train=replace(config.train, context=config.context))
     differences = [
-        f"{field.name} was {getattr(old, field.name)}, now {getattr(new, field.name)}"
-        for old, new in ((before.model, config.model), (before.data, config.data), (before.train, config.train))
-        for field in fields(old)
-        if field.name not in FREE and getattr(old, field.name) != getattr(new, field.name)
+        f"{field.name} was {getattr(mine, field.name)}, now {getattr(yours, field.name)}"
+        for mine, yours in ((old.model, new.model), (before.data, config.data), (old.train, new.train))
+        for field in fields(mine)
+        if field.name != "data" and getattr(mine, field.name) != getattr(yours, field.name)
     ]
     if not differences and saved.meta["data"] != data.fingerprint:
         differences = [f"the text of {data.corpus.source} has changed"]
@@ -249,7 +273,7 @@ def _remove_run(run_dir: Path) -> None:
 
 @contextmanager
 def _signals(notify: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
-    """While open, Ctrl-C and SIGTERM ask to stop after the current step; a second one ends the program at once."""
+    """While open, Ctrl-C, SIGTERM or a closed terminal asks to stop after the step in hand, a second at once."""
     asked: list[int] = []
 
     def ask(number: int, _: FrameType | None) -> None:
@@ -258,8 +282,10 @@ def _signals(notify: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
         asked.append(number)
         notify("stopping after this step; once more to stop at once")
 
-    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-    previous = {number: signal.signal(number, ask) for number in numbers}  # only the main thread may ask for signals
+    previous = {}
+    if threading.current_thread() is threading.main_thread():  # no other may ask for signals
+        numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+        previous = {number: signal.signal(number, ask) for number in numbers}
     try:
         yield lambda: bool(asked)
     finally:

@@ -82,7 +82,9 @@ class RunLog:
                 os.fsync(file.fileno())
             replace(temporary, self.path)
         except OSError as error:
-            raise UserError(f"cannot write {self.path} ({error.strerror or error}): free some disk space") from error
+            raise UserError(
+                f"cannot write {self.path} ({error.strerror or error}): look at the folder and the free disk space"
+            ) from error
 
 
 def read_log(path: Path) -> dict[str, Any]:
@@ -91,6 +93,8 @@ def read_log(path: Path) -> dict[str, Any]:
     Raises UserError for a file that is missing, damaged, foreign, too large, or that names any class.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"cannot read the log {path}: it is not a file")
         if path.stat().st_size > _SIZE_LIMIT:
             raise UserError(f"{path} has more than {_SIZE_LIMIT >> 20} MB: this is not a log of picogpt")
         data = path.read_bytes()

@@ -3,7 +3,7 @@
 C width   N rows (all leading axes together)   V vocabulary
 """
 
-from picogpt.engine.backend import Array, array_module, empty, row_blocks
+from picogpt.engine.backend import Array, array_module, check_ids, empty, row_blocks
 from picogpt.engine.ops.linear import sum_rows
 from picogpt.engine.tape import is_recording
 from picogpt.engine.tensor import Tensor, apply
@@ -26,6 +26,7 @@ def cross_entropy(
     recording = is_recording(*nodes)
     table = None if weight is None else weight.data
     V = C if table is None else len(table)
+    check_ids(ids, V)
 
     loss = xp.zeros((), rows.dtype)
     dhidden: Array = empty(rows.shape, rows) if recording else None
@@ -39,27 +40,25 @@ def cross_entropy(
         if not recording:
             continue
         p *= 1 / total
+        if bias is not None:
+            db = sum_rows(p)
+            dbias = db if dbias is None else dbias + db
         if table is None:
             dhidden[block] = p
             continue
         xp.matmul(p, table, out=dhidden[block])
         dw = xp.matmul(p.T, rows[block])
         dweight = dw if dweight is None else xp.add(dweight, dw, out=dweight)
-        if bias is not None:
-            db = sum_rows(p)
-            dbias = db if dbias is None else dbias + db
     loss /= total
 
     def backward(dy: Array) -> tuple[Array | None, ...]:  # saves: dhidden, dweight, dbias
-        gradients = [dhidden.reshape(hidden_shape), dweight, dbias]
+        gradients = [g for g in (dhidden.reshape(hidden_shape), dweight, dbias) if g is not None]
         for gradient in gradients:
-            if gradient is not None:
-                gradient *= dy
-        return tuple(gradients[:count])
+            gradient *= dy
+        return tuple(gradients)
 
     hidden_shape = hidden.shape
     inputs = tuple(tensor for tensor in (hidden, weight, bias) if tensor is not None)
-    count = len(inputs)
     return apply(loss, inputs, backward, "cross_entropy")
 
 
