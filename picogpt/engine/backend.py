@@ -17,7 +17,7 @@ from picogpt.engine import workspace
 # NumPy and CuPy arrays share an interface but no base class, so an array is Any to the type checker.
 Array = Any
 
-BLOCK = 64 * 1024  # elements of an element-wise block: stays in the L2 cache, and hands the lock over rarely
+BLOCK = 128 * 1024  # elements of an element-wise block: near the cache, and long enough to hand the lock over rarely
 
 # NumPy turns the results of 0-d arrays into scalars, so those are arrays too.
 _modules: dict[type, ModuleType] = {np.ndarray: np, np.float32: np, np.float64: np}
@@ -70,8 +70,9 @@ def to_device(array: np.ndarray[Any, Any], like: Array) -> Array:
 
 
 def row_blocks(rows: int, width: int, like: Array) -> Iterator[slice]:
-    """Slices over the rows: pieces that stay in the cache on a CPU, everything at once on a GPU."""
-    step = max(1, BLOCK // width) if type(like) is np.ndarray else max(1, rows)
+    """Slices over the rows: even pieces that stay near the cache on a CPU, everything at once on a GPU."""
+    pieces = max(1, round(rows * width / BLOCK)) if type(like) is np.ndarray else 1
+    step = max(1, -(-rows // pieces))
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))
 
