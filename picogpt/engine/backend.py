@@ -69,9 +69,9 @@ def to_device(array: np.ndarray[Any, Any], like: Array) -> Array:
     return array if type(like) is np.ndarray else array_module(like).asarray(array)
 
 
-def row_blocks(rows: int, width: int, like: Array) -> Iterator[slice]:
-    """Slices over the rows: even pieces that stay near the cache on a CPU, everything at once on a GPU."""
-    pieces = max(1, round(rows * width / BLOCK)) if type(like) is np.ndarray else 1
+def row_blocks(rows: int, width: int, like: Array, block: int = BLOCK) -> Iterator[slice]:
+    """Slices over the rows: even pieces of about `block` elements on a CPU, everything at once on a GPU."""
+    pieces = max(1, round(rows * width / block)) if type(like) is np.ndarray else 1
     step = max(1, -(-rows // pieces))
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))

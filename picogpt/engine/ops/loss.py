@@ -8,6 +8,8 @@ from picogpt.engine.ops.linear import sum_rows
 from picogpt.engine.tape import is_recording
 from picogpt.engine.tensor import Tensor, apply
 
+LOGITS_BLOCK = 16 * 1024 * 1024  # logits at a time: few additions of the weight's gradient, 64 MB at the most
+
 
 def cross_entropy(
     hidden: Tensor, weight: Tensor | None, bias: Tensor | None, targets: Array, total: int | None = None
@@ -32,7 +34,7 @@ def cross_entropy(
     dhidden: Array = empty(rows.shape, rows) if recording else None
     dweight: Array = None
     dbias: Array = None
-    for block in row_blocks(len(rows), V, rows):
+    for block in row_blocks(len(rows), V, rows, LOGITS_BLOCK):
         p = rows[block].copy() if table is None else xp.matmul(rows[block], table.T)
         if bias is not None:
             p += bias.data
