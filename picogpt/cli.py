@@ -1,10 +1,13 @@
 """The `picogpt` command: options generated from the config dataclasses, one function a command."""
 
+import io
 import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -102,7 +105,7 @@ def train(argv: Sequence[str]) -> None:
     from picogpt.training import checkpoint
     from picogpt.training.run import Run
 
-    start = preset(_preset_name(TrainPreset, argv))
+    start = preset(_preset_name(TrainPreset, "train", argv))
     args = _parse(TrainArgs, "train", argv, TrainArgs(config=start))
     origin = find_checkpoint(args.init_from) if args.init_from else None
     if origin:  # the shape and the tokenizer are the other run's
@@ -133,7 +136,7 @@ def generate(argv: Sequence[str]) -> None:
 def info(argv: Sequence[str]) -> None:
     from picogpt.report import print_report
 
-    name = _preset_name(Preset, argv)
+    name = _preset_name(Preset, "info", argv)
     args = _parse(InfoArgs, "info", argv, InfoArgs(config=preset(name)))
     print_report(name, args.config)
 
@@ -159,7 +162,7 @@ def bench(argv: Sequence[str]) -> None:
 
     if not argv or argv[0] != "train":
         raise UserError("picogpt bench measures one of: train (picogpt bench train --help)")
-    start = preset(_preset_name(Preset, argv[1:]))
+    start = preset(_preset_name(Preset, "bench train", argv[1:]))
     # AdamW by default, because it is what other programs are measured with; --optimizer muon measures that.
     start = replace(start, train=replace(start.train, optimizer="adamw"))
     args = _parse(BenchArgs, "bench train", argv[1:], BenchArgs(config=start))
@@ -208,14 +211,31 @@ def _usage() -> str:
 def _parse(kind: type[Args], command: str, argv: Sequence[str], default: Args | None = None) -> Args:
     options: Any = OmitArgPrefixes[kind]  # type: ignore[valid-type, misc]
     settings: dict[str, Any] = {} if default is None else {"default": default}
-    parsed: Args = tyro.cli(options, prog=f"picogpt {command}", args=argv, **settings)
+    with _one_line_errors(command):
+        parsed: Args = tyro.cli(options, prog=f"picogpt {command}", args=argv, **settings)
     return parsed
 
 
-def _preset_name(kind: type[Preset], argv: Sequence[str]) -> str:
+def _preset_name(kind: type[Preset], command: str, argv: Sequence[str]) -> str:
     """The preset among these options: it is needed before the others can be read, whose defaults it sets."""
-    chosen, _ = tyro.cli(kind, args=argv, return_unknown_args=True, add_help=False)
+    with _one_line_errors(command):
+        chosen, _ = tyro.cli(kind, args=argv, return_unknown_args=True, add_help=False)
     return chosen.preset_name
+
+
+@contextmanager
+def _one_line_errors(command: str) -> Iterator[None]:
+    """Say what is wrong with the options in one line, as every other error: tyro draws a box of several."""
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            yield
+    except SystemExit as stop:
+        if stop.code != 2:
+            raise
+        box = [line.strip("\u2502 ") for line in said.getvalue().splitlines() if line.startswith("\u2502")]
+        reason = " ".join(takewhile(lambda line: not line.startswith("\u2500"), box))
+        raise UserError(f"{reason or 'these options are not right'} (see picogpt {command} --help)") from None
 
 
 def _prompts() -> Iterator[str]:

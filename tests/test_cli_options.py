@@ -88,3 +88,21 @@ def test_options_change_the_preset(recorder: type[Recorder]) -> None:
 def test_an_empty_run_name_is_the_default(recorder: type[Recorder]) -> None:
     assert status_of("train", "--run", "", "--data", "books/War.txt") == 0
     assert recorder.asked[1] == "logs/pico-War"
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("train", "--steps", "abc"),
+        ("train", "--bogus", "1"),
+        ("train", "--preset"),
+        ("train", "--layer-pattern", "sideways"),
+        ("generate", "--tokens", "1.5"),
+        ("info", "--n-layr", "4"),
+        ("logs",),
+    ],
+)
+def test_a_wrong_option_is_one_line(argv: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(*argv) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("picogpt: ") and line.endswith("--help)")
