@@ -22,10 +22,10 @@ def print_report(name: str, config: RunConfig) -> None:
     rows = {
         "parameters": f"{total:,} / {counted:,} (all / without the position table)",
         "FLOPs a token": f"{flops_per_token(config.model) / 1e6:,.2f} million (forward and backward)",
-        "weights": _megabytes(costs.weights),
-        "gradients": f"{_megabytes(costs.gradients)} ({lanes} lanes)",
-        "optimizer": f"{_megabytes(costs.optimizer)} ({config.train.optimizer})",
-        "activations": f"{_megabytes(costs.activations)} ({lanes} lanes of {micro_batch} x {config.context} tokens)",
+        "weights": _bytes(costs.weights),
+        "gradients": f"{_bytes(costs.gradients)}, {lanes} lanes",
+        "optimizer": f"{_bytes(costs.optimizer)}, {config.train.optimizer}",
+        "activations": f"about {_bytes(costs.activations)}, {lanes} lanes of {micro_batch} x {config.context} tokens",
         "peak of training": f"about {_megabytes(peak)}, the interpreter's {_megabytes(INTERPRETER_BYTES)} included",
         "machine": f"{monitor.machine()}, {_megabytes(available)} free",
         "fits": "yes" if peak < available else "no: try --recompute, --micro-batch 1, --lanes 1 or a smaller model",
@@ -37,3 +37,7 @@ def print_report(name: str, config: RunConfig) -> None:
 
 def _megabytes(count: int) -> str:
     return f"{count / 2**20:,.1f} MB"
+
+
+def _bytes(count: int) -> str:
+    return f"{count:,} bytes ({_megabytes(count)})"

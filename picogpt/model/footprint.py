@@ -1,10 +1,11 @@
 """What training costs in memory, and the micro-batch that follows from it."""
 
 from dataclasses import dataclass
+from math import prod
 
 from picogpt.config import RunConfig
 from picogpt.engine.ops.attention import QUERY_BLOCK
-from picogpt.model.parameters import parameter_count, parameter_shapes
+from picogpt.model.parameters import is_hidden_matrix, parameter_count, parameter_shapes
 
 FLOAT = 4  # bytes
 CACHE_BYTES = 2 << 20  # of the widest activation of a micro-batch: about what stays near a core's caches
@@ -28,10 +29,8 @@ class Footprint:
 def footprint(config: RunConfig, lanes: int) -> Footprint:
     """Bytes for weights, all lanes' gradients, the optimizer's state, and all lanes' activations."""
     weights = FLOAT * parameter_count(config.model)[0]
-    shapes = parameter_shapes(config.model)
-    matrices = FLOAT * sum(
-        shape[0] * shape[1] for name, shape in shapes.items() if name.startswith("h.") and len(shape) == 2
-    )
+    shapes = parameter_shapes(config.model).items()
+    matrices = FLOAT * sum(prod(shape) for name, shape in shapes if is_hidden_matrix(name, shape))
     optimizer = 2 * weights - (matrices if config.train.optimizer == "muon" else 0)
     micro_batch = config.train.micro_batch or choose_micro_batch(config, lanes)
     return Footprint(weights, lanes * weights, optimizer, lanes * micro_batch * sequence_bytes(config))

@@ -52,6 +52,11 @@ def parameter_count(config: ModelConfig) -> tuple[int, int]:
     return total, total - sizes.get("wpe.weight", 0)
 
 
+def is_hidden_matrix(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether Muon takes this parameter: the matrices inside the blocks, not tables, head, gains or biases."""
+    return len(shape) == 2 and name.startswith("h.")
+
+
 def flops_per_token(config: ModelConfig) -> int:
     """Forward and backward, as nanoGPT counts: 6 a parameter (position table aside) + 12 L C T for attention.
 

@@ -9,11 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import cos, pi, sqrt
 
-import numpy as np
-
 from picogpt.config import TrainConfig
-from picogpt.engine.backend import BLOCK, Array, array_module, empty
+from picogpt.engine.backend import Array, array_module, empty, row_blocks
 from picogpt.engine.lanes import Lanes
+from picogpt.model.parameters import is_hidden_matrix
 
 Named = Mapping[str, Array]
 MUON_MOMENTUM = 0.95
@@ -47,7 +46,7 @@ class Optimizer:
         work: list[tuple[int, Callable[..., None]]] = []  # (elements times what each costs, update)
         for name, array in parameters.items():
             xp = array_module(array)
-            if config.optimizer == "muon" and is_hidden_matrix(name, array):
+            if config.optimizer == "muon" and is_hidden_matrix(name, array.shape):
                 self.state[f"momentum.{name}"] = xp.zeros_like(array)
                 parts = 3 if name.endswith("c_attn.weight") else 1  # q, k and v are three matrices in one array
                 height = len(array) // parts
@@ -57,9 +56,8 @@ class Optimizer:
             else:
                 self.state[f"mean.{name}"] = xp.zeros_like(array)
                 self.state[f"square.{name}"] = xp.zeros_like(array)
-                block = BLOCK if xp is np else array.size
-                for start in range(0, array.size, block):
-                    work.append((block, partial(self._adamw, name, slice(start, start + block))))
+                for block in row_blocks(array.size, 1, array):
+                    work.append((block.stop - block.start, partial(self._adamw, name, block)))
         # The dearest first: dealt out in turn, every lane then gets its share of each kind.
         self._work = [update for _, update in sorted(work, key=lambda item: -item[0])]
 
@@ -99,17 +97,12 @@ class Optimizer:
         update = xp.multiply(g, scale, out=empty(g.shape, g))
         momentum *= MUON_MOMENTUM
         momentum += update
-        update += MUON_MOMENTUM * momentum
+        update += xp.multiply(momentum, MUON_MOMENTUM, out=empty(g.shape, g))
         update = orthogonalise(update)
         if config.weight_decay:  # at AdamW's rate, so that a decay means the same for every matrix
             p *= 1 - config.learning_rate * factor * config.weight_decay
         update *= config.muon_learning_rate * factor * sqrt(max(1, p.shape[0] / p.shape[1]))
         p -= update
-
-
-def is_hidden_matrix(name: str, array: Array) -> bool:
-    """Whether Muon takes this parameter: the matrices inside the blocks, not tables, head, gains or biases."""
-    return array.ndim == 2 and name.startswith("h.")
 
 
 def orthogonalise(matrix: Array) -> Array:  # (M, K) -> (M, K)
@@ -122,7 +115,8 @@ def orthogonalise(matrix: Array) -> Array:  # (M, K) -> (M, K)
     xp = array_module(matrix)
     x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     m = len(x)
-    x = xp.multiply(x, 1 / (xp.sqrt((matrix * matrix).sum()) + 1e-7), out=empty(x.shape, matrix))
+    flat = matrix.reshape(-1)
+    x = xp.multiply(x, 1 / (xp.sqrt(flat @ flat) + 1e-7), out=empty(x.shape, matrix))
     gram, scratch, factor, product = (empty((m, m), matrix) for _ in range(4))
     xp.matmul(x, x.T, out=gram)
     for step in range(5):
@@ -144,11 +138,7 @@ def orthogonalise(matrix: Array) -> Array:  # (M, K) -> (M, K)
 
 def reduce_gradients(gradients: Sequence[Named], lanes: Lanes) -> float:
     """Sum the lanes' gradients into the first one's, in a fixed order. Returns the sum's global norm."""
-    blocks = [
-        (name, slice(start, start + BLOCK))
-        for name, array in gradients[0].items()
-        for start in range(0, array.size, BLOCK)
-    ]
+    blocks = [(name, block) for name, array in gradients[0].items() for block in row_blocks(array.size, 1, array)]
 
     def add(_: int, item: tuple[str, slice]) -> float:
         name, block = item

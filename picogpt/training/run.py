@@ -246,11 +246,11 @@ def _refuse_differences(saved: Checkpoint, config: RunConfig, data: Prepared) ->
     before = RunConfig.from_dict(saved.meta["config"])
     free = {name: getattr(config.train, name) for name in FREE}
     # One window is the default context, and it is the text that counts, not what it is called.
-    old = replace(before, train=replace(before.train, context=before.context, **free), data=config.data)
-    new = replace(config, train=replace(config.train, context=config.context))
+    old = replace(before.train, context=before.context, **free)
+    new = replace(config.train, context=config.context)
     differences = [
         f"{field.name} was {getattr(mine, field.name)}, now {getattr(yours, field.name)}"
-        for mine, yours in ((old.model, new.model), (before.data, config.data), (old.train, new.train))
+        for mine, yours in ((before.model, config.model), (before.data, config.data), (old, new))
         for field in fields(mine)
         if field.name != "data" and getattr(mine, field.name) != getattr(yours, field.name)
     ]

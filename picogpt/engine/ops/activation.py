@@ -98,14 +98,13 @@ def _gelu_exact64(x: Array, y: Array, slope: Array | None) -> None:
 def _gelu_tanh_block(x: Array, y: Array, slope: Array | None) -> None:
     xp = array_module(x)
     c = sqrt(2 / pi)
-    square = x * x
-    t = square * (0.044715 * c)
+    square = xp.multiply(x, x, out=empty(x.shape, x))
+    t = xp.multiply(square, 0.044715 * c, out=empty(x.shape, x))
     t += c
     t *= x
     xp.tanh(t, out=t)
-    half = 0.5 * t
+    half = xp.multiply(t, 0.5, out=y)
     half += 0.5
-    xp.multiply(x, half, out=y)
     if slope is not None:  # half + x / 2 (1 - t^2) c (1 + 3 * 0.044715 x^2)
         square *= 3 * 0.044715 * 0.5 * c
         square += 0.5 * c
@@ -114,3 +113,4 @@ def _gelu_tanh_block(x: Array, y: Array, slope: Array | None) -> None:
         xp.subtract(1, t, out=t)
         t *= square
         xp.add(half, t, out=slope)
+    half *= x

@@ -65,14 +65,15 @@ def causal_attention(
             # sum over keys of (weight * its gradient), per query: the same as output times its gradient
             delta = xp.einsum("bhtd,bhtd->bht", d_out, o[:, :, rows])[..., None]
             dropped = weights if drop is None else weights * drop
-            dv[:, :, keys] += xp.matmul(dropped.swapaxes(2, 3), d_out)
+            share = empty(k[:, :, keys].shape, dy)
+            dv[:, :, keys] += xp.matmul(dropped.swapaxes(2, 3), d_out, out=share)
             ds = xp.matmul(d_out, v[:, :, keys].swapaxes(2, 3), out=empty(weights.shape, dy))
             if drop is not None:
                 ds *= drop
             ds -= delta
             ds *= weights
             xp.matmul(ds, k[:, :, keys], out=dq[:, :, rows])
-            dk[:, :, keys] += xp.matmul(ds.swapaxes(2, 3), q[:, :, rows])
+            dk[:, :, keys] += xp.matmul(ds.swapaxes(2, 3), q[:, :, rows], out=share)
         dqkv[:, :, : 2 * C] *= scale
         return (dqkv,)
 
@@ -119,7 +120,7 @@ def _mask(scores: Array, rows: slice, keys: slice, window: int) -> None:
     first = keys.start if window else rows.start
     hidden = _hidden(rows.stop - rows.start, keys.stop - first, rows.start - first, window)
     if hidden is not None:
-        scores[..., first - keys.start :] += to_device(hidden.astype(scores.dtype), scores)
+        scores[..., first - keys.start :] += to_device(hidden.astype(scores.dtype, copy=False), scores)
 
 
 @lru_cache(maxsize=256)

@@ -17,8 +17,8 @@ def cross_entropy(
     """Sum over all rows of -log softmax(hidden @ weight.T + bias)[target], divided by `total` (default: the rows).
 
     Without a weight the hidden states are the logits. The logits of a block of rows exist only while their gradients
-    are made: the loss is a scalar, so the forward pass can finish them and the backward pass only scales. A table of
-    50,257 tokens then never asks for a row of logits a token.
+    are made: the loss is a scalar, so the forward pass can finish them and the backward pass only scales. With a
+    table of 50,257 tokens all logits are never held at once.
     """
     xp = array_module(hidden.data)
     C = hidden.shape[-1]
@@ -35,7 +35,11 @@ def cross_entropy(
     dweight: Array = None
     dbias: Array = None
     for block in row_blocks(len(rows), V, rows, LOGITS_BLOCK):
-        p = rows[block].copy() if table is None else xp.matmul(rows[block], table.T)
+        p = empty((block.stop - block.start, V), rows)
+        if table is None:
+            p[...] = rows[block]
+        else:
+            xp.matmul(rows[block], table.T, out=p)
         if bias is not None:
             p += bias.data
         loss += _loss_to_gradient(p, ids[block])
@@ -49,7 +53,7 @@ def cross_entropy(
             dhidden[block] = p
             continue
         xp.matmul(p, table, out=dhidden[block])
-        dw = xp.matmul(p.T, rows[block])
+        dw = xp.matmul(p.T, rows[block], out=empty(table.shape, rows))
         dweight = dw if dweight is None else xp.add(dweight, dw, out=dweight)
     loss /= total
 

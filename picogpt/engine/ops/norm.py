@@ -36,7 +36,7 @@ def layer_norm(x: Tensor, gain: Tensor, bias: Tensor, eps: float = 1e-5) -> Tens
             mean_d, mean_dn = xp.matmul(d, g) / C, xp.matmul(dn, g) / C  # of dy * gain, and of that times normal
             xp.multiply(d, gain.data, out=dn)
             dn -= mean_d
-            dn -= n * mean_dn
+            dn -= xp.multiply(n, mean_dn, out=empty(n.shape, dy))
             dn *= rstd[block]
         return dx.reshape(x_shape), dgain, sum_rows(dy)
 
