@@ -1,75 +1,146 @@
-"""Lanes: worker threads that train side by side.
+"""Lanes: workers that train side by side, one a core.
 
 NumPy's element-wise work runs on one thread and BLAS alone on all of them, so the usual way leaves a core idle half
-the time. Here each lane takes whole micro-batches on one core: its BLAS is limited to one thread, its workspace is its
-own, and NumPy releases the interpreter's lock inside each call. Which lane takes which item is fixed, so that the same
-number of lanes always gives the same bits.
+the time. Here each lane takes whole micro-batches on one core, with one BLAS thread and a workspace of its own. Which
+lane takes which item is fixed, so that the same number of lanes always gives the same bits.
+
+A lane is a process, made by fork: it has an interpreter lock of its own, and begins with everything that was there.
+Threads would hand one lock back and forth thousands of times a step, which costs a large model 6 % and a small one half
+its speed. Lane 0 is the caller itself. What lanes write for each other lies in shared memory. Where fork is no safe
+way to begin a process (Windows, macOS) the other lanes are threads, with the same code and the same bits.
 """
 
-import queue
+import mmap
+import multiprocessing
+import signal
+import sys
 import threading
-from collections.abc import Callable, Iterable
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-Item = TypeVar("Item")
+from picogpt.config import UserError
+from picogpt.engine.backend import Array, array_module
+
 Result = TypeVar("Result")
+FORK = sys.platform == "linux"
+
+
+def shared_zeros(like: Mapping[str, Array]) -> dict[str, Array]:
+    """Zeros of these shapes and types, in memory that stays one and the same in all lanes (a GPU has one lane)."""
+    zeros = {}
+    for name, array in like.items():
+        if type(array) is np.ndarray:
+            memory = mmap.mmap(-1, max(1, array.nbytes))  # zero, and taken from the machine only where it is used
+            zeros[name] = np.frombuffer(memory, array.dtype, array.size).reshape(array.shape)
+        else:
+            zeros[name] = array_module(array).zeros_like(array)
+    return zeros
 
 
 class Lanes:
-    """`with Lanes(2) as lanes: lanes.map(function, items)`."""
+    """`with Lanes(2) as lanes:`, then tasks, then calls of them.
+
+    square = lanes.task(lambda lane, item, power: item**power)
+    square([1, 2, 3], 2)  # [1, 4, 9]
+    """
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self._tasks: list[queue.SimpleQueue[Any]] = [queue.SimpleQueue() for _ in range(count)]
-        self._threads = [
-            threading.Thread(target=self._work, args=(tasks,), name=f"lane-{lane}", daemon=True)
-            for lane, tasks in enumerate(self._tasks)
-        ]
+        self._tasks: list[Callable[..., Any]] = []
+        self._links: list[Connection] = []
+        self._workers: list[Any] = []
 
     def __enter__(self) -> "Lanes":
         self._blas = ThreadpoolController().limit(limits=1, user_api="blas")
-        for thread in self._threads:
-            thread.start()
         return self
 
     def __exit__(self, *exc: Any) -> None:
-        for tasks in self._tasks:
-            tasks.put(None)
-        for thread in self._threads:
-            thread.join()
+        for link in self._links:
+            link.close()  # which an idle lane takes for the end
+        for worker in self._workers:
+            if FORK:
+                worker.kill()  # one that is busy has nothing worth waiting for
+            worker.join()
+        self._links, self._workers, self._tasks = [], [], []
         self._blas.restore_original_limits()
 
-    def map(self, function: Callable[[int, Item], Result], items: Iterable[Item]) -> list[Result]:
-        """[function(lane, item), ...] in the order of the items; item i runs on lane i % count.
+    def task(self, function: Callable[..., Result]) -> Callable[..., list[Result]]:
+        """What calls function(lane, item, *args) for items over the lanes: item i runs on lane i % count.
 
-        Waits for every lane, then raises the first lane's exception if there was one.
+        It takes (items, *args), which must be picklable, waits for all lanes, and returns the results in the order of
+        the items, or raises the first lane's exception. Tasks are made before the first one is called: the lanes begin
+        there, and know what exists by then. What a task changes outside `shared_zeros` may stay in its lane.
         """
-        items = list(items)
-        busy = range(min(self.count, len(items)))
-        done: queue.SimpleQueue[tuple[int, Any, BaseException | None]] = queue.SimpleQueue()
-        for lane in busy:
-            self._tasks[lane].put((function, lane, items[lane :: self.count], done))
+        if self._workers:
+            raise RuntimeError("tasks are made before the first of them is called")
+        self._tasks.append(function)
+        number = len(self._tasks) - 1
+        return lambda items, *args: self._call(number, list(items), args)
+
+    def _call(self, number: int, items: Sequence[Any], args: tuple[Any, ...]) -> list[Any]:
+        if not self._workers:
+            self._begin()
+        shares = [items[lane :: self.count] for lane in range(min(self.count, len(items)))]
+        for lane, link in enumerate(self._links[: max(0, len(shares) - 1)], start=1):
+            link.send((number, shares[lane], args))
+        answers = [self._work(lane, number, share, args) for lane, share in enumerate(shares[:1])]
+        answers += [self._answer(lane) for lane in range(1, len(shares))]
+        for _, error in answers:
+            if error is not None:
+                raise error
         results: list[Any] = [None] * len(items)
-        errors: dict[int, BaseException] = {}
-        for _ in busy:
-            lane, values, error = done.get()
-            if error is None:
-                results[lane :: self.count] = values
-            else:
-                errors[lane] = error
-        if errors:
-            raise errors[min(errors)]
+        for lane, (values, _) in enumerate(answers):
+            results[lane :: self.count] = values
         return results
 
-    def _work(self, tasks: "queue.SimpleQueue[Any]") -> None:
-        np.seterr(over="ignore", invalid="ignore")  # of this thread: the trainer looks at what comes out
-        while (task := tasks.get()) is not None:
-            function, lane, items, done = task
+    def _answer(self, lane: int) -> tuple[list[Any], Exception | None]:
+        try:
+            answer: tuple[list[Any], Exception | None] = self._links[lane - 1].recv()
+        except (EOFError, ConnectionError):
+            raise UserError(
+                f"training process {lane} was ended from outside, perhaps for want of memory: "
+                "what was saved before is sound; try --lanes 1 or --low-memory"
+            ) from None
+        return answer
+
+    def _begin(self) -> None:
+        for lane in range(1, self.count):
+            ours, theirs = multiprocessing.Pipe()
+            self._links.append(ours)
+            if FORK:
+                kind: Any = multiprocessing.get_context("fork").Process
+            else:
+                kind = threading.Thread
+            worker = kind(target=self._serve, args=(lane, theirs), name=f"lane-{lane}", daemon=True)
+            worker.start()
+            if FORK:
+                theirs.close()
+            self._workers.append(worker)
+
+    def _serve(self, lane: int, link: Connection) -> None:
+        """Do what comes until nobody is there to send it."""
+        if FORK:
+            for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # the caller hears them, and decides
+                signal.signal(getattr(signal, name), signal.SIG_IGN)
+            for other in self._links:  # held open here too, the others would not see the caller's end
+                other.close()
+        while True:
             try:
-                done.put((lane, [function(lane, item) for item in items], None))
-            except BaseException as error:  # carried to the caller of map, which raises it
-                done.put((lane, None, error))
-            del task, function, items, done  # an idle lane keeps nothing alive
+                number, share, args = link.recv()
+                link.send(self._work(lane, number, share, args))
+            except (EOFError, ConnectionError):
+                return
+
+    def _work(self, lane: int, number: int, share: Sequence[Any], args: tuple[Any, ...]) -> Any:
+        with np.errstate(over="ignore", invalid="ignore"):  # the trainer looks at what comes out
+            try:
+                return [self._tasks[number](lane, item, *args) for item in share], None
+            except Exception as error:  # carried to the caller, which raises it
+                if lane:
+                    error.add_note(f"in lane {lane}:\n{traceback.format_exc()}")
+                return None, error

@@ -40,6 +40,11 @@ class Node:
         if not self.is_leaf:
             self.grad = None
 
+    def settle(self) -> None:
+        """Write out the zeros of a gradient that counts as zero."""
+        if self.fresh and self.grad is not None:
+            self.grad.fill(0)
+
     def destination(self, like: Array) -> Array:
         """Where an op may write its gradient for this node: the leaf's own array the first time, else a new one.
 

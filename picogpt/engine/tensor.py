@@ -37,10 +37,9 @@ class Tensor:
     @property
     def grad(self) -> Array | None:
         """The gradient gathered so far (zeros before the first), None for a tensor that has none."""
-        if self.node is None or self.node.grad is None:
+        if self.node is None:
             return None
-        if self.node.fresh and self.node.is_leaf:
-            self.node.grad.fill(0)
+        self.node.settle()
         return self.node.grad
 
     def zero_grad(self) -> None:

@@ -11,7 +11,7 @@ from math import cos, pi, sqrt
 
 from picogpt.config import TrainConfig
 from picogpt.engine.backend import Array, array_module, empty, row_blocks
-from picogpt.engine.lanes import Lanes
+from picogpt.engine.lanes import Lanes, shared_zeros
 from picogpt.model.parameters import is_hidden_matrix
 
 Named = Mapping[str, Array]
@@ -36,36 +36,54 @@ def learning_rate_factor(config: TrainConfig, step: int, progress: float) -> flo
 class Optimizer:
     """AdamW for every parameter, or Muon for the hidden matrices and AdamW for the rest.
 
-    parameters: named arrays, changed in place. state: what must be saved to go on, named arrays as well; with the
-    number of steps done it is all there is.
+    parameters: named arrays, changed in place. gradients: each lane's, by name. All of them in memory that the lanes
+    share, as is state: what must be saved to go on, named arrays as well; with the number of steps done it is all.
     """
 
-    def __init__(self, config: TrainConfig, parameters: Named) -> None:
-        self.config, self.parameters = config, parameters
-        self.state: dict[str, Array] = {}
+    def __init__(self, config: TrainConfig, parameters: Named, gradients: Sequence[Named], lanes: Lanes) -> None:
+        self.config, self.parameters, self.gradients = config, parameters, gradients
+        like: dict[str, Array] = {}
         work: list[tuple[int, Callable[..., None]]] = []  # (elements times what each costs, update)
         for name, array in parameters.items():
-            xp = array_module(array)
             if config.optimizer == "muon" and is_hidden_matrix(name, array.shape):
-                self.state[f"momentum.{name}"] = xp.zeros_like(array)
+                like[f"momentum.{name}"] = array
                 parts = 3 if name.endswith("c_attn.weight") else 1  # q, k and v are three matrices in one array
                 height = len(array) // parts
                 for part in range(parts):
                     update = partial(self._muon, name, slice(part * height, (part + 1) * height))
                     work.append((array.size // parts * min(height, array.shape[1]), update))
             else:
-                self.state[f"mean.{name}"] = xp.zeros_like(array)
-                self.state[f"square.{name}"] = xp.zeros_like(array)
+                like[f"mean.{name}"] = like[f"square.{name}"] = array
                 for block in row_blocks(array.size, 1, array):
                     work.append((block.stop - block.start, partial(self._adamw, name, block)))
+        self.state = shared_zeros(like)
         # The dearest first: dealt out in turn, every lane then gets its share of each kind.
         self._work = [update for _, update in sorted(work, key=lambda item: -item[0])]
+        self._blocks = [
+            (name, block) for name, array in parameters.items() for block in row_blocks(array.size, 1, array)
+        ]
+        self._update = lanes.task(lambda _, item, *how: self._work[item](*how))
+        self._reduce = lanes.task(self._reduce_block)
 
-    def step(self, gradients: Named, step: int, factor: float, gradient_scale: float, lanes: Lanes) -> None:
-        """One update. step: how many were done before. factor: of the learning rates. gradient_scale: from clipping."""
-        lanes.map(lambda lane, work: work(gradients, step, factor, gradient_scale), self._work)
+    def reduce(self, busy: int) -> float:
+        """Sum the first `busy` lanes' gradients into the first one's, in a fixed order. Returns the sum's norm."""
+        return sqrt(sum(self._reduce(range(len(self._blocks)), busy)))
 
-    def _adamw(self, name: str, block: slice, gradients: Named, step: int, factor: float, scale: float) -> None:
+    def step(self, step: int, factor: float, gradient_scale: float) -> None:
+        """One update from the first lane's gradients.
+
+        step: how many were done before. factor: of the learning rates. gradient_scale: from clipping.
+        """
+        self._update(range(len(self._work)), step, factor, gradient_scale)
+
+    def _reduce_block(self, _: int, item: int, busy: int) -> float:
+        name, block = self._blocks[item]
+        total = self.gradients[0][name].reshape(-1)[block]
+        for other in self.gradients[1:busy]:
+            total += other[name].reshape(-1)[block]
+        return float(total @ total)
+
+    def _adamw(self, name: str, block: slice, step: int, factor: float, scale: float) -> None:
         """I. Loshchilov, F. Hutter, "Decoupled weight decay regularization", arXiv 1711.05101."""
         config, xp = self.config, array_module(self.parameters[name])
         p, m, v = (
@@ -73,7 +91,7 @@ class Optimizer:
             for array in (self.parameters[name], self.state[f"mean.{name}"], self.state[f"square.{name}"])
         )
         rate = config.learning_rate * factor
-        g = xp.multiply(gradients[name].reshape(-1)[block], scale, out=empty(p.shape, p))
+        g = xp.multiply(self.gradients[0][name].reshape(-1)[block], scale, out=empty(p.shape, p))
         scratch = xp.multiply(g, 1 - config.beta1, out=empty(p.shape, p))
         m *= config.beta1
         m += scratch
@@ -90,10 +108,12 @@ class Optimizer:
             p *= 1 - rate * config.weight_decay
         p -= scratch
 
-    def _muon(self, name: str, rows: slice, gradients: Named, step: int, factor: float, scale: float) -> None:
+    def _muon(self, name: str, rows: slice, step: int, factor: float, scale: float) -> None:
         """K. Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024); Nesterov momentum."""
         config, xp = self.config, array_module(self.parameters[name])
-        p, momentum, g = self.parameters[name][rows], self.state[f"momentum.{name}"][rows], gradients[name][rows]
+        p, momentum, g = (
+            array[rows] for array in (self.parameters[name], self.state[f"momentum.{name}"], self.gradients[0][name])
+        )
         update = xp.multiply(g, scale, out=empty(g.shape, g))
         momentum *= MUON_MOMENTUM
         momentum += update
@@ -135,16 +155,3 @@ def orthogonalise(matrix: Array) -> Array:  # (M, K) -> (M, K)
     update = xp.matmul(product, x, out=empty(x.shape, matrix))
     return update.T if matrix.shape[0] > matrix.shape[1] else update
 
-
-def reduce_gradients(gradients: Sequence[Named], lanes: Lanes) -> float:
-    """Sum the lanes' gradients into the first one's, in a fixed order. Returns the sum's global norm."""
-    blocks = [(name, block) for name, array in gradients[0].items() for block in row_blocks(array.size, 1, array)]
-
-    def add(_: int, item: tuple[str, slice]) -> float:
-        name, block = item
-        total = gradients[0][name].reshape(-1)[block]
-        for other in gradients[1:]:
-            total += other[name].reshape(-1)[block]
-        return float(total @ total)
-
-    return sqrt(sum(lanes.map(add, blocks)))
