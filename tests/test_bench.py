@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import lively_arrays
-from running import EASY, config_for, status_of
+from running import EASY, config_for, open_run, status_of
 
 from picogpt.bench import time_to_loss
 from picogpt.bench.roof import MatmulBound
@@ -171,8 +171,6 @@ def test_nothing_stays_behind(text: Path, tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_the_race_is_the_run(text: Path, tmp_path: Path) -> None:
     """The same weights, so the same loss, as a run with the same settings has after its last step."""
-    from running import open_run
-
     config = config_for(text)
     run = open_run(config)
     run.train()

@@ -27,8 +27,7 @@ def measure(config: RunConfig, seconds: float) -> dict[str, Any]:
     """
     if not seconds > 0:
         raise UserError(f"seconds must be positive, not {seconds}")
-    lanes_count = config.train.lanes or monitor.physical_cores()
-    with Lanes(lanes_count) as lanes:
+    with Lanes(config.train.lanes or monitor.physical_cores()) as lanes:
         training = _Training(config, lanes)
         training.tokens_per_second(seconds / ROUNDS, WARMUP_STEPS)
         peak = monitor.peak_memory()
@@ -36,7 +35,7 @@ def measure(config: RunConfig, seconds: float) -> dict[str, Any]:
         speeds, roofs, bounds = [], [], []
         for _ in range(ROUNDS):
             speeds.append(training.tokens_per_second(seconds / ROUNDS))
-            roofs.append(sgemm_gflops(lanes_count))
+            roofs.append(sgemm_gflops(lanes.count))
             bounds.append(bound.tokens_per_second(seconds / ROUNDS / 4))
     flops = flops_per_token(config.model)
     possible = [limit for limit in bounds if limit is not None]
@@ -48,7 +47,7 @@ def measure(config: RunConfig, seconds: float) -> dict[str, Any]:
         "matmul_fraction": _median([s / b for s, b in zip(speeds, possible, strict=True)], 3) if possible else None,
         "peak_rss_mb": round(peak / 2**20, 1),
         "micro_batch": training.trainer.micro_batch,
-        "lanes": lanes_count,
+        "lanes": lanes.count,
         "optimizer": config.train.optimizer,
         "batch_size": config.train.batch_size,
         "context": config.context,
