@@ -21,7 +21,7 @@ from picogpt.model.rolling import sequence_logits
 from picogpt.rng import generator
 from picogpt.training import checkpoint
 
-LOGS = Path("logs")
+LOGS, DATASET = Path("logs"), Path("dataset")
 
 
 class LanguageModel:

@@ -1,35 +1,18 @@
 """The `picogpt` command: options generated from the config dataclasses, one function a command."""
 
-import io
 import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field, replace
-from itertools import takewhile
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 
-import tyro
-from tyro.conf import OmitArgPrefixes, Positional, arg
+from tyro.conf import Positional, arg
 
+from picogpt.bench.command import bench
 from picogpt.config import GenerateConfig, RunConfig, UserError, preset
-
-Args = TypeVar("Args")
-DATASET = Path("dataset")
-
-
-@dataclass(frozen=True)
-class Preset:
-    """Which named run the other options start from."""
-
-    preset: str = "pico"
-    """The named run to start from; its settings are the defaults of all other options."""
-
-    @property
-    def preset_name(self) -> str:
-        return self.preset
+from picogpt.options import Preset, parse, preset_name
 
 
 @dataclass(frozen=True)
@@ -89,29 +72,18 @@ class LogsArgs:
     """A run in logs/, its folder, or a log.pkl."""
 
 
-@dataclass(frozen=True)
-class BenchArgs(Preset):
-    """Measure training (bench train): tokens a second beside this machine's matrix multiplication limit."""
-
-    config: RunConfig = field(default_factory=RunConfig)
-    seconds: float = 20.0
-    """How long to measure."""
-    json: bool = False
-    """Print one JSON object."""
-
-
 def train(argv: Sequence[str]) -> None:
-    from picogpt.api import LOGS, find_checkpoint
+    from picogpt.api import DATASET, LOGS, find_checkpoint
     from picogpt.training import checkpoint
     from picogpt.training.run import Run
 
-    start = preset(_preset_name(TrainPreset, "train", argv))
-    args = _parse(TrainArgs, "train", argv, TrainArgs(config=start))
+    start = preset(preset_name(TrainPreset, "picogpt train", argv))
+    args = parse(TrainArgs, "picogpt train", argv, TrainArgs(config=start))
     origin = find_checkpoint(args.init_from) if args.init_from else None
     if origin:  # the shape and the tokenizer are the other run's
         other = RunConfig.from_dict(checkpoint.load(origin, optimizer=False).meta["config"])
         start = RunConfig(other.model, replace(start.data, tokenizer=other.data.tokenizer), start.train)
-        args = _parse(TrainArgs, "train", argv, TrainArgs(config=start))
+        args = parse(TrainArgs, "picogpt train", argv, TrainArgs(config=start))
     name = args.run or re.sub(r"[^\w.-]+", "-", f"{args.preset_name}-{Path(args.config.data.data).stem}")
     if not re.fullmatch(r"[\w][\w.-]*", name):
         raise UserError(f"a run is named with letters, digits, '.', '-' and '_', not {name!r}: give another --run")
@@ -121,7 +93,7 @@ def train(argv: Sequence[str]) -> None:
 def generate(argv: Sequence[str]) -> None:
     from picogpt.api import load, newest_run
 
-    args = _parse(GenerateArgs, "generate", argv, GenerateArgs(GenerateConfig()))
+    args = parse(GenerateArgs, "picogpt generate", argv, GenerateArgs(GenerateConfig()))
     model = load(args.run or newest_run())
     for prompt in [args.prompt] if args.prompt is not None else _prompts():
         if unknown := model.tokenizer.unknown(prompt):
@@ -136,8 +108,8 @@ def generate(argv: Sequence[str]) -> None:
 def info(argv: Sequence[str]) -> None:
     from picogpt.report import print_report
 
-    name = _preset_name(Preset, "info", argv)
-    args = _parse(InfoArgs, "info", argv, InfoArgs(config=preset(name)))
+    name = preset_name(Preset, "picogpt info", argv)
+    args = parse(InfoArgs, "picogpt info", argv, InfoArgs(config=preset(name)))
     print_report(name, args.config)
 
 
@@ -148,25 +120,13 @@ def logs(argv: Sequence[str]) -> None:
     from picogpt.training.logview import summary
     from picogpt.training.runlog import read_log
 
-    args = _parse(LogsArgs, "logs", argv)
+    args = parse(LogsArgs, "picogpt logs", argv)
     places = [LOGS / args.path, Path(args.path)]
     path = next((place for place in places if place.exists()), None)
     if path is None:
         raise UserError(f"there is no log at {places[0]} or {places[1]}")
     path = path / "log.pkl" if path.is_dir() else path
     Console().print(summary(read_log(path), path.parent.name))
-
-
-def bench(argv: Sequence[str]) -> None:
-    from picogpt.bench import bench_train
-
-    if not argv or argv[0] != "train":
-        raise UserError("picogpt bench measures one of: train (picogpt bench train --help)")
-    start = preset(_preset_name(Preset, "bench train", argv[1:]))
-    # AdamW by default, because it is what other programs are measured with; --optimizer muon measures that.
-    start = replace(start, train=replace(start.train, optimizer="adamw"))
-    args = _parse(BenchArgs, "bench train", argv[1:], BenchArgs(config=start))
-    bench_train(args.config, args.seconds, args.json)
 
 
 COMMANDS = {"train": train, "generate": generate, "info": info, "logs": logs, "bench": bench}
@@ -203,39 +163,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _usage() -> str:
-    kinds = (TrainArgs, GenerateArgs, InfoArgs, LogsArgs, BenchArgs)
-    lines = [f"  {name:10}{kind.__doc__}" for name, kind in zip(COMMANDS, kinds, strict=True)]
+    documented = (TrainArgs, GenerateArgs, InfoArgs, LogsArgs, bench)
+    lines = [f"  {name:10}{thing.__doc__}" for name, thing in zip(COMMANDS, documented, strict=True)]
     return "\n".join(["usage: picogpt COMMAND [options]    (each command has --help)", "", *lines])
-
-
-def _parse(kind: type[Args], command: str, argv: Sequence[str], default: Args | None = None) -> Args:
-    options: Any = OmitArgPrefixes[kind]  # type: ignore[valid-type, misc]
-    settings: dict[str, Any] = {} if default is None else {"default": default}
-    with _one_line_errors(command):
-        parsed: Args = tyro.cli(options, prog=f"picogpt {command}", args=argv, **settings)
-    return parsed
-
-
-def _preset_name(kind: type[Preset], command: str, argv: Sequence[str]) -> str:
-    """The preset among these options: it is needed before the others can be read, whose defaults it sets."""
-    with _one_line_errors(command):
-        chosen, _ = tyro.cli(kind, args=argv, return_unknown_args=True, add_help=False)
-    return chosen.preset_name
-
-
-@contextmanager
-def _one_line_errors(command: str) -> Iterator[None]:
-    """Say what is wrong with the options in one line, as every other error: tyro draws a box of several."""
-    said = io.StringIO()
-    try:
-        with redirect_stderr(said):
-            yield
-    except SystemExit as stop:
-        if stop.code != 2:
-            raise
-        box = [line.strip("\u2502 ") for line in said.getvalue().splitlines() if line.startswith("\u2502")]
-        reason = " ".join(takewhile(lambda line: not line.startswith("\u2500"), box))
-        raise UserError(f"{reason or 'these options are not right'} (see picogpt {command} --help)") from None
 
 
 def _prompts() -> Iterator[str]:

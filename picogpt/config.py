@@ -308,6 +308,12 @@ PRESETS: dict[str, RunConfig] = {
     "exercise-iterations": _lecture_run(replace(_EXERCISE, steps=10_000)),
     "exercise-block": _lecture_run(_EXERCISE, context_len=64),
     "exercise-heads": _lecture_run(_EXERCISE, n_head=8),
+    # The fewest seconds to the loss of nanoGPT's run on a CPU: what `picogpt bench time-to-loss` measures.
+    "race": RunConfig(
+        ModelConfig(context_len=64, vocab_size=65, n_layer=4, n_head=4, n_embd=128, context_slot=False),
+        _CHARS,
+        TrainConfig(batch_size=24, steps=300, learning_rate=6e-3),
+    ),
     "gpt2": RunConfig(
         ModelConfig(1024, 50257, 12, 12, 768, activation="gelu_tanh", context_slot=False),
         _CHARS,

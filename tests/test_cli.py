@@ -1,7 +1,6 @@
 """The command line: every command, and one line on stderr with status 2 for every bad input."""
 
 import io
-import json
 import os
 import pickle
 import shutil
@@ -98,8 +97,20 @@ BAD = {
     "not a log": (["logs", "easy.txt"], "easy.txt is damaged or not a log"),
     "no log inside": (["logs", "folder"], "cannot read the log"),
     "hostile log": (["logs", "hostile"], "names the class"),
-    "bench what": (["bench", "tea"], "picogpt bench measures one of: train"),
+    "bench what": (["bench", "tea"], "picogpt bench measures one of: train, time-to-loss, data, generate"),
     "bench nothing": (["bench"], "picogpt bench measures one of: train"),
+    "bench no time": (["bench", "train", "--seconds", "0"], "seconds must be positive, not 0.0"),
+    "bench no file": (["bench", "time-to-loss", "--data", "none.txt"], "there is no none.txt"),
+    "bench one seed": (["bench", "time-to-loss", "--data", "easy.txt", "--seed", "7"], "give them with --seeds"),
+    "bench no seed": (["bench", "time-to-loss", "--data", "easy.txt", "--seeds"], "give --seeds"),
+    "bench bad seed": (["bench", "time-to-loss", "--data", "easy.txt", "--seeds", "-1"], "seed must not be negative"),
+    "bench no target": (["bench", "time-to-loss", "--data", "easy.txt", "--target", "nan"], "target must be a finite"),
+    "bench a short text": (["bench", "time-to-loss", "--data", "short.txt"], "use more text or a smaller"),
+    "bench no text": (["bench", "data", "--data", "none.txt"], "there is no none.txt"),
+    "bench less than no text": (["bench", "data", "--megabytes", "-1"], "megabytes must not be negative"),
+    "bench no run": (["bench", "generate", "--run", "nobody"], "no trained run is called 'nobody'"),
+    "bench two models": (["bench", "generate", "--run", "pico-easy", "--preset", "bigram"], "give one of them"),
+    "bench one token": (["bench", "generate", "--tokens", "1"], "nothing to measure"),
 }
 
 
@@ -279,7 +290,7 @@ def test_the_newest_run_by_default(home: Path, capsys: pytest.CaptureFixture[str
     assert "'X'" in error  # only the characters of the later run have no capitals
 
 
-# info, logs, bench
+# info, logs
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -302,21 +313,6 @@ def test_logs_prints_a_table(place: str, home: Path, capsys: pytest.CaptureFixtu
     out = capsys.readouterr().out
     assert out.startswith("pico-easy\n")
     assert all(column in out for column in ("step", "train", "val", "tok/s", "last sample"))
-
-
-def test_bench_prints_one_json_object(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("picogpt.bench.SGEMM_SIZE", 64)  # the real one takes seconds
-    argv = ["bench", "train", *SHAPE, "--batch-size", "4", "--lanes", "2", "--seconds", "0.1"]
-    assert status_of(*argv, "--json") == 0
-    printed = capsys.readouterr()
-    result = json.loads(printed.out)
-    assert printed.out.count("\n") == 1 and not printed.err
-    numbers = ("tokens_per_second", "sgemm_gflops", "roof_fraction", "peak_rss_mb", "micro_batch", "lanes")
-    assert all(result[name] > 0 for name in numbers)
-    assert (result["lanes"], result["micro_batch"], result["optimizer"]) == (2, 2, "adamw")
-    assert status_of(*argv, "--optimizer", "muon") == 0
-    out = capsys.readouterr().out
-    assert "tokens_per_second" in out and "muon" in out
 
 
 # A reader that goes away

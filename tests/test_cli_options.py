@@ -24,7 +24,11 @@ def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
         (["train"], ["--steps", "--data", "--n-layer", "--fresh", "--init-from", "-e", "-s", "Optimizer steps"]),
         (["generate"], ["--prompt", "--temperature", "--top-k", "--top-p", "--seed", "--run"]),
         (["info"], ["--preset", "--n-embd"]),
+        (["bench"], ["train", "time-to-loss", "data", "generate"]),
         (["bench", "train"], ["--seconds", "--json", "--micro-batch"]),
+        (["bench", "time-to-loss"], ["--seeds", "--target", "--data", "--steps", "--json", "(default: race)"]),
+        (["bench", "data"], ["--megabytes", "--tokenizer", "--batch-size", "--json"]),
+        (["bench", "generate"], ["--tokens", "--preset", "--run", "--json"]),
         (["logs"], ["A run in logs/"]),
     ],
 )
@@ -99,6 +103,10 @@ def test_an_empty_run_name_is_the_default(recorder: type[Recorder]) -> None:
         ("train", "--layer-pattern", "sideways"),
         ("generate", "--tokens", "1.5"),
         ("info", "--n-layr", "4"),
+        ("bench", "train", "--seconds", "long"),
+        ("bench", "time-to-loss", "--seeds", "one"),
+        ("bench", "data", "--gigabytes", "1"),
+        ("bench", "generate", "--n-layer", "1"),
         ("logs",),
     ],
 )

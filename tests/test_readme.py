@@ -10,15 +10,26 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BENCHMARKS = sorted((ROOT / "benchmarks").glob("*.md"))
+PEERS = "<!-- peers -->\n"  # above a block that makes or needs an environment with PyTorch
 
 
-def blocks(language: str) -> list[str]:
-    """Fenced blocks of one language, over all pages."""
+def blocks(language: str, pages: list[Path] = PAGES) -> list[str]:
+    """Fenced blocks of one language, over all pages, without the peers'."""
     return [
         block
-        for page in PAGES
-        for block in re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+        for page in pages
+        for mark, block in re.findall(
+            rf"^({PEERS})?```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S
+        )
+        if not mark
     ]
+
+
+def commands(pages: list[Path]) -> list[str]:
+    """The commands of the pages' blocks, without those that set up an environment."""
+    lines = [line for block in blocks("sh", pages) for line in block.splitlines()]
+    return [line for line in lines if line and ".venv" not in line]
 
 
 def marked(name: str) -> str:
@@ -69,9 +80,9 @@ def test_the_second_command_is_this_suite() -> None:
 
 
 def test_every_other_command(tmp_path: Path) -> None:
-    commands = [line for block in blocks("sh") for line in block.splitlines() if line and ".venv" not in line]
-    assert len(commands) >= 10
-    for command in commands:
+    found = commands(PAGES)
+    assert len(found) >= 10
+    for command in found:
         # Shakespeare would be downloaded.
         command = re.sub(r"--data shakespeare", "--data sample", command)
         command = re.sub(r"--(steps|minutes) \d+", "", command)
@@ -91,6 +102,29 @@ def test_every_other_command(tmp_path: Path) -> None:
     for program in (block for block in blocks("python") if "picogpt.load" in block):
         done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
+
+
+# What makes a benchmark of the pages quick; the options given last count.
+QUICK = {
+    "bench train": ["--seconds", "0.1", "--batch-size", "2"],
+    "bench time-to-loss": ["--seeds", "1", "--steps", "2", "--data", "sample"],
+    "bench data": ["--megabytes", "1", "--seconds", "0.1"],
+    "bench generate": ["--tokens", "4"],
+    "benchmarks.compare": ["--seconds", "0.1", "--rounds", "1"],
+}
+
+
+@pytest.mark.parametrize("command", commands(BENCHMARKS))
+def test_every_benchmark(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # they are run in the repository's folder
+    [extra] = [options for kind, options in QUICK.items() if kind in command]
+    assert run(command, tmp_path, extra)
+
+
+def test_what_is_left_out_of_the_benchmarks_needs_pytorch() -> None:
+    text = "".join(page.read_text(encoding="utf-8") for page in BENCHMARKS)
+    left_out = re.findall(rf"{PEERS}```sh\n(.*?)```", text, re.S)
+    assert left_out and all("peers-venv" in line for block in left_out for line in block.splitlines())
 
 
 @pytest.mark.parametrize("program", [block for block in blocks("python") if "picogpt.load" not in block])

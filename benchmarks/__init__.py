@@ -1,0 +1,1 @@
+"""picogpt beside other programs: see README.md here."""

@@ -1,0 +1,161 @@
+"""`python -m benchmarks.compare`: picogpt and its peers in turns, on this machine, as a table.
+
+Every measurement is a process of its own. A round measures each contestant once, picogpt first; the table holds medians
+over the rounds, and a ratio is the median of the rounds' ratios, because a machine's speed drifts for minutes.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from benchmarks.table import PEERS, Results, as_markdown, as_rich, rows
+from picogpt.config import UserError
+from picogpt.options import parse
+from picogpt.training import monitor
+
+PEER = Path(__file__).parent / "peers" / "torch_gpt.py"
+PROGRAM = "python -m benchmarks.compare"
+NO_PEER = "left out: needs --peer-python PATH, a Python with torch (benchmarks/README.md)"
+NO_DATA = "left out: needs --data FILE, a text such as tiny Shakespeare"
+NOT_QUICK = "left out by --quick"
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Measure picogpt and PyTorch in turns and print a table of medians, ratios and peak memory."""
+
+    quick: bool = False
+    """One round of short windows, without the largest model: a look, not a figure to quote."""
+    peer_python: str = ""
+    """The Python of an environment with torch. Without it the peers are left out."""
+    data: str = ""
+    """The text file for the time to a loss. Without it that row is left out."""
+    seconds: float = 0.0
+    """Length of a window of measuring speed. 0: 30, with --quick 4."""
+    rounds: int = 0
+    """How often each is measured. 0: 3, with --quick 1."""
+    markdown: bool = False
+    """Print the table in Markdown."""
+    json: bool = False
+    """Print one JSON object: the table, and every measurement behind it."""
+
+    def __post_init__(self) -> None:
+        if self.seconds < 0 or self.rounds < 0:
+            raise UserError(f"--seconds and --rounds must not be negative, not {self.seconds:g} and {self.rounds}")
+        if self.data and not Path(self.data).is_file():
+            raise UserError(f"there is no file {self.data}: --data takes a text file")
+        if self.peer_python and shutil.which(self.peer_python) is None:
+            raise UserError(
+                f"{self.peer_python} cannot be started: --peer-python takes the path of a Python with torch"
+            )
+
+
+def contestants(args: Compare, seed: int) -> dict[str, list[str]]:
+    """Name -> command, in the order of measuring; the table knows the names."""
+    seconds = args.seconds or (4.0 if args.quick else 30.0)
+
+    def train(*options: str) -> list[str]:
+        return [sys.executable, "-m", "picogpt", "bench", "train", "--json", "--seconds", str(seconds), *options]
+
+    def peer(mode: str, *options: str) -> list[str]:
+        return [args.peer_python, str(PEER), mode, "--threads", str(monitor.physical_cores()), *options]
+
+    commands = {"pico": train()}
+    for name, (how, batch) in PEERS.items():
+        commands[name] = peer("train", f"--{how}", "--batch", str(batch), "--seconds", str(seconds))
+    commands |= {
+        "exercise-base": train("--preset", "exercise-base"),
+        "race": train("--preset", "race"),
+        "rolling": train("--context", "1280", "--batch-size", "8"),  # the original's batch
+        "low-memory": train("--low-memory"),
+        "gpt2": train("--preset", "gpt2", "--low-memory", "--micro-batch", "1"),
+    }
+    race = [sys.executable, "-m", "picogpt", "bench", "time-to-loss", "--json", "--data", args.data]
+    commands["time"] = [*race, "--seeds", str(seed)]
+    for how in ("eager", "compile"):
+        commands[f"time {how}"] = peer("time", f"--{how}", "--data", args.data, "--seed", str(seed))
+    return commands
+
+
+def left_out(args: Compare) -> dict[str, str]:
+    """Name -> why it is not measured, of those that are not."""
+    names = contestants(args, 0)
+    reasons = dict.fromkeys((name for name in names if name.startswith("time")), NO_DATA) if not args.data else {}
+    if not args.peer_python:
+        reasons |= dict.fromkeys([*PEERS, "time eager", "time compile"], NO_PEER)
+    if args.quick:
+        reasons["gpt2"] = NOT_QUICK
+    return reasons
+
+
+def measure(args: Compare) -> tuple[Results, dict[str, str]]:
+    """(what each contestant printed in each round, why others have nothing). A line a measurement goes to stderr."""
+    results: Results = {}
+    absent = left_out(args)
+    rounds = args.rounds or (1 if args.quick else 3)
+    for round_ in range(1, rounds + 1):
+        for name, command in contestants(args, seed=round_).items():
+            if name in absent:
+                continue
+            print(f"round {round_}/{rounds}: {name} ... ", end="", file=sys.stderr, flush=True)
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                absent[name] = f"failed: {reason(done.stderr)}"
+                results.pop(name, None)  # a row is all its rounds or none
+                print(absent[name], file=sys.stderr, flush=True)
+                continue
+            answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+            results.setdefault(name, []).append(answer)
+            print(f"{headline(answer)}, {answer['peak_rss_mb']} MB", file=sys.stderr, flush=True)
+    return results, absent
+
+
+def headline(answer: dict[str, Any]) -> str:
+    if "tokens_per_second" in answer:
+        return f"{answer['tokens_per_second']:,.0f} tokens/s"
+    # picogpt answers with one figure a seed
+    seconds, loss = (
+        value[0] if isinstance(value, list) else value for value in (answer["seconds"], answer["val_loss"])
+    )
+    return f"{seconds} s to a validation loss of {loss}"
+
+
+def reason(stderr: str) -> str:
+    """The line of a failed program's output that says most: the last that names an error, or else the last."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()] or ["it said nothing"]
+    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    return (errors or lines)[-1][:160]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measure and print. Returns the exit status: 2, after one line on stderr, for wrong options."""
+    try:
+        args = parse(Compare, PROGRAM, argv)
+        results, absent = measure(args)
+    except UserError as error:
+        print(f"compare: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+    table, machine = rows(results, absent), monitor.machine()
+    if args.json:
+        content = {"machine": machine, "rows": [asdict(row) for row in table], "measured": results, "absent": absent}
+        print(json.dumps(content))
+    elif args.markdown:
+        print(as_markdown(table, machine))
+    else:
+        Console().print(as_rich(table, machine))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

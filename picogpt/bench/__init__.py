@@ -1,0 +1,1 @@
+"""Benchmarks: what `picogpt bench` measures, through the same classes that users have."""

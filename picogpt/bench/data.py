@@ -1,0 +1,77 @@
+"""`picogpt bench data`: how fast text becomes token shards, and token shards become batches."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from picogpt.config import RunConfig, UserError
+from picogpt.data.corpora import Corpus, open_corpus
+from picogpt.data.loader import Loader
+from picogpt.data.prepare import prepare
+from picogpt.training import monitor
+
+
+def measure(config: RunConfig, megabytes: int, seconds: float, dataset_dir: Path) -> dict[str, Any]:
+    """Make token shards of the corpus, repeated up to so many megabytes of text, then read batches for so many seconds.
+
+    prepare: reading, tokenizing, writing and verifying, all that happens before the first step. encode: the tokenizer
+    alone, on text in memory. loader: batches in training order. rss_growth_mb is what the process holds at the end
+    more than before it opened the text. `dataset_dir`: where a corpus that is downloaded lands.
+    Raises UserError for what is wrong with the text or the options.
+    """
+    if megabytes < 0:
+        raise UserError(f"megabytes must not be negative, not {megabytes}")
+    if not seconds > 0:
+        raise UserError(f"seconds must be positive, not {seconds}")
+    corpus = open_corpus(config.data, dataset_dir)
+    # Where a failure still holds the token files open, Windows cannot delete them: the failure is the news.
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        text = _repeated(corpus, megabytes, Path(folder) / "text.txt")
+        config = replace(config, data=replace(config.data, data=str(text)))
+        return {**_measure(config, text, seconds, Path(folder)), "machine": monitor.machine()}
+
+
+def _repeated(corpus: Corpus, megabytes: int, path: Path) -> Path:
+    """The corpus as one file of at least so many megabytes of UTF-8; `path` is where it goes."""
+    with path.open("wb") as file:
+        while not file.tell() or file.tell() < megabytes << 20:
+            for piece in corpus.documents():
+                file.write(piece.encode())
+    return path
+
+
+def _measure(config: RunConfig, text: Path, seconds: float, dataset_dir: Path) -> dict[str, Any]:
+    resident = monitor.resident_memory()
+    began = time.perf_counter()
+    data = prepare(config.data, dataset_dir, lambda _: None)
+    preparing = time.perf_counter() - began
+
+    encoding, characters, encoded = 0.0, 0, 0
+    for piece in data.corpus.documents():
+        began = time.perf_counter()
+        data.tokenizer.encode(piece)
+        encoding += time.perf_counter() - began
+        characters, encoded = characters + len(piece), encoded + len(piece.encode())
+
+    loader, sequences = Loader(data.train, config.context, config.train.seed), 0
+    began = time.perf_counter()
+    while sequences == 0 or time.perf_counter() - began < seconds:
+        loader.batch(sequences, config.train.batch_size)
+        sequences += config.train.batch_size
+    loading = time.perf_counter() - began
+    return {
+        "text_mb": round(text.stat().st_size / 2**20, 2),
+        "tokens": len(data.train) + len(data.val),
+        "prepare_mb_per_second": round(encoded / 2**20 / preparing, 2),
+        "prepare_tokens_per_second": round(characters / preparing),
+        "encode_mb_per_second": round(encoded / 2**20 / encoding, 1),
+        "encode_tokens_per_second": round(characters / encoding),
+        "loader_sequences_per_second": round(sequences / loading, 1),
+        "loader_tokens_per_second": round(sequences * config.context / loading),
+        "rss_growth_mb": round((monitor.resident_memory() - resident) / 2**20, 1),
+        "tokenizer": data.tokenizer.name,
+        "batch_size": config.train.batch_size,
+        "context": config.context,
+    }

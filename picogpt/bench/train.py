@@ -1,0 +1,79 @@
+"""`picogpt bench train`: training speed, measured beside the machine's own limits in the same minute."""
+
+import time
+from typing import Any
+
+import numpy as np
+
+from picogpt.bench.roof import MatmulBound, sgemm_gflops
+from picogpt.config import RunConfig, UserError
+from picogpt.engine.lanes import Lanes
+from picogpt.model.parameters import flops_per_token, initial_arrays
+from picogpt.rng import generator
+from picogpt.training import monitor
+from picogpt.training.trainer import Trainer
+
+ROUNDS = 5
+WARMUP_STEPS = 2  # the first step of all fills the workspaces, the second shows the peak of memory
+
+
+def measure(config: RunConfig, seconds: float) -> dict[str, Any]:
+    """Train on random ids and return the medians of five rounds, each beside a measurement of the machine's limits.
+
+    roof_fraction is tokens/s times FLOPs a token over what the same number of threads reach in a large sgemm.
+    matmul_fraction is tokens/s over what the lanes reach in this model's matrix products alone, and None where it has
+    none. peak_rss_mb is training's own, taken before the limits are measured.
+    Raises UserError for no time to measure in.
+    """
+    if not seconds > 0:
+        raise UserError(f"seconds must be positive, not {seconds}")
+    with Lanes(config.train.lanes or monitor.physical_cores()) as lanes:
+        training = _Training(config, lanes)
+        training.tokens_per_second(seconds / ROUNDS, WARMUP_STEPS)
+        peak = monitor.peak_memory()
+        bound = MatmulBound(config, training.trainer.micro_batch, lanes)
+        speeds, roofs, bounds = [], [], []
+        for _ in range(ROUNDS):
+            speeds.append(training.tokens_per_second(seconds / ROUNDS))
+            roofs.append(sgemm_gflops(lanes.count))
+            bounds.append(bound.tokens_per_second(seconds / ROUNDS / 4))
+    flops = flops_per_token(config.model)
+    possible = [limit for limit in bounds if limit is not None]
+    return {
+        "tokens_per_second": _median(speeds, 1),
+        "sgemm_gflops": _median(roofs, 1),
+        "roof_fraction": _median([s * flops / (r * 1e9) for s, r in zip(speeds, roofs, strict=True)], 3),
+        "matmul_bound_tokens_per_second": _median(possible, 1) if possible else None,
+        "matmul_fraction": _median([s / b for s, b in zip(speeds, possible, strict=True)], 3) if possible else None,
+        "peak_rss_mb": round(peak / 2**20, 1),
+        "micro_batch": training.trainer.micro_batch,
+        "lanes": lanes.count,
+        "optimizer": config.train.optimizer,
+        "batch_size": config.train.batch_size,
+        "context": config.context,
+        "mflop_per_token": round(flops / 1e6, 2),
+        "machine": monitor.machine(),
+    }
+
+
+class _Training:
+    """Steps on one batch of random ids."""
+
+    def __init__(self, config: RunConfig, lanes: Lanes) -> None:
+        seed, shape = config.train.seed, (config.train.batch_size, config.context + 1)
+        self.trainer = Trainer(config, initial_arrays(config.model, seed), lanes)
+        self._ids = generator(seed, "bench").integers(0, config.model.vocab_size, shape, dtype=np.int32)
+        self._done = 0
+
+    def tokens_per_second(self, seconds: float, at_least: int = 1) -> float:
+        """Train for about so many seconds and at least so many steps."""
+        x, y = self._ids[:, :-1], self._ids[:, 1:]
+        began, steps = time.perf_counter(), 0
+        while steps < at_least or time.perf_counter() - began < seconds:
+            self.trainer.step(x, y, self._done, factor=0.1)
+            self._done, steps = self._done + 1, steps + 1
+        return steps * x.size / (time.perf_counter() - began)
+
+
+def _median(values: list[float], digits: int) -> float:
+    return round(float(np.median(values)), digits)

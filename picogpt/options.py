@@ -1,0 +1,58 @@
+"""Command lines from dataclasses: a field is an option, its docstring the help, and what is wrong is one line."""
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any, TypeVar
+
+import tyro
+from tyro.conf import OmitArgPrefixes
+
+from picogpt.config import UserError
+
+Args = TypeVar("Args")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Which named run the other options start from."""
+
+    preset: str = "pico"
+    """The named run to start from; its settings are the defaults of all other options."""
+
+    @property
+    def preset_name(self) -> str:
+        return self.preset
+
+
+def parse(kind: type[Args], program: str, argv: Sequence[str], default: Args | None = None) -> Args:
+    """The options as a `kind`. `program`: what the user typed before them. Raises UserError for a wrong option."""
+    options: Any = OmitArgPrefixes[kind]  # type: ignore[valid-type, misc]
+    settings: dict[str, Any] = {} if default is None else {"default": default}
+    with _one_line_errors(program):
+        parsed: Args = tyro.cli(options, prog=program, args=argv, **settings)
+    return parsed
+
+
+def preset_name(kind: type[Preset], program: str, argv: Sequence[str]) -> str:
+    """The preset among these options: it is needed before the others can be read, whose defaults it sets."""
+    with _one_line_errors(program):
+        chosen, _ = tyro.cli(kind, args=argv, return_unknown_args=True, add_help=False)
+    return chosen.preset_name
+
+
+@contextmanager
+def _one_line_errors(program: str) -> Iterator[None]:
+    """Say what is wrong with the options in one line, as every other error: tyro draws a box of several."""
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            yield
+    except SystemExit as stop:
+        if stop.code != 2:
+            raise
+        box = [line.strip("\u2502 ") for line in said.getvalue().splitlines() if line.startswith("\u2502")]
+        reason = " ".join(takewhile(lambda line: not line.startswith("\u2500"), box))
+        raise UserError(f"{reason or 'these options are not right'} (see {program} --help)") from None
