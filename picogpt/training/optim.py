@@ -136,15 +136,18 @@ def orthogonalise(matrix: Array) -> Array:  # (M, K) -> (M, K)
     return update.T if matrix.shape[0] > matrix.shape[1] else update
 
 
-def reduce_gradients(gradients: Sequence[Named], lanes: Lanes) -> float:
-    """Sum the lanes' gradients into the first one's, in a fixed order. Returns the sum's global norm."""
+def reduce_gradients(gradients: Sequence[Named], lanes: Lanes) -> list[Array]:
+    """Sum the lanes' gradients into the first one's, in a fixed order.
+
+    Returns 0-d arrays that add up to the square of the sum's global norm.
+    """
     blocks = [(name, block) for name, array in gradients[0].items() for block in row_blocks(array.size, 1, array)]
 
-    def add(_: int, item: tuple[str, slice]) -> float:
+    def add(_: int, item: tuple[str, slice]) -> Array:
         name, block = item
         total = gradients[0][name].reshape(-1)[block]
         for other in gradients[1:]:
             total += other[name].reshape(-1)[block]
-        return float(total @ total)
+        return total @ total
 
-    return sqrt(sum(lanes.map(add, blocks)))
+    return lanes.map(add, blocks)
