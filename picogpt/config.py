@@ -141,7 +141,11 @@ class TrainConfig:
     micro_batch: int = 0
     """Sequences that go through the model at once in a lane. 0: choose."""
     lanes: int = 0
-    """Threads that each train on micro-batches of their own. 0: one a physical core."""
+    """Threads that each train on micro-batches of their own. 0: one a physical core. A GPU is fed by one."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """cuda: train on a GPU through CuPy, or on the CPU where there is none."""
+    tf32: bool = False
+    """Let a GPU that can (Ampere or newer) round the inputs of matrix products to TF32: faster, less exact."""
     recompute: bool = False
     """Recompute each block's activations in the backward pass: far less memory, about a third more time."""
     optimizer: Literal["muon", "adamw"] = "muon"

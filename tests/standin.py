@@ -2,21 +2,42 @@
 
 This module is to `DeviceArray` what `cupy` is to `cupy.ndarray`, and holds only what CuPy has as well (its `take` knows
 no `mode`, for one). An array of it raises where it would be converted to NumPy without being asked, where a NumPy array
-or NumPy scalar joins in an operation, and where anything turns float64. As on a GPU, results of 0-d arrays stay arrays,
-and host memory is never shared.
+or NumPy scalar joins in an operation, where a result would overwrite what it is still computed from (NumPy makes a copy
+then, a kernel does not), and where anything turns float64. As on a GPU, results of 0-d arrays stay arrays, and host
+memory is never shared. What comes to the host, and so waits for the device, is counted in `arrivals`.
+
+In the place of `sys.modules["cupy"]` it is a machine with one GPU.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from picogpt.engine import backend
 
+arrivals = 0  # arrays and numbers that came to the host
+
 
 class MixedError(TypeError):
     """Host and device met without an explicit `asarray` or `asnumpy`."""
+
+
+def _arrive(array: "DeviceArray") -> Any:
+    global arrivals
+    arrivals += 1
+    return array._memory
+
+
+def _refuse_overlap(out: Any, *inputs: Any) -> None:
+    """Writing to exactly what is read is fine: each element is read before it is written."""
+    for x in inputs:
+        if isinstance(x, np.ndarray) and x.size and out.size:
+            same = x.__array_interface__["data"] == out.__array_interface__["data"] and x.strides == out.strides
+            if not (same and x.shape == out.shape) and np.shares_memory(x, out):
+                raise MixedError("an operation on device arrays overwrites its input")
 
 
 def _host(value: Any) -> Any:
@@ -46,7 +67,9 @@ def _operator(ufunc: np.ufunc, swapped: bool = False) -> Callable[[Any, Any], An
 
 def _in_place(ufunc: np.ufunc) -> Callable[[Any, Any], Any]:
     def method(self: "DeviceArray", other: Any) -> "DeviceArray":
-        ufunc(self._memory, _host(other), out=self._memory)
+        host = _host(other)
+        _refuse_overlap(self._memory, host)
+        ufunc(self._memory, host, out=self._memory)
         return self
 
     return method
@@ -79,7 +102,10 @@ class DeviceArray:
         return DeviceArray(-self._memory)
 
     def __float__(self) -> float:
-        return float(self._memory)
+        return float(_arrive(self))
+
+    def __bool__(self) -> bool:
+        return bool(_arrive(self))
 
     def __len__(self) -> int:
         return len(self._memory)
@@ -88,7 +114,10 @@ class DeviceArray:
         return DeviceArray(self._memory[_index(key)])
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        self._memory[_index(key)] = _host(value)
+        host = _host(value)
+        if not any(isinstance(k, DeviceArray) for k in (key if isinstance(key, tuple) else (key,))):
+            _refuse_overlap(self._memory[_index(key)], host)
+        self._memory[_index(key)] = host
 
     # -- attributes and methods --------------------------------------------------------------------------------------
 
@@ -124,13 +153,15 @@ class _Ufunc:
     def __init__(self, ufunc: np.ufunc) -> None:
         self._ufunc = ufunc
 
-    def __call__(self, *inputs: Any, out: DeviceArray | None = None) -> DeviceArray:
+    def __call__(self, *inputs: Any, out: DeviceArray | None = None, dtype: Any = None) -> DeviceArray:
         hosts = [_host(x) for x in inputs]
         if out is None:
-            return DeviceArray(self._ufunc(*hosts))
+            return DeviceArray(self._ufunc(*hosts, dtype=dtype))
         if type(out) is not DeviceArray:
             raise MixedError(f"out= is a {type(out).__name__}")
-        self._ufunc(*hosts, out=out._memory)
+        if self._ufunc is not np.matmul:  # which looks for it in CuPy as well
+            _refuse_overlap(out._memory, *hosts)
+        self._ufunc(*hosts, out=out._memory, dtype=dtype)
         return out
 
     def at(self, target: DeviceArray, ids: DeviceArray, source: DeviceArray) -> None:
@@ -151,7 +182,9 @@ def asarray(value: Any, dtype: Any = None) -> DeviceArray:
 
 def asnumpy(array: DeviceArray) -> np.ndarray:
     """To the host (a copy)."""
-    memory: np.ndarray = _host(array)
+    if type(array) is not DeviceArray:
+        raise MixedError(f"asnumpy of a {type(array).__name__}")
+    memory: np.ndarray = _arrive(array)
     return memory.copy()
 
 
@@ -199,6 +232,10 @@ def concatenate(arrays: list[DeviceArray], axis: int = 0) -> DeviceArray:
     return DeviceArray(np.concatenate([_host(array) for array in arrays], axis))
 
 
+def stack(arrays: Sequence[DeviceArray]) -> DeviceArray:
+    return DeviceArray(np.stack([_host(array) for array in arrays]))
+
+
 def einsum(subscripts: str, *arrays: DeviceArray) -> DeviceArray:
     return DeviceArray(np.einsum(subscripts, *map(_host, arrays)))
 
@@ -209,6 +246,45 @@ def expand_dims(array: DeviceArray, axis: Any) -> DeviceArray:
 
 def broadcast_to(array: DeviceArray, shape: tuple[int, ...]) -> DeviceArray:
     return DeviceArray(np.broadcast_to(_host(array), shape))
+
+
+# -- the machine -----------------------------------------------------------------------------------------------------
+
+
+class CUDARuntimeError(RuntimeError):
+    pass
+
+
+class CompileException(Exception):  # noqa: N818
+    pass
+
+
+class Device:
+    id = 0
+    compute_capability = "86"
+
+
+memory = {"free": 1 << 30, "total": 2 << 30}
+compute_types: dict[type, int] = {}
+ndarray = DeviceArray
+cuda = SimpleNamespace(
+    Device=Device,
+    compiler=SimpleNamespace(CompileException=CompileException),
+    runtime=SimpleNamespace(
+        CUDARuntimeError=CUDARuntimeError,
+        getDeviceProperties=lambda device: {"name": b"NVIDIA Stand-in"},
+        memGetInfo=lambda: (memory["free"], memory["total"]),
+    ),
+)
+_core = SimpleNamespace(
+    _routines_linalg=SimpleNamespace(
+        COMPUTE_TYPE_TBD=0, COMPUTE_TYPE_TF32=7, set_compute_type=compute_types.__setitem__
+    )
+)
+
+
+def get_default_memory_pool() -> SimpleNamespace:
+    return SimpleNamespace(free_bytes=lambda: 0)
 
 
 backend.register(DeviceArray, sys.modules[__name__])

@@ -114,9 +114,10 @@ def gradients(
     run = RunConfig(model, train=replace(TRAIN, **changes))
     with Lanes(count) as lanes:
         trainer = Trainer(run, initial_arrays(model, 1), lanes)
-        loss, parts = trainer.gradients(X, Y, step)
+        losses, parts = trainer.gradients(X, Y, step)
         assert len(parts) == min(count, -(-len(X) // trainer.micro_batch))
-        return loss, {name: np.sum([part[name] for part in parts], axis=0, dtype=np.float64) for name in parts[0]}
+        total = {name: np.sum([part[name] for part in parts], axis=0, dtype=np.float64) for name in parts[0]}
+        return sum(map(float, losses)), total
 
 
 def assert_close(result: tuple[float, dict[str, np.ndarray]], expected: tuple[float, dict[str, np.ndarray]]) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from picogpt.config import ModelConfig, RunConfig, TrainConfig, UserError
 from picogpt.engine.backend import BLOCK
-from picogpt.engine.lanes import Lanes
+from picogpt.engine.lanes import Lanes, shared_zeros
 from picogpt.model.parameters import Arrays, initial_arrays, is_hidden_matrix, parameter_shapes
 from picogpt.rng import generator
 from picogpt.training.optim import (
@@ -19,7 +19,6 @@ from picogpt.training.optim import (
     Optimizer,
     learning_rate_factor,
     orthogonalise,
-    reduce_gradients,
 )
 from picogpt.training.trainer import Trainer
 
@@ -41,7 +40,25 @@ def random_arrays(purpose: str, step: int = 0, shapes: dict[str, tuple[int, ...]
     return {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
 
 
-@pytest.fixture(scope="module")
+class Work(Optimizer):
+    """The optimizer over copies of these parameters, told the gradients at every step."""
+
+    def __init__(self, config: TrainConfig, parameters: Arrays, lanes: Lanes) -> None:
+        shared, gradients = shared_zeros(parameters), shared_zeros(parameters)
+        fill(shared, parameters)
+        super().__init__(config, shared, [gradients], lanes)
+
+    def apply(self, gradients: Arrays, step: int, factor: float, scale: float) -> None:
+        fill(self.gradients[0], gradients)
+        self.step(step, factor, scale)
+
+
+def fill(arrays: Any, values: Arrays) -> None:
+    for name, value in values.items():
+        arrays[name][...] = value
+
+
+@pytest.fixture
 def lanes() -> Iterator[Lanes]:
     with Lanes(2) as pool:
         yield pool
@@ -58,12 +75,12 @@ def wide(arrays: Arrays) -> Arrays:
 def test_adamw_against_float64(lanes: Lanes, weight_decay: float) -> None:
     config = TrainConfig(optimizer="adamw", learning_rate=3e-3, weight_decay=weight_decay, beta2=0.95)
     arrays = random_arrays("parameters")
-    expected, optimizer = wide(arrays), Optimizer(config, arrays)
+    expected, optimizer = wide(arrays), Work(config, arrays, lanes)
     mean, square = ({name: np.zeros(shape) for name, shape in SHAPES.items()} for _ in range(2))
     for step in range(STEPS):
         gradients = random_arrays("gradients", step)
         factor, scale = 0.5 + step / STEPS, 0.7
-        optimizer.step(gradients, step, factor, scale, lanes)
+        optimizer.apply(gradients, step, factor, scale)
         rate = config.learning_rate * factor
         for name, p in expected.items():
             g = gradients[name].astype(np.float64) * scale
@@ -75,7 +92,7 @@ def test_adamw_against_float64(lanes: Lanes, weight_decay: float) -> None:
                 p *= 1 - rate * weight_decay
             p -= rate * corrected / spread
     for name, p in expected.items():
-        np.testing.assert_allclose(arrays[name], p, atol=3e-6, err_msg=name)
+        np.testing.assert_allclose(optimizer.parameters[name], p, atol=3e-6, err_msg=name)
         np.testing.assert_allclose(optimizer.state[f"mean.{name}"], mean[name], atol=1e-6)
         np.testing.assert_allclose(optimizer.state[f"square.{name}"], square[name], atol=1e-6)
 
@@ -86,8 +103,9 @@ def test_the_first_adamw_step_is_the_learning_rate(lanes: Lanes) -> None:
     before = wide(arrays)
     gradients = {name: 1e-3 * array for name, array in random_arrays("gradients").items()}
     config = TrainConfig(optimizer="adamw", learning_rate=0.01, weight_decay=0.0)
-    Optimizer(config, arrays).step(gradients, 0, 1.0, 1.0, lanes)
-    for name, array in arrays.items():
+    work = Work(config, arrays, lanes)
+    work.apply(gradients, 0, 1.0, 1.0)
+    for name, array in work.parameters.items():
         big = np.abs(gradients[name]) > 1e-5
         np.testing.assert_allclose((before[name] - array)[big], 0.01 * np.sign(gradients[name][big]), rtol=2e-3)
 
@@ -97,8 +115,9 @@ def test_decay_alone_shrinks_matrices_only(lanes: Lanes) -> None:
     before = wide(arrays)
     zeros = {name: np.zeros_like(array) for name, array in arrays.items()}
     config = TrainConfig(optimizer="adamw", learning_rate=0.1, weight_decay=0.5)
-    Optimizer(config, arrays).step(zeros, 0, 0.5, 1.0, lanes)
-    for name, array in arrays.items():
+    work = Work(config, arrays, lanes)
+    work.apply(zeros, 0, 0.5, 1.0)
+    for name, array in work.parameters.items():
         factor = 1 - 0.1 * 0.5 * 0.5 if array.ndim == 2 else 1.0
         np.testing.assert_allclose(array, before[name] * factor, rtol=1e-6)
 
@@ -144,12 +163,12 @@ def newton_schulz(matrix: np.ndarray) -> np.ndarray:
 def test_muon_against_float64(lanes: Lanes, weight_decay: float) -> None:
     config = TrainConfig(optimizer="muon", learning_rate=2e-3, muon_learning_rate=0.02, weight_decay=weight_decay)
     arrays = random_arrays("parameters")
-    expected, optimizer = wide(arrays), Optimizer(config, arrays)
+    expected, optimizer = wide(arrays), Work(config, arrays, lanes)
     momentum = {name: np.zeros(SHAPES[name]) for name in HIDDEN}
     for step in range(20):
         gradients = random_arrays("gradients", step)
         factor, scale = 1 - step / 40, 0.6
-        optimizer.step(gradients, step, factor, scale, lanes)
+        optimizer.apply(gradients, step, factor, scale)
         for name in HIDDEN:
             g = gradients[name].astype(np.float64) * scale
             momentum[name] = MUON_MOMENTUM * momentum[name] + g
@@ -160,14 +179,14 @@ def test_muon_against_float64(lanes: Lanes, weight_decay: float) -> None:
             expected[name] *= 1 - config.learning_rate * factor * weight_decay
             expected[name] -= config.muon_learning_rate * factor * update
     for name in HIDDEN:
-        np.testing.assert_allclose(arrays[name], expected[name], atol=3e-5, err_msg=name)
+        np.testing.assert_allclose(optimizer.parameters[name], expected[name], atol=3e-5, err_msg=name)
         np.testing.assert_allclose(optimizer.state[f"momentum.{name}"], momentum[name], atol=1e-5)
 
 
 def test_muon_takes_hidden_matrices_and_adamw_the_rest(lanes: Lanes) -> None:
-    muon, adamw = random_arrays("parameters"), random_arrays("parameters")
-    first = Optimizer(TrainConfig(optimizer="muon"), muon)
-    second = Optimizer(TrainConfig(optimizer="adamw"), adamw)
+    first = Work(TrainConfig(optimizer="muon"), random_arrays("parameters"), lanes)
+    second = Work(TrainConfig(optimizer="adamw"), random_arrays("parameters"), lanes)
+    muon, adamw = first.parameters, second.parameters
     rest = [name for name in SHAPES if name not in HIDDEN]
     assert [name for name, array in muon.items() if is_hidden_matrix(name, array.shape)] == HIDDEN
     assert set(first.state) == {f"momentum.{n}" for n in HIDDEN} | {
@@ -175,7 +194,7 @@ def test_muon_takes_hidden_matrices_and_adamw_the_rest(lanes: Lanes) -> None:
     }
     assert set(second.state) == {f"{moment}.{name}" for name in SHAPES for moment in ("mean", "square")}
     for optimizer in (first, second):
-        optimizer.step(random_arrays("gradients"), 0, 1.0, 1.0, lanes)
+        optimizer.apply(random_arrays("gradients"), 0, 1.0, 1.0)
     for name in SHAPES:
         assert np.array_equal(muon[name], adamw[name]) == (name in rest), name
 
@@ -184,16 +203,16 @@ def test_q_k_and_v_are_three_matrices(lanes: Lanes) -> None:
     """As three parameters of their own would: a gradient in v alone moves v alone, and by as much as ever."""
     config = TrainConfig(optimizer="muon", weight_decay=0.0, muon_learning_rate=1.0)
     name = "h.0.attn.c_attn.weight"
-    joint = {name: np.zeros((36, 12), np.float32)}
+    joint = Work(config, {name: np.zeros((36, 12), np.float32)}, lanes)
+    parts = [Work(config, {"h.0.q.weight": np.zeros((12, 12), np.float32)}, lanes) for _ in range(3)]
     gradient = generator(0, "gradient").standard_normal((36, 12), np.float32)
     gradient[24:] *= 1000
-    Optimizer(config, joint).step({name: gradient}, 0, 1.0, 1.0, lanes)
-    for part in range(3):
+    joint.apply({name: gradient}, 0, 1.0, 1.0)
+    for part, alone in enumerate(parts):
         rows = slice(12 * part, 12 * part + 12)
-        alone = {"h.0.q.weight": np.zeros((12, 12), np.float32)}
-        Optimizer(config, alone).step({"h.0.q.weight": gradient[rows]}, 0, 1.0, 1.0, lanes)
-        assert np.array_equal(joint[name][rows], alone["h.0.q.weight"])
-        assert 0.6 < np.linalg.norm(joint[name][rows]) / sqrt(12) < 1.2
+        alone.apply({"h.0.q.weight": gradient[rows]}, 0, 1.0, 1.0)
+        assert np.array_equal(joint.parameters[name][rows], alone.parameters["h.0.q.weight"])
+        assert 0.6 < np.linalg.norm(joint.parameters[name][rows]) / sqrt(12) < 1.2
 
 
 # In place, and the same from any number of lanes
@@ -212,11 +231,11 @@ def test_the_number_of_lanes_does_not_matter(optimizer: Any) -> None:
     results = []
     for count in (1, 2, 3):
         arrays = random_arrays("parameters", shapes=LARGE)
-        work = Optimizer(TrainConfig(optimizer=optimizer), arrays)
         with Lanes(count) as pool:
+            work = Work(TrainConfig(optimizer=optimizer), arrays, pool)
             for step in range(3):
-                work.step(random_arrays("gradients", step, LARGE), step, 1.0, 0.9, pool)
-        results.append({**arrays, **work.state})
+                work.apply(random_arrays("gradients", step, LARGE), step, 1.0, 0.9)
+        results.append({**work.parameters, **work.state})
     for other in results[1:]:
         for name, array in results[0].items():
             assert array.tobytes() == other[name].tobytes(), name
@@ -224,25 +243,26 @@ def test_the_number_of_lanes_does_not_matter(optimizer: Any) -> None:
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_arrays_are_changed_in_place(lanes: Lanes, optimizer: Any) -> None:
-    arrays, gradients = random_arrays("parameters"), random_arrays("gradients")
-    work = Optimizer(TrainConfig(optimizer=optimizer), arrays)
-    held, before, state = dict(arrays), wide(arrays), dict(work.state)
-    untouched = wide(gradients)
-    work.step(gradients, 0, 1.0, 1.0, lanes)
-    for name, array in arrays.items():
+    work = Work(TrainConfig(optimizer=optimizer), random_arrays("parameters"), lanes)
+    held, before, state = dict(work.parameters), wide(work.parameters), dict(work.state)
+    gradients = random_arrays("gradients")
+    work.apply(gradients, 0, 1.0, 1.0)
+    for name, array in work.parameters.items():
         assert array is held[name] and not np.array_equal(array, before[name])
-        assert np.array_equal(gradients[name], untouched[name]), "the gradient is only read"
+        assert np.array_equal(work.gradients[0][name], gradients[name]), "the gradient is only read"
     assert all(work.state[name] is array and array.any() for name, array in state.items())
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_gradients_of_the_lanes_are_summed(lanes: Lanes, count: int) -> None:
-    gradients = [random_arrays("lane", lane, LARGE) for lane in range(count)]
-    expected = {name: sum(wide(own)[name] for own in gradients) for name in LARGE}
-    norm = reduce_gradients(gradients, lanes)
+@pytest.mark.parametrize("busy", [1, 2, 3])
+def test_gradients_of_the_lanes_are_summed(lanes: Lanes, busy: int) -> None:
+    gradients = [shared_zeros(random_arrays("lane", 0, LARGE)) for _ in range(3)]
+    for lane, own in enumerate(gradients):
+        fill(own, random_arrays("lane", lane, LARGE))
+    expected = {name: sum(wide(own)[name] for own in gradients[:busy]) for name in LARGE}
+    squares = Optimizer(TrainConfig(), random_arrays("parameters", 0, LARGE), gradients, lanes).reduce(busy)
     for name, total in expected.items():
         np.testing.assert_allclose(gradients[0][name], total, atol=1e-6)
-    assert norm == pytest.approx(sqrt(sum((total**2).sum() for total in expected.values())), rel=1e-5)
+    assert sum(squares) == pytest.approx(sum((total**2).sum() for total in expected.values()), rel=1e-5)
 
 
 # Clipping, seen in the mean gradient that AdamW keeps
@@ -258,7 +278,7 @@ def applied_norm(grad_clip: float) -> tuple[float, float]:
     with Lanes(2) as pool:
         trainer = Trainer(RunConfig(MODEL, train=train), arrays, pool)
         _, gradients = trainer.gradients(ids[:, :-1], ids[:, 1:], 0)
-        raw = reduce_gradients(gradients, pool)
+        raw = sqrt(sum(reduce_gradients(gradients, pool)))
         trainer.step(ids[:, :-1], ids[:, 1:], 0, 1.0)
     means = [array / 0.1 for name, array in trainer.optimizer.state.items() if name.startswith("mean.")]
     return raw, sqrt(sum(float((mean.astype(np.float64) ** 2).sum()) for mean in means))
@@ -295,8 +315,9 @@ def test_micro_batches_add_up_to_the_batch(lane_count: int) -> None:
         train = TrainConfig(batch_size=7, micro_batch=micro, context=16)
         with Lanes(count) as pool:
             trainer = Trainer(RunConfig(MODEL, train=train), initial_arrays(MODEL, 0), pool)
-            loss, gradients = trainer.gradients(ids[:, :-1], ids[:, 1:], 0)
+            losses, gradients = trainer.gradients(ids[:, :-1], ids[:, 1:], 0)
             reduce_gradients(gradients, pool)
+            loss = sum(map(float, losses))
             assert trainer.evaluate(ids[:, :-1], ids[:, 1:]) == pytest.approx(loss, rel=1e-5)
         found.append((loss, gradients[0]))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
@@ -313,8 +334,8 @@ def test_dropout_follows_the_step_and_the_place_in_the_batch() -> None:
     for count in (1, 2, 3):
         with Lanes(count) as pool:
             trainer = Trainer(config, initial_arrays(MODEL, 0), pool)
-            losses[count] = [trainer.gradients(ids[:, :-1], ids[:, 1:], step)[0] for step in (0, 1, 0)]
-            one = trainer.gradients(ids[:1, :-1], ids[:1, 1:], 0)[0]
+            losses[count] = [sum(trainer.gradients(ids[:, :-1], ids[:, 1:], step)[0]) for step in (0, 1, 0)]
+            one = sum(trainer.gradients(ids[:1, :-1], ids[:1, 1:], 0)[0])
             assert one != pytest.approx(losses[count][0], abs=1e-7)
     assert losses[1] == losses[2] == losses[3]
     assert losses[1][0] == losses[1][2] != losses[1][1]

@@ -5,6 +5,7 @@ N rows   C width   V vocabulary   P positions of a window   H heads   D head siz
 
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -41,33 +42,32 @@ class MatmulBound:
     """
 
     def __init__(self, config: RunConfig, micro_batch: int, lanes: Lanes) -> None:
-        self.lanes = lanes
-        self.tokens = micro_batch * config.context
+        self.lanes, self.tokens = lanes, micro_batch * config.context
         windows = config.context // config.model.context_len
         self._times = [windows * config.model.n_layer, windows]  # of a block's products, of the head's
-        self._work = [_products(config.model, micro_batch) for _ in range(lanes.count)]
-        self.shapes = [
-            (left.shape, right.shape, times)
-            for group, times in zip(self._work[0], self._times, strict=True)
-            for left, right, _ in group
-        ]
+        self._make = cache(lambda: _products(config.model, micro_batch))  # once a lane, when it is wanted
+        self._on_lanes = lanes.task(self._run)
+
+    @property
+    def shapes(self) -> list[tuple[tuple[int, ...], tuple[int, ...], int]]:
+        """Of the left side, of the right side, and how often."""
+        groups = zip(self._make(), self._times, strict=True)
+        return [(left.shape, right.shape, times) for group, times in groups for left, right, _ in group]
 
     def tokens_per_second(self, seconds: float) -> float | None:
         """Measured for about so many seconds, at least one pass; None where the model has no matrix product."""
-        if not self.shapes:
-            return None
+        return sum(self._on_lanes(range(self.lanes.count), seconds)) if self.shapes else None
 
-        def run(lane: int, _: int) -> float:
-            began, passes = time.perf_counter(), 0
-            while passes == 0 or time.perf_counter() - began < seconds:
-                for group, times in zip(self._work[lane], self._times, strict=True):
-                    for _ in range(times):
-                        for left, right, out in group:
-                            np.matmul(left, right, out=out)
-                passes += 1
-            return passes * self.tokens / (time.perf_counter() - began)
-
-        return sum(self.lanes.map(run, range(self.lanes.count)))
+    def _run(self, lane: int, _: int, seconds: float) -> float:
+        groups = self._make()
+        began, passes = time.perf_counter(), 0
+        while passes == 0 or time.perf_counter() - began < seconds:
+            for group, times in zip(groups, self._times, strict=True):
+                for _ in range(times):
+                    for left, right, out in group:
+                        np.matmul(left, right, out=out)
+            passes += 1
+        return passes * self.tokens / (time.perf_counter() - began)
 
 
 def _products(config: ModelConfig, B: int) -> tuple[list[Operands], list[Operands]]:

@@ -29,9 +29,9 @@ def measure(config: RunConfig, seconds: float) -> dict[str, Any]:
         raise UserError(f"seconds must be positive, not {seconds}")
     with Lanes(config.train.lanes or monitor.physical_cores()) as lanes:
         training = _Training(config, lanes)
+        bound = MatmulBound(config, training.trainer.micro_batch, lanes)
         training.tokens_per_second(seconds / ROUNDS, WARMUP_STEPS)
         peak = monitor.peak_memory()
-        bound = MatmulBound(config, training.trainer.micro_batch, lanes)
         speeds, roofs, bounds = [], [], []
         for _ in range(ROUNDS):
             speeds.append(training.tokens_per_second(seconds / ROUNDS))

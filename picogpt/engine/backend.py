@@ -4,7 +4,8 @@ Every op asks `array_module(x)` for the module of its arrays and then writes the
 things that differ between them are the functions below.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from math import erf as _scalar_erf
 from types import ModuleType
 from typing import Any
@@ -38,18 +39,60 @@ def array_module(array: Array) -> Any:
         ) from None
 
 
-def cuda() -> Any:
-    """The cupy module, registered. Raises UserError where CuPy or a GPU is missing."""
+@dataclass(frozen=True)
+class Gpu:
+    """What CuPy says of the current GPU."""
+
+    name: str
+    free: int  # bytes, those CuPy holds in reserve included
+    total: int  # bytes
+    has_tf32: bool
+
+
+def cuda(tf32: bool = False) -> Any:
+    """The cupy module, ready for work; its matrix products in TF32 if that is asked for and the GPU has it.
+
+    Raises UserError where CuPy, a GPU or one of CUDA's libraries is missing.
+    """
     try:
         import cupy
-
-        cupy.cuda.runtime.getDeviceCount()
-    except ImportError:
-        raise UserError("a GPU needs CuPy: pip install 'picogpt[cuda]'") from None
-    except cupy.cuda.runtime.CUDARuntimeError as error:
-        raise UserError(f"CuPy finds no usable GPU ({error})") from None
+    except ModuleNotFoundError as error:
+        raise UserError(f"a GPU needs CuPy ({error}): pip install 'picogpt[cuda]'") from None
+    except ImportError as error:
+        raise UserError(f"CuPy cannot be loaded ({_one_line(error)}): install it again") from None
+    try:
+        _choose_precision(cupy, tf32)
+        # Nothing before the first product and the first kernel tells whether CUDA's libraries are there.
+        ones = cupy.ones((2, 2), np.float32)
+        cupy.asnumpy(ones @ ones + ones)
+    except (ImportError, OSError, RuntimeError, MemoryError, cupy.cuda.compiler.CompileException) as error:
+        raise UserError(f"CuPy finds no usable GPU ({_one_line(error)})") from None
     register(cupy.ndarray, cupy)
     return cupy
+
+
+def gpu() -> Gpu:
+    """The GPU in use, the first of CUDA_VISIBLE_DEVICES. Only after `cuda` found it."""
+    import cupy
+
+    device = cupy.cuda.Device()
+    free, total = cupy.cuda.runtime.memGetInfo()
+    reserve = cupy.get_default_memory_pool().free_bytes()
+    name = cupy.cuda.runtime.getDeviceProperties(device.id)["name"].decode()
+    return Gpu(name, free + reserve, total, int(device.compute_capability) >= 80)
+
+
+def _choose_precision(cupy: Any, tf32: bool) -> None:
+    # CuPy reads its variable CUPY_TF32 once, at the process's first product. This is what it does with it then, and
+    # takes effect at any time; "to be decided" leaves the choice to the variable. Batched products, as attention's, do
+    # not follow it.
+    linalg = cupy._core._routines_linalg
+    chosen = linalg.COMPUTE_TYPE_TF32 if tf32 and gpu().has_tf32 else linalg.COMPUTE_TYPE_TBD
+    linalg.set_compute_type(np.float32, chosen)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def empty(shape: tuple[int, ...], like: Array) -> Array:
@@ -69,9 +112,20 @@ def to_device(array: np.ndarray[Any, Any], like: Array) -> Array:
     return array if type(like) is np.ndarray else array_module(like).asarray(array)
 
 
-def row_blocks(rows: int, width: int, like: Array, block: int = BLOCK) -> Iterator[slice]:
-    """Slices over the rows: even pieces of about `block` elements on a CPU, everything at once on a GPU."""
-    pieces = max(1, round(rows * width / block)) if type(like) is np.ndarray else 1
+def fetch(scalars: Sequence[Array]) -> list[float]:
+    """The values of 0-d arrays, all at once: to ask a GPU for a number is to wait for all the work before it."""
+    values: list[float] = to_host(array_module(scalars[0]).stack(scalars)).tolist()
+    return values
+
+
+def row_blocks(rows: int, width: int, like: Array, block: int | None = None) -> Iterator[slice]:
+    """Slices over the rows: even pieces of about `block` elements.
+
+    Without a `block` they are sized for a CPU's cache, and on a GPU everything comes at once.
+    """
+    if block is None:
+        block = BLOCK if type(like) is np.ndarray else max(1, rows * width)
+    pieces = max(1, round(rows * width / block))
     step = max(1, -(-rows // pieces))
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))

@@ -65,9 +65,12 @@ class Optimizer:
         self._update = lanes.task(lambda _, item, *how: self._work[item](*how))
         self._reduce = lanes.task(self._reduce_block)
 
-    def reduce(self, busy: int) -> float:
-        """Sum the first `busy` lanes' gradients into the first one's, in a fixed order. Returns the sum's norm."""
-        return sqrt(sum(self._reduce(range(len(self._blocks)), busy)))
+    def reduce(self, busy: int) -> list[Array]:
+        """Sum the first `busy` lanes' gradients into the first one's, in a fixed order.
+
+        Returns 0-d arrays that add up to the square of the sum's global norm.
+        """
+        return self._reduce(range(len(self._blocks)), busy)
 
     def step(self, step: int, factor: float, gradient_scale: float) -> None:
         """One update from the first lane's gradients.
@@ -76,12 +79,12 @@ class Optimizer:
         """
         self._update(range(len(self._work)), step, factor, gradient_scale)
 
-    def _reduce_block(self, _: int, item: int, busy: int) -> float:
+    def _reduce_block(self, _: int, item: int, busy: int) -> Array:
         name, block = self._blocks[item]
         total = self.gradients[0][name].reshape(-1)[block]
         for other in self.gradients[1:busy]:
             total += other[name].reshape(-1)[block]
-        return float(total @ total)
+        return total @ total
 
     def _adamw(self, name: str, block: slice, step: int, factor: float, scale: float) -> None:
         """I. Loshchilov, F. Hutter, "Decoupled weight decay regularization", arXiv 1711.05101."""
@@ -154,4 +157,3 @@ def orthogonalise(matrix: Array) -> Array:  # (M, K) -> (M, K)
             xp.matmul(scratch, factor, out=gram)
     update = xp.matmul(product, x, out=empty(x.shape, matrix))
     return update.T if matrix.shape[0] > matrix.shape[1] else update
-

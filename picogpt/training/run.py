@@ -16,6 +16,7 @@ from picogpt.config import GenerateConfig, RunConfig, UserError
 from picogpt.data.loader import Loader, validation_windows
 from picogpt.data.prepare import Prepared, prepare
 from picogpt.data.tokenizer import Tokenizer, from_dict
+from picogpt.engine.backend import to_device, to_host
 from picogpt.engine.lanes import Lanes
 from picogpt.inference.sampling import generate
 from picogpt.model.decoder import Decoder
@@ -24,13 +25,14 @@ from picogpt.model.parameters import Arrays, initial_arrays, parameter_count, pa
 from picogpt.rng import generator
 from picogpt.training import checkpoint, monitor
 from picogpt.training.checkpoint import Checkpoint
+from picogpt.training.device import gpu_in_words, gpu_micro_batch, with_usable_device
 from picogpt.training.optim import learning_rate_factor
 from picogpt.training.plot import Plotter
 from picogpt.training.runlog import RunLog
 from picogpt.training.trainer import Trainer
 
 # What may differ when a run goes on: how long it trains and how the machine does it, not what it learns.
-FREE = ("steps", "minutes", "micro_batch", "lanes", "recompute")
+FREE = ("steps", "minutes", "micro_batch", "lanes", "device", "tf32", "recompute")
 EVALUATION_SHARE = 0.03  # of the time spent training
 SAMPLE = GenerateConfig(tokens=128, temperature=0.5)
 SAMPLE_PROMPT = "He is a"
@@ -55,7 +57,7 @@ class Run:
         if tokenizer and tokenizer.name != config.data.tokenizer:
             raise UserError(f"{init_from} was trained with the tokenizer {tokenizer.name}: leave --tokenizer out")
         self.data: Prepared = prepare(config.data, dataset_dir, self.screen.notice, tokenizer)
-        self.config = _fit_vocabulary(config, self.data.tokenizer)
+        self.config = with_usable_device(_fit_vocabulary(config, self.data.tokenizer), self.screen.notice)
         self.resumed = found if newest else None
         if self.resumed:
             _refuse_differences(self.resumed, self.config, self.data)
@@ -100,8 +102,10 @@ class Run:
             trainer = Trainer(self.config, self.arrays, lanes)
             if self.resumed:
                 for name, array in trainer.optimizer.state.items():
-                    array[...] = self.resumed.optimizer[name]
+                    array[...] = to_device(self.resumed.optimizer[name], array)
                 self.resumed.optimizer.clear()
+                self.resumed.model.clear()
+            self.arrays.clear()  # the trainer has its own
             self.log.save()  # a folder that cannot be written to is found now, not at the first evaluation
             self._announce(trainer)
             self.screen.start(self.done, train.steps, train.minutes)
@@ -164,7 +168,8 @@ class Run:
         tokenizer = self.data.tokenizer
         prompt = tokenizer.encode(SAMPLE_PROMPT)
         rng = generator(self.config.train.seed, "sample", self.done)
-        ids = generate(Decoder(trainer.replicas[0]).feed, prompt, SAMPLE, tokenizer.vocab_size, rng)
+        decoder = Decoder(trainer.replicas[0])
+        ids = generate(lambda ids: to_host(decoder.feed(ids)), prompt, SAMPLE, tokenizer.vocab_size, rng)
         return tokenizer.decode([*prompt, *ids])
 
     def _save(self, trainer: Trainer, val_loss: float | None) -> None:
@@ -176,15 +181,20 @@ class Run:
             "seconds": self.seconds,
             "recent": self.recent,
         }
-        checkpoint.save(self.dir, self.done, self.arrays, trainer.optimizer.state, meta)
+        model, optimizer = (
+            {name: to_host(array) for name, array in arrays.items()}
+            for arrays in (trainer.arrays, trainer.optimizer.state)
+        )
+        checkpoint.save(self.dir, self.done, model, optimizer, meta)
         checkpoint.prune(self.dir)
 
     def _announce(self, trainer: Trainer) -> None:
         train, data = self.config.train, self.data
+        place = gpu_in_words(self.config) if train.device == "cuda" else f"{trainer.lanes.count} lanes"
         micro = f"{trainer.micro_batch} at a time" + (", recomputed" if train.recompute else "")
         self.screen.notice(
             f"{data.corpus.source}: {len(data.train):,} tokens to train on, {len(data.val):,} to validate; a step is "
-            f"{train.batch_size} sequences of {self.config.context}, {micro}, on {trainer.lanes.count} lanes"
+            f"{train.batch_size} sequences of {self.config.context}, {micro}, on {place}"
         )
         if self.resumed:
             self.screen.notice(f"going on with run {self.dir.name} after step {self.done}")
@@ -231,6 +241,9 @@ def _fit_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:
 
 def _require_memory(config: RunConfig) -> None:
     """Raises UserError where the machine could never hold the run."""
+    if config.train.device == "cuda":
+        gpu_micro_batch(config)  # of its own memory then
+        return
     lanes = config.train.lanes or monitor.physical_cores()
     batch = 2 * 4 * config.train.batch_size * config.context
     needed, total = footprint(config, lanes).total + batch, monitor.total_memory()

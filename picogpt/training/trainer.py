@@ -3,37 +3,51 @@
 B sequences of a batch   T tokens of a sequence
 """
 
-from math import isfinite
+import sys
+from math import isfinite, sqrt
 
 import numpy as np
 import numpy.typing as npt
 
 from picogpt.config import RunConfig, UserError
 from picogpt.engine import Tape, Tensor, no_grad
-from picogpt.engine.backend import to_device
+from picogpt.engine.backend import Array, check_ids, cuda, fetch, to_device
 from picogpt.engine.lanes import Lanes, shared_zeros
 from picogpt.model.footprint import choose_micro_batch
 from picogpt.model.gpt import GPT
 from picogpt.model.parameters import Arrays, as_tensors
 from picogpt.model.rolling import sequence_loss
 from picogpt.rng import generator
+from picogpt.training.device import gpu_micro_batch, with_usable_device
 from picogpt.training.optim import Optimizer
 
 Ids = npt.NDArray[np.int32]
 
 
+def _to_stderr(notice: str) -> None:
+    print(f"picogpt: {notice}", file=sys.stderr)
+
+
 class Trainer:
     """A model on every lane over the same parameters, each with gradients of its own, and the optimizer.
 
-    arrays: the first values of the parameters, by name. self.arrays: the trained ones, in memory that the lanes share.
+    arrays: the first values of the parameters, by name, in main memory. self.arrays: the trained ones, in memory that
+    the lanes share, or on a GPU, which takes one lane of its own in the place of `lanes`. Where a GPU is asked for and
+    cannot be used, a line on stderr says that the CPU trains. Raises UserError where the GPU's memory is too small.
     """
 
     def __init__(self, config: RunConfig, arrays: Arrays, lanes: Lanes) -> None:
+        config = with_usable_device(config, _to_stderr)
+        if config.train.device == "cuda":
+            self.micro_batch, lanes = gpu_micro_batch(config), Lanes(1)
+            cupy = cuda(config.train.tf32)
+            self.arrays = {name: cupy.asarray(array) for name, array in arrays.items()}
+        else:
+            self.micro_batch = config.train.micro_batch or choose_micro_batch(config, lanes.count)
+            self.arrays = shared_zeros(arrays)
+            for name, array in arrays.items():
+                self.arrays[name][...] = array
         self.config, self.lanes = config, lanes
-        self.micro_batch = config.train.micro_batch or choose_micro_batch(config, lanes.count)
-        self.arrays = shared_zeros(arrays)
-        for name, array in arrays.items():
-            self.arrays[name][...] = array
         self.gradients = [shared_zeros(self.arrays) for _ in range(lanes.count)]
         self.replicas = [
             GPT(config.model, as_tensors(self.arrays, own), recompute=config.train.recompute) for own in self.gradients
@@ -60,11 +74,12 @@ class Trainer:
         """The batch's mean loss, and the norm of its gradient, which is then in `gradients[0]`."""
         micros = self._micro_batches(len(x))
         shares = [micros[lane :: self.lanes.count] for lane in range(min(self.lanes.count, len(micros)))]
-        losses = self._accumulate_on(shares, x, y, step)
-        return sum(map(sum, losses)), self.optimizer.reduce(len(shares))
+        losses = sum(self._accumulate_on(shares, self._placed(x), self._placed(y), step), [])
+        values = fetch(losses + self.optimizer.reduce(len(shares)))  # the one wait for a GPU in a step
+        return sum(values[: len(losses)]), sqrt(sum(values[len(losses) :]))
 
-    def _accumulate(self, lane: int, micros: list[slice], x: Ids, y: Ids, step: int) -> list[float]:
-        """A lane's micro-batches: their gradients gather in its own arrays."""
+    def _accumulate(self, lane: int, micros: list[slice], x: Array, y: Array, step: int) -> list[Array]:
+        """A lane's micro-batches: their gradients gather in its own arrays. Returns their losses, 0-d arrays."""
         nodes = [tensor.node for _, tensor in self.replicas[lane].named_parameters() if tensor.node]
         for node in nodes:
             node.clear()
@@ -74,22 +89,26 @@ class Trainer:
             with Tape() as tape:
                 loss = self._loss(lane, x, y, micro, rng)
             tape.backward(loss)
-            losses.append(float(loss.data))
+            losses.append(loss.data)
         for node in nodes:
             node.settle()
         return losses
 
     def evaluate(self, x: Ids, y: Ids) -> float:
         """The mean loss over these sequences, in nats a token."""
-        return sum(self._evaluate_on(self._micro_batches(len(x)), x, y))
+        return sum(fetch(self._evaluate_on(self._micro_batches(len(x)), self._placed(x), self._placed(y))))
 
-    def _evaluate(self, lane: int, micro: slice, x: Ids, y: Ids) -> float:
+    def _evaluate(self, lane: int, micro: slice, x: Array, y: Array) -> Array:
         with no_grad():
-            return float(self._loss(lane, x, y, micro, None).data)
+            return self._loss(lane, x, y, micro, None).data
 
-    def _loss(self, lane: int, x: Ids, y: Ids, micro: slice, rng: np.random.Generator | None) -> Tensor:
-        like = self.arrays["wte.weight"]
-        return sequence_loss(self.replicas[lane], to_device(x[micro], like), to_device(y[micro], like), y.size, rng)
+    def _placed(self, ids: Ids) -> Array:
+        """The ids beside the model, checked while the host has them: a GPU would take a foreign one for another."""
+        check_ids(ids, self.config.model.vocab_size)
+        return to_device(ids, self.arrays["wte.weight"])
+
+    def _loss(self, lane: int, x: Array, y: Array, micro: slice, rng: np.random.Generator | None) -> Tensor:
+        return sequence_loss(self.replicas[lane], x[micro], y[micro], y.size, rng)
 
     def _micro_batches(self, count: int) -> list[slice]:
         return [slice(start, min(start + self.micro_batch, count)) for start in range(0, count, self.micro_batch)]

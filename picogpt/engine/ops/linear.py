@@ -62,8 +62,8 @@ def dropout(x: Tensor, probability: float, rng: np.random.Generator) -> Tensor:
 
 def dropout_mask(shape: tuple[int, ...], probability: float, rng: np.random.Generator, like: Array) -> Array:
     """0 with this probability, else 1 / (1 - probability)."""
-    keep = rng.random(shape, dtype=np.float32) >= probability
-    return to_device(np.multiply(keep, 1 / (1 - probability), dtype=like.dtype), like)
+    keep = to_device(rng.random(shape, dtype=np.float32) >= probability, like)  # drawn on the host: the same everywhere
+    return array_module(like).multiply(keep, 1 / (1 - probability), dtype=like.dtype)
 
 
 def sum_rows(x: Array) -> Array:  # (N, C) -> (C,)
