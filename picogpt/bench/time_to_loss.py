@@ -15,9 +15,9 @@ from picogpt.data.corpora import open_corpus
 from picogpt.data.loader import Loader, validation_windows
 from picogpt.data.prepare import prepare
 from picogpt.data.shards import Shards
-from picogpt.engine.lanes import Lanes
 from picogpt.model.parameters import initial_arrays, parameter_count
 from picogpt.training import monitor
+from picogpt.training.device import fitted_here, open_lanes
 from picogpt.training.optim import learning_rate_factor
 from picogpt.training.trainer import Trainer
 
@@ -97,7 +97,8 @@ def race(config: RunConfig, target: float, dataset_dir: Path) -> Outcome:
     config = replace(config, model=replace(config.model, vocab_size=vocab_size))
     loader = Loader(data.train, config.context, train.seed)
     glance = validation_windows(data.val, config.context, max(1, len(data.val) // config.context // SLICE))
-    with Lanes(train.lanes or monitor.physical_cores()) as lanes:
+    config = fitted_here(config)
+    with open_lanes(config) as lanes:
         trainer = Trainer(config, initial_arrays(config.model, train.seed), lanes)
         done, progress = 0, 0.0
         while True:

@@ -11,6 +11,7 @@ from picogpt.engine.lanes import Lanes
 from picogpt.model.parameters import flops_per_token, initial_arrays
 from picogpt.rng import generator
 from picogpt.training import monitor
+from picogpt.training.device import fitted_here, open_lanes
 from picogpt.training.trainer import Trainer
 
 ROUNDS = 5
@@ -27,7 +28,8 @@ def measure(config: RunConfig, seconds: float) -> dict[str, Any]:
     """
     if not seconds > 0:
         raise UserError(f"seconds must be positive, not {seconds}")
-    with Lanes(config.train.lanes or monitor.physical_cores()) as lanes:
+    config = fitted_here(config)
+    with open_lanes(config) as lanes:
         training = _Training(config, lanes)
         bound = MatmulBound(config, training.trainer.micro_batch, lanes)
         training.tokens_per_second(seconds / ROUNDS, WARMUP_STEPS)
@@ -35,7 +37,7 @@ def measure(config: RunConfig, seconds: float) -> dict[str, Any]:
         speeds, roofs, bounds = [], [], []
         for _ in range(ROUNDS):
             speeds.append(training.tokens_per_second(seconds / ROUNDS))
-            roofs.append(sgemm_gflops(lanes.count))
+            roofs.append(sgemm_gflops(lanes.count * lanes.blas_threads))
             bounds.append(bound.tokens_per_second(seconds / ROUNDS / 4))
     flops = flops_per_token(config.model)
     possible = [limit for limit in bounds if limit is not None]

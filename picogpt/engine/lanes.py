@@ -69,14 +69,15 @@ class Lanes:
     square([1, 2, 3], 2)  # [1, 4, 9]
     """
 
-    def __init__(self, count: int) -> None:
-        self.count = count
+    def __init__(self, count: int, blas_threads: int = 1) -> None:
+        """blas_threads: of each lane."""
+        self.count, self.blas_threads = count, blas_threads
         self._tasks: list[Callable[..., Any]] = []
         self._links: list[Connection] = []
         self._workers: list[Any] = []
 
     def __enter__(self) -> "Lanes":
-        self._blas = ThreadpoolController().limit(limits=1, user_api="blas")
+        self._blas = ThreadpoolController().limit(limits=self.blas_threads, user_api="blas")
         return self
 
     def __exit__(self, *exc: Any) -> None:

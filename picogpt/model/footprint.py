@@ -1,6 +1,7 @@
-"""What training costs in memory, and the micro-batch that follows from it."""
+"""What training costs in memory, and how a run is fitted into a machine: lanes, micro-batch, recomputing."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from math import prod
 
 from picogpt.config import RunConfig
@@ -8,14 +9,16 @@ from picogpt.engine.ops.attention import QUERY_BLOCK
 from picogpt.model.parameters import is_hidden_matrix, parameter_count, parameter_shapes
 
 FLOAT = 4  # bytes
+PROGRAM = 58 << 20  # bytes of Python, the libraries and this package in memory
+LANE_PROGRAM = 12 << 20  # what of it a further lane has for itself
 CACHE_BYTES = 2 << 20  # of the widest activation of a micro-batch: about what stays near a core's caches
-ACTIVATION_BYTES = 256 << 20  # of all lanes' activations
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes of a training run, beside the interpreter's own."""
+    """Bytes of memory of a training run at its peak."""
 
+    program: int
     weights: int
     gradients: int
     optimizer: int
@@ -23,17 +26,22 @@ class Footprint:
 
     @property
     def total(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.activations
+        return self.program + self.weights + self.gradients + self.optimizer + self.activations
 
 
-def footprint(config: RunConfig, lanes: int) -> Footprint:
-    """Bytes for weights, all lanes' gradients, the optimizer's state, and all lanes' activations."""
+def footprint(config: RunConfig) -> Footprint:
+    """The cost of a configuration whose lanes and micro_batch are chosen (see `fitted`)."""
+    train = config.train
     weights = FLOAT * parameter_count(config.model)[0]
     shapes = parameter_shapes(config.model).items()
     matrices = FLOAT * sum(prod(shape) for name, shape in shapes if is_hidden_matrix(name, shape))
-    optimizer = 2 * weights - (matrices if config.train.optimizer == "muon" else 0)
-    micro_batch = config.train.micro_batch or choose_micro_batch(config, lanes)
-    return Footprint(weights, lanes * weights, optimizer, lanes * micro_batch * sequence_bytes(config))
+    return Footprint(
+        program=PROGRAM + (train.lanes - 1) * LANE_PROGRAM,
+        weights=weights,
+        gradients=train.lanes * weights,
+        optimizer=2 * weights - (matrices if train.optimizer == "muon" else 0),
+        activations=train.lanes * train.micro_batch * sequence_bytes(config),
+    )
 
 
 def sequence_bytes(config: RunConfig) -> int:
@@ -48,16 +56,44 @@ def sequence_bytes(config: RunConfig) -> int:
     seen = min(T, model.local_window) if "local" in model.layer_pattern else T
     weights = model.n_head * (seen + min(T, QUERY_BLOCK)) // 2
     block = T * ((4 if model.activation == "relu" else 8) * C + 8 * C + weights)
+    if model.dropout:  # masks: of the attention weights, and of what the two branches add
+        block += T * (weights + 2 * C)
     kept = block + (model.n_layer * windows - 1) * (T * C if config.train.recompute else block)
     peak = T * 10 * C  # gradients on their way back through one block
     return FLOAT * (kept + peak + windows * 3 * T * C)
 
 
+def fitted(config: RunConfig, cores: int, memory: int) -> RunConfig:
+    """The configuration with lanes, micro_batch and recompute chosen where they are left open.
+
+    The fastest choice that stays within `memory` bytes, or the smallest there is.
+    """
+    choice = config
+    for lanes, micro_batch, recompute in _choices(config, cores):
+        choice = replace(config, train=replace(config.train, lanes=lanes, micro_batch=micro_batch, recompute=recompute))
+        if footprint(choice).total <= memory:
+            break
+    return choice
+
+
+def _choices(config: RunConfig, cores: int) -> Iterator[tuple[int, int, bool]]:
+    """(lanes, micro_batch, recompute), the fastest first."""
+    train = config.train
+    smallest = (train.lanes or 1, train.micro_batch or 1, True)
+    if not train.low_memory:
+        most = train.lanes or min(cores, train.batch_size)
+        for recompute in (True,) if train.recompute else (False, True):
+            for lanes in dict.fromkeys((most, train.lanes or 1)):
+                micro_batch = train.micro_batch or choose_micro_batch(config, lanes)
+                while micro_batch:
+                    yield lanes, micro_batch, recompute
+                    micro_batch = 0 if train.micro_batch else micro_batch // 2
+    yield smallest
+
+
 def choose_micro_batch(config: RunConfig, lanes: int) -> int:
-    """Sequences a micro-batch: near the caches, within a lane's memory, and an equal number for every lane."""
+    """Sequences a micro-batch: near the caches, and an equal number for every lane."""
     tokens = max(1, CACHE_BYTES // (FLOAT * 4 * config.model.n_embd))
-    near_cache = max(1, round(tokens / config.model.context_len))
-    fitting = max(1, ACTIVATION_BYTES // lanes // sequence_bytes(config))
-    most = min(near_cache, fitting, -(-config.train.batch_size // lanes))
+    most = min(max(1, round(tokens / config.model.context_len)), -(-config.train.batch_size // lanes))
     rounds = -(-config.train.batch_size // (most * lanes))  # micro-batches each lane takes
     return -(-config.train.batch_size // (rounds * lanes))

@@ -1,15 +1,30 @@
-"""Training on a GPU: whether there is one, and how much of a batch it takes at once."""
+"""What a run trains on: as many lanes as the CPU has cores and memory for, or a GPU where there is one."""
 
 from collections.abc import Callable
 from dataclasses import replace
 
 from picogpt.config import RunConfig, UserError
 from picogpt.engine.backend import cuda, gpu
-from picogpt.model.footprint import footprint, sequence_bytes
+from picogpt.engine.lanes import Lanes
+from picogpt.model.footprint import fitted, footprint, sequence_bytes
+from picogpt.training import monitor
 
-# Of the free memory. The footprint counts the CPU's working set; CuPy also copies strided operands of its batched
+MEMORY_SHARE = 0.5  # of the machine's memory, for training as fast as possible: never into swap
+# Of a GPU's free memory. The footprint counts the CPU's working set; CuPy also copies strided operands of its batched
 # products, and works on whole activations where the CPU takes a block.
-MEMORY_SHARE = 0.6
+GPU_MEMORY_SHARE = 0.6
+
+
+def fitted_here(config: RunConfig) -> RunConfig:
+    """`fitted` to this machine's cores and MEMORY_SHARE of its memory; on a GPU, one lane."""
+    if config.train.device == "cuda":
+        return replace(config, train=replace(config.train, lanes=1))
+    return fitted(config, monitor.physical_cores(), int(MEMORY_SHARE * monitor.total_memory()))
+
+
+def open_lanes(config: RunConfig) -> Lanes:
+    """The lanes of a `fitted_here` configuration; cores beyond their number help in BLAS."""
+    return Lanes(config.train.lanes, max(1, monitor.physical_cores() // config.train.lanes))
 
 
 def with_usable_device(config: RunConfig, notify: Callable[[str], None]) -> RunConfig:
@@ -29,12 +44,12 @@ def gpu_micro_batch(config: RunConfig) -> int:
     Raises UserError where not even one sequence fits.
     """
     train = config.train
-    one = footprint(replace(config, train=replace(train, micro_batch=1)), lanes=1)
-    lasting, free = one.total - one.activations, gpu().free
-    fitting = int(MEMORY_SHARE * free - lasting) // sequence_bytes(config)
+    one = footprint(replace(config, train=replace(train, lanes=1, micro_batch=1)))
+    lasting, free = one.total - one.program - one.activations, gpu().free
+    fitting = int(GPU_MEMORY_SHARE * free - lasting) // sequence_bytes(config)
     if fitting < 1:
         raise UserError(
-            f"this run needs about {one.total / MEMORY_SHARE / 2**30:,.1f} GB of the GPU's memory and "
+            f"this run needs about {one.total / GPU_MEMORY_SHARE / 2**30:,.1f} GB of the GPU's memory and "
             f"{free / 2**30:,.1f} are free: try --recompute, --device cpu or a smaller model"
         )
     parts = -(-train.batch_size // fitting)

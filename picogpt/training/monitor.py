@@ -1,6 +1,7 @@
 """Facts about the machine from psutil, and what training shows on the screen."""
 
 import math
+import multiprocessing
 import os
 import platform
 import re
@@ -59,7 +60,12 @@ def resident_memory() -> int:
 
 
 def peak_memory() -> int:
-    """The most bytes of memory this process has ever held."""
+    """The most bytes of memory this process has ever held, and what its lanes hold for themselves now."""
+    lanes = [psutil.Process(lane.pid) for lane in multiprocessing.active_children()]
+    return _own_peak() + sum(int(lane.memory_full_info().uss) for lane in lanes)
+
+
+def _own_peak() -> int:
     if sys.platform == "win32":
         return int(psutil.Process().memory_info().peak_wset)
     if sys.platform == "linux":

@@ -17,7 +17,6 @@ from picogpt.data.loader import Loader, validation_windows
 from picogpt.data.prepare import Prepared, prepare
 from picogpt.data.tokenizer import Tokenizer, from_dict
 from picogpt.engine.backend import to_device, to_host
-from picogpt.engine.lanes import Lanes
 from picogpt.inference.sampling import generate
 from picogpt.model.decoder import Decoder
 from picogpt.model.footprint import footprint
@@ -25,14 +24,14 @@ from picogpt.model.parameters import Arrays, initial_arrays, parameter_count, pa
 from picogpt.rng import generator
 from picogpt.training import checkpoint, monitor
 from picogpt.training.checkpoint import Checkpoint
-from picogpt.training.device import gpu_in_words, gpu_micro_batch, with_usable_device
+from picogpt.training.device import fitted_here, gpu_in_words, gpu_micro_batch, open_lanes, with_usable_device
 from picogpt.training.optim import learning_rate_factor
 from picogpt.training.plot import Plotter
 from picogpt.training.runlog import RunLog
 from picogpt.training.trainer import Trainer
 
 # What may differ when a run goes on: how long it trains and how the machine does it, not what it learns.
-FREE = ("steps", "minutes", "micro_batch", "lanes", "device", "tf32", "recompute")
+FREE = ("steps", "minutes", "micro_batch", "lanes", "device", "tf32", "recompute", "low_memory")
 EVALUATION_SHARE = 0.03  # of the time spent training
 SAMPLE = GenerateConfig(tokens=128, temperature=0.5)
 SAMPLE_PROMPT = "He is a"
@@ -63,7 +62,8 @@ class Run:
             _refuse_differences(self.resumed, self.config, self.data)
         elif found and parameter_shapes(self.config.model) != {name: a.shape for name, a in found.model.items()}:
             raise UserError(f"{init_from} has another shape than the model asked for: leave the model's flags out")
-        _require_memory(self.config)
+        self.fitted = fitted_here(self.config)
+        _require_memory(self.fitted)
         if found:
             self.arrays: Arrays = {name: found.model[name] for name in parameter_shapes(self.config.model)}
         else:
@@ -95,11 +95,11 @@ class Run:
             )
             return
         with ExitStack() as stack:
-            lanes = stack.enter_context(Lanes(train.lanes or monitor.physical_cores()))
+            lanes = stack.enter_context(open_lanes(self.fitted))
             stopped = stack.enter_context(_signals(self.screen.notice))
             stack.callback(self._finish_plot)
             stack.callback(self.screen.close)
-            trainer = Trainer(self.config, self.arrays, lanes)
+            trainer = Trainer(self.fitted, self.arrays, lanes)
             if self.resumed:
                 for name, array in trainer.optimizer.state.items():
                     array[...] = to_device(self.resumed.optimizer[name], array)
@@ -191,7 +191,7 @@ class Run:
     def _announce(self, trainer: Trainer) -> None:
         train, data = self.config.train, self.data
         place = gpu_in_words(self.config) if train.device == "cuda" else f"{trainer.lanes.count} lanes"
-        micro = f"{trainer.micro_batch} at a time" + (", recomputed" if train.recompute else "")
+        micro = f"{trainer.micro_batch} at a time" + (", recomputed" if self.fitted.train.recompute else "")
         self.screen.notice(
             f"{data.corpus.source}: {len(data.train):,} tokens to train on, {len(data.val):,} to validate; a step is "
             f"{train.batch_size} sequences of {self.config.context}, {micro}, on {place}"
@@ -244,13 +244,12 @@ def _require_memory(config: RunConfig) -> None:
     if config.train.device == "cuda":
         gpu_micro_batch(config)  # of its own memory then
         return
-    lanes = config.train.lanes or monitor.physical_cores()
     batch = 2 * 4 * config.train.batch_size * config.context
-    needed, total = footprint(config, lanes).total + batch, monitor.total_memory()
+    needed, total = footprint(config).total + batch, monitor.total_memory()
     if needed > total:
         raise UserError(
             f"this run needs about {needed / 2**30:,.1f} GB of memory and the machine has {total / 2**30:,.1f}: "
-            "try --recompute, --micro-batch 1, --lanes 1, a smaller --batch-size or a smaller model"
+            "try --low-memory, a smaller --batch-size or a smaller model"
         )
 
 
