@@ -141,7 +141,7 @@ class TrainConfig:
     micro_batch: int = 0
     """Sequences that go through the model at once in a lane. 0: choose."""
     lanes: int = 0
-    """Threads that each train on micro-batches of their own. 0: one a physical core. A GPU is fed by one."""
+    """Workers that each train on micro-batches of their own. 0: one a physical core. A GPU is fed by one."""
     device: Literal["cpu", "cuda"] = "cpu"
     """cuda: train on a GPU through CuPy, or on the CPU where there is none."""
     tf32: bool = False
