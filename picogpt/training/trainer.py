@@ -74,7 +74,8 @@ class Trainer:
         """The batch's mean loss, and the norm of its gradient, which is then in `gradients[0]`."""
         micros = self._micro_batches(len(x))
         shares = [micros[lane :: self.lanes.count] for lane in range(min(self.lanes.count, len(micros)))]
-        losses = sum(self._accumulate_on(shares, self._placed(x), self._placed(y), step), [])
+        of_lanes = self._accumulate_on(shares, self._placed(x), self._placed(y), step)
+        losses = [loss for losses in of_lanes for loss in losses]
         values = fetch(losses + self.optimizer.reduce(len(shares)))  # the one wait for a GPU in a step
         return sum(values[: len(losses)]), sqrt(sum(values[len(losses) :]))
 
