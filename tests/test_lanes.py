@@ -183,7 +183,7 @@ def test_an_exception_says_what_the_lane_was_doing(lanes: Lanes) -> None:
         if lane == at:
             raise UserError("too small", lane)
 
-    work = lanes.task(stumble)
+    work, echo = lanes.task(stumble), lanes.task(lambda lane, item: item)
     with pytest.raises(UserError) as error:
         work(range(3), 2)
     assert error.value.args == ("too small", 2)
@@ -192,6 +192,7 @@ def test_an_exception_says_what_the_lane_was_doing(lanes: Lanes) -> None:
     with pytest.raises(UserError) as error:
         work(range(3), 0)
     assert error.traceback[-1].name == "stumble" and not hasattr(error.value, "__notes__")
+    assert echo(range(3)) == [0, 1, 2]
 
 
 def test_a_call_that_was_broken_off_is_the_last(lanes: Lanes) -> None:
@@ -220,6 +221,23 @@ def test_an_exception_inside_with_still_ends_the_lanes(kind: str, used: bool) ->
 
 
 # -- processes that are ended ----------------------------------------------------------------------------------------
+
+
+@forks
+def test_a_busy_lane_is_not_waited_for() -> None:
+    """As after a second Ctrl-C: this one would never be done."""
+    never, held = os.pipe()
+
+    def work(lane: int, item: int) -> None:
+        if lane == 0:
+            raise KeyboardInterrupt
+        os.read(never, 1)
+
+    with pytest.raises(KeyboardInterrupt), Lanes(2) as lanes:
+        lanes.task(work)(range(2))
+    assert multiprocessing.active_children() == []
+    os.close(never)
+    os.close(held)
 
 
 @forks
