@@ -154,6 +154,8 @@ class TrainConfig:
     """Peak learning rate of AdamW."""
     muon_learning_rate: float = 0.03
     """Peak learning rate of Muon's matrices."""
+    muon_momentum: float = 0.95
+    """Muon's decay of the mean gradient."""
     beta1: float = 0.9
     """AdamW's decay of the mean gradient."""
     beta2: float = 0.95
@@ -183,7 +185,7 @@ class TrainConfig:
             _require(getattr(self, name) >= 0, f"{name} must not be negative, not {getattr(self, name)}")
         for name in ("learning_rate", "muon_learning_rate"):
             _require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
-        for name in ("beta1", "beta2"):
+        for name in ("muon_momentum", "beta1", "beta2"):
             _require(0.0 <= getattr(self, name) < 1.0, f"{name} must be in [0, 1), not {getattr(self, name)}")
         for name in ("decay_fraction", "min_lr_fraction"):
             _require(0.0 <= getattr(self, name) <= 1.0, f"{name} must be in [0, 1], not {getattr(self, name)}")

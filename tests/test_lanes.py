@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from picogpt.config import UserError
 from picogpt.engine import lanes as lanes_module
-from picogpt.engine.lanes import Lanes, shared_zeros
+from picogpt.engine.lanes import Lanes, SharedArrays, extent
 
 forks = pytest.mark.skipif(not lanes_module.FORK, reason="lanes are threads here")
 
@@ -60,7 +60,7 @@ def test_lane_0_is_the_caller_and_each_other_a_worker_that_stays(lanes: Lanes, k
 
 
 def test_a_lane_takes_its_items_one_after_another_in_order(lanes: Lanes) -> None:
-    seen = shared_zeros({"number": np.zeros(10, np.int64), "of lane": np.zeros(3, np.int64)})
+    seen = SharedArrays.zeros({"number": np.zeros(10, np.int64), "of lane": np.zeros(3, np.int64)}).named
 
     def work(lane: int, item: int) -> None:
         seen["number"][item] = seen["of lane"][lane]
@@ -134,12 +134,14 @@ def test_lanes_of_another_thread_than_the_first(kind: str) -> None:
 # -- shared memory ---------------------------------------------------------------------------------------------------
 
 
-def test_shared_zeros_are_zero_and_the_same_memory_in_all_lanes(lanes: Lanes) -> None:
-    like = {"a": np.ones((3, 5), np.float32), "b": np.ones(3, np.int64), "none": np.ones((0, 4)), "one": np.array(7.0)}
-    zeros = shared_zeros(like)
+def test_shared_arrays_are_zero_and_the_same_memory_in_all_lanes(lanes: Lanes) -> None:
+    like = {"a": np.ones((3, 5), np.float32), "b": np.ones(3, np.float32), "one": np.array(7, np.float32)}
+    shared = SharedArrays.zeros(like)
+    zeros = shared.named
     for name, array in zeros.items():
         assert (array.shape, array.dtype) == (like[name].shape, like[name].dtype) and not array.any()
-        assert array.flags.c_contiguous and array.flags.writeable
+        assert array.flags.c_contiguous and array.flags.writeable and np.shares_memory(array, shared.flat)
+    assert list(zeros) == list(like) and shared.flat.size == extent(like)
     ours = lanes.task(lambda lane, item, value: zeros["a"][item].fill(value + item))
     theirs = lanes.task(lambda lane, item: zeros["a"][(item + 1) % 3].tolist())  # what another lane wrote
     for value in (10, 20):
@@ -151,16 +153,27 @@ def test_shared_zeros_are_zero_and_the_same_memory_in_all_lanes(lanes: Lanes) ->
     assert not zeros["b"].any() and not zeros["one"].any()
 
 
-def test_shared_zeros_of_device_arrays_are_the_devices() -> None:
-    [zeros] = shared_zeros({"x": standin.ones((2, 3), np.float32)}).values()
-    assert type(zeros) is standin.DeviceArray and standin.asnumpy(zeros).tolist() == [[0] * 3] * 2
+def test_arrays_side_by_side_do_not_meet() -> None:
+    like = {f"{i}": np.empty((i, 3), np.float32) for i in range(1, 12)}
+    shared = SharedArrays.zeros(like)
+    for i, array in enumerate(shared.named.values(), start=1):
+        array += i
+    assert all((array == int(name)).all() for name, array in shared.named.items())
+    assert shared.flat.sum() == sum(3 * i * i for i in range(1, 12)), "nothing but zeros between them"
+    assert SharedArrays.zeros({}).flat.size == 0
+
+
+def test_shared_arrays_like_device_arrays_are_the_devices() -> None:
+    shared = SharedArrays.zeros({"x": standin.ones((2, 3), np.float32)})
+    assert type(shared.flat) is type(shared.named["x"]) is standin.DeviceArray
+    assert standin.asnumpy(shared.named["x"]).tolist() == [[0] * 3] * 2
 
 
 # -- exceptions ------------------------------------------------------------------------------------------------------
 
 
 def test_the_first_lanes_exception_is_raised_and_the_lanes_live_on(lanes: Lanes) -> None:
-    done = shared_zeros({"times": np.zeros(6)})["times"]
+    done = SharedArrays.zeros({"times": np.zeros(6)}).flat[:6]
 
     def work(lane: int, item: int) -> int:
         if item in (1, 2):

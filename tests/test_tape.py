@@ -359,6 +359,6 @@ def test_nothing_in_a_training_step_is_float64(
         trainer.evaluate(X, Y)
     assert type(loss) is float
     assert set(seen) == {"add float32", "record float32", "empty float32"}
-    gathered = [array for own in trainer.gradients for array in own.values()]
+    gathered = [array for own in trainer.optimizer.gradients for array in own.named.values()]
     for array in [*trainer.arrays.values(), *trainer.optimizer.state.values(), *gathered]:
         assert array.dtype == np.float32

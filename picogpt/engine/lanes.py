@@ -6,7 +6,7 @@ lane takes which item is fixed, so that the same number of lanes always gives th
 
 A lane is a process, made by fork: it has an interpreter lock of its own, and begins with everything that was there.
 Threads would hand one lock back and forth thousands of times a step, which costs a large model 6 % and a small one half
-its speed. Lane 0 is the caller itself. What lanes write for each other lies in shared memory. Where fork is no safe
+its speed. Lane 0 is the caller itself. What lanes write for each other lies in `SharedArrays`. Where fork is no safe
 way to begin a process (Windows, macOS) the other lanes are threads, with the same code and the same bits.
 """
 
@@ -18,6 +18,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
@@ -29,18 +30,37 @@ from picogpt.engine.backend import Array, array_module
 
 Result = TypeVar("Result")
 FORK = sys.platform == "linux"
+_ALIGN = 16  # elements: a cache line
 
 
-def shared_zeros(like: Mapping[str, Array]) -> dict[str, Array]:
-    """Zeros of these shapes and types, in memory that stays one and the same in all lanes (a GPU has one lane)."""
-    zeros = {}
-    for name, array in like.items():
-        if type(array) is np.ndarray:
-            memory = mmap.mmap(-1, max(1, array.nbytes))  # zero, and taken from the machine only where it is used
-            zeros[name] = np.frombuffer(memory, array.dtype, array.size).reshape(array.shape)
+@dataclass(frozen=True)
+class SharedArrays:
+    """Named arrays that lie side by side in one, in memory that stays one and the same in all lanes."""
+
+    flat: Array  # (all elements, and zeros between the arrays)
+    named: dict[str, Array]
+
+    @classmethod
+    def zeros(cls, like: Mapping[str, Array]) -> "SharedArrays":
+        """Zeros of these shapes, in this order; all of one dtype and on one device (a GPU has one lane)."""
+        if not like:
+            return cls(np.empty(0, np.float32), {})
+        first = next(iter(like.values()))
+        if type(first) is np.ndarray:
+            memory = mmap.mmap(-1, extent(like) * first.itemsize)  # taken from the machine only where it is written to
+            flat = np.frombuffer(memory, first.dtype)
         else:
-            zeros[name] = array_module(array).zeros_like(array)
-    return zeros
+            flat = array_module(first).zeros(extent(like), first.dtype)
+        named, start = {}, 0
+        for name, array in like.items():
+            named[name] = flat[start : start + array.size].reshape(array.shape)
+            start += extent({name: array})
+        return cls(flat, named)
+
+
+def extent(arrays: Mapping[str, Array]) -> int:
+    """Elements that `SharedArrays` of these take, with the zeros between them."""
+    return sum(-(-array.size // _ALIGN) * _ALIGN for array in arrays.values())
 
 
 class Lanes:
@@ -79,7 +99,7 @@ class Lanes:
 
         It takes (items, *args), waits for all lanes, and returns the results in the order of the items, or raises the
         first lane's exception; all of these must be picklable. Tasks are made before the first one is called: the lanes
-        begin there, and know what exists by then. What a task changes outside `shared_zeros` may stay in its lane.
+        begin there, and know what exists by then. What a task changes outside `SharedArrays` may stay in its lane.
         Raises UserError where a lane was ended from outside.
         """
         if self._begun:

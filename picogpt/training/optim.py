@@ -11,11 +11,10 @@ from math import cos, pi, sqrt
 
 from picogpt.config import TrainConfig
 from picogpt.engine.backend import Array, array_module, empty, row_blocks
-from picogpt.engine.lanes import Lanes, shared_zeros
+from picogpt.engine.lanes import Lanes, SharedArrays, extent
 from picogpt.model.parameters import is_hidden_matrix
 
 Named = Mapping[str, Array]
-MUON_MOMENTUM = 0.95
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 _EPS = 1e-8
 
@@ -33,35 +32,51 @@ def learning_rate_factor(config: TrainConfig, step: int, progress: float) -> flo
     return warmup * (config.min_lr_fraction + (1 - config.min_lr_fraction) * falling)
 
 
+def in_groups(config: TrainConfig, arrays: Named) -> dict[str, Array]:
+    """The parameters in the order an optimizer wants them in: decayed by AdamW, not decayed, Muon's."""
+    return dict(sorted(arrays.items(), key=lambda item: _group(config, *item)))
+
+
+def _group(config: TrainConfig, name: str, array: Array) -> int:
+    if config.optimizer == "muon" and is_hidden_matrix(name, array.shape):
+        return 2
+    return 0 if array.ndim >= 2 else 1
+
+
 class Optimizer:
     """AdamW for every parameter, or Muon for the hidden matrices and AdamW for the rest.
 
-    parameters: named arrays, changed in place. gradients: each lane's, by name. All of them in memory that the lanes
-    share, as is state: what must be saved to go on, named arrays as well; with the number of steps done it is all.
+    parameters: `in_groups`, changed in place. gradients: each lane's, in the same order. state: what must be saved to
+    go on, by name; with the number of steps done it is all there is.
     """
 
-    def __init__(self, config: TrainConfig, parameters: Named, gradients: Sequence[Named], lanes: Lanes) -> None:
+    def __init__(
+        self, config: TrainConfig, parameters: SharedArrays, gradients: Sequence[SharedArrays], lanes: Lanes
+    ) -> None:
         self.config, self.parameters, self.gradients = config, parameters, gradients
-        like: dict[str, Array] = {}
-        work: list[tuple[int, Callable[..., None]]] = []  # (elements times what each costs, update)
-        for name, array in parameters.items():
-            if config.optimizer == "muon" and is_hidden_matrix(name, array.shape):
-                like[f"momentum.{name}"] = array
-                parts = 3 if name.endswith("c_attn.weight") else 1  # q, k and v are three matrices in one array
-                height = len(array) // parts
-                for part in range(parts):
-                    update = partial(self._muon, name, slice(part * height, (part + 1) * height))
-                    work.append((array.size // parts * min(height, array.shape[1]), update))
-            else:
-                like[f"mean.{name}"] = like[f"square.{name}"] = array
-                for block in row_blocks(array.size, 1, array):
-                    work.append((block.stop - block.start, partial(self._adamw, name, block)))
-        self.state = shared_zeros(like)
+        groups: list[dict[str, Array]] = [{}, {}, {}]
+        for name, array in parameters.named.items():
+            groups[_group(config, name, array)][name] = array
+        decayed, plain, hidden = groups
+        by_adamw = decayed | plain
+        self._mean, self._square, self._momentum = map(SharedArrays.zeros, (by_adamw, by_adamw, hidden))
+        kinds = {"mean": self._mean, "square": self._square, "momentum": self._momentum}
+        self.state = {f"{kind}.{name}": array for kind, of in kinds.items() for name, array in of.named.items()}
+        border, end = extent(decayed), extent(by_adamw)
+        flat = parameters.flat
+        # (elements times what each costs, update)
+        work: list[tuple[int, Callable[..., None]]] = [
+            (block.stop - block.start, partial(self._adamw, slice(start + block.start, start + block.stop), decay))
+            for start, stop, decay in ((0, border, config.weight_decay), (border, end, 0.0))
+            for block in row_blocks(stop - start, 1, flat)
+        ]
+        for name, array in hidden.items():
+            parts = 3 if name.endswith("c_attn.weight") else 1  # q, k and v are three matrices in one array
+            shape = (parts, len(array) // parts, array.shape[1])
+            work.append((array.size * min(shape[1:]), partial(self._muon, name, shape)))
         # The dearest first: dealt out in turn, every lane then gets its share of each kind.
         self._work = [update for _, update in sorted(work, key=lambda item: -item[0])]
-        self._blocks = [
-            (name, block) for name, array in parameters.items() for block in row_blocks(array.size, 1, array)
-        ]
+        self._blocks = list(row_blocks(flat.size, 1, flat))
         self._update = lanes.task(lambda _, item, *how: self._work[item](*how))
         self._reduce = lanes.task(self._reduce_block)
 
@@ -70,7 +85,7 @@ class Optimizer:
 
         Returns 0-d arrays that add up to the square of the sum's global norm.
         """
-        return self._reduce(range(len(self._blocks)), busy)
+        return self._reduce(self._blocks, busy)
 
     def step(self, step: int, factor: float, gradient_scale: float) -> None:
         """One update from the first lane's gradients.
@@ -79,81 +94,88 @@ class Optimizer:
         """
         self._update(range(len(self._work)), step, factor, gradient_scale)
 
-    def _reduce_block(self, _: int, item: int, busy: int) -> Array:
-        name, block = self._blocks[item]
-        total = self.gradients[0][name].reshape(-1)[block]
+    def _reduce_block(self, _: int, block: slice, busy: int) -> Array:
+        total = self.gradients[0].flat[block]
         for other in self.gradients[1:busy]:
-            total += other[name].reshape(-1)[block]
+            total += other.flat[block]
         return total @ total
 
-    def _adamw(self, name: str, block: slice, step: int, factor: float, scale: float) -> None:
+    def _adamw(self, block: slice, decay: float, step: int, factor: float, scale: float) -> None:
         """I. Loshchilov, F. Hutter, "Decoupled weight decay regularization", arXiv 1711.05101."""
-        config, xp = self.config, array_module(self.parameters[name])
-        p, m, v = (
-            array.reshape(-1)[block]
-            for array in (self.parameters[name], self.state[f"mean.{name}"], self.state[f"square.{name}"])
-        )
-        rate = config.learning_rate * factor
-        g = xp.multiply(self.gradients[0][name].reshape(-1)[block], scale, out=empty(p.shape, p))
-        scratch = xp.multiply(g, 1 - config.beta1, out=empty(p.shape, p))
+        config = self.config
+        arrays = (self.parameters, self.gradients[0], self._mean, self._square)
+        p, g, m, v = (array.flat[block] for array in arrays)
+        xp, rate = array_module(p), config.learning_rate * factor
+        scratch = xp.multiply(g, scale * (1 - config.beta1), out=empty(p.shape, p))
         m *= config.beta1
         m += scratch
-        g *= g
-        g *= 1 - config.beta2
+        xp.multiply(g, g, out=scratch)
+        scratch *= scale * scale * (1 - config.beta2)
         v *= config.beta2
-        v += g
+        v += scratch
         xp.sqrt(v, out=scratch)
         scratch *= 1 / sqrt(1 - config.beta2 ** (step + 1))
         scratch += _EPS
         xp.divide(m, scratch, out=scratch)
         scratch *= rate / (1 - config.beta1 ** (step + 1))
-        if self.parameters[name].ndim >= 2 and config.weight_decay:
-            p *= 1 - rate * config.weight_decay
+        if decay:
+            p *= 1 - rate * decay
         p -= scratch
 
-    def _muon(self, name: str, rows: slice, step: int, factor: float, scale: float) -> None:
+    def _muon(self, name: str, shape: tuple[int, int, int], step: int, factor: float, scale: float) -> None:
         """K. Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024); Nesterov momentum."""
-        config, xp = self.config, array_module(self.parameters[name])
-        p, momentum, g = (
-            array[rows] for array in (self.parameters[name], self.state[f"momentum.{name}"], self.gradients[0][name])
-        )
+        config, arrays = self.config, (self.parameters, self._momentum, self.gradients[0])
+        p, momentum, g = (array.named[name].reshape(shape) for array in arrays)
+        xp = array_module(p)
         update = xp.multiply(g, scale, out=empty(g.shape, g))
-        momentum *= MUON_MOMENTUM
+        momentum *= config.muon_momentum
         momentum += update
-        update += xp.multiply(momentum, MUON_MOMENTUM, out=empty(g.shape, g))
+        update += xp.multiply(momentum, config.muon_momentum, out=empty(g.shape, g))
         update = orthogonalise(update)
         if config.weight_decay:  # at AdamW's rate, so that a decay means the same for every matrix
             p *= 1 - config.learning_rate * factor * config.weight_decay
-        update *= config.muon_learning_rate * factor * sqrt(max(1, p.shape[0] / p.shape[1]))
+        update *= config.muon_learning_rate * factor * sqrt(max(1, shape[1] / shape[2]))
         p -= update
 
 
-def orthogonalise(matrix: Array) -> Array:  # (M, K) -> (M, K)
+def orthogonalise(matrix: Array) -> Array:  # (..., M, K) -> (..., M, K)
     """About U V^T of the singular value decomposition U S V^T: five steps of a quintic Newton-Schulz iteration.
 
-    A step is x <- (a + b g + c g^2) x with g = x x^T. Polynomials of one g commute, so the steps can run on the small
-    square matrices alone and x is multiplied once, by their product.
+    A step is x <- (a + b g + c g^2) x with g = x x^T. For x much wider than high the steps run on the small square
+    matrices alone, since polynomials of one g commute, and x is multiplied once, by their product. A symmetric matrix
+    is multiplied by itself as g g^T: of that BLAS computes only half.
     """
-    a, b, c = NEWTON_SCHULZ
     xp = array_module(matrix)
-    x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-    m = len(x)
-    flat = matrix.reshape(-1)
-    x = xp.multiply(x, 1 / (xp.sqrt(flat @ flat) + 1e-7), out=empty(x.shape, matrix))
-    gram, scratch, factor, product = (empty((m, m), matrix) for _ in range(4))
-    xp.matmul(x, x.T, out=gram)
-    for step in range(5):
-        xp.matmul(gram, gram, out=scratch)
-        scratch *= c
-        xp.multiply(gram, b, out=factor)
-        factor += scratch
-        factor.reshape(-1)[:: m + 1] += a
-        if step == 0:
-            product[...] = factor
-        else:
-            product[...] = xp.matmul(factor, product, out=scratch)
-        if step < 4:
-            xp.matmul(factor, gram, out=scratch)
-            xp.matmul(scratch, factor, out=gram)
-    update = xp.matmul(product, x, out=empty(x.shape, matrix))
-    return update.T if matrix.shape[0] > matrix.shape[1] else update
+    flip = matrix.shape[-2] > matrix.shape[-1]
+    wide = matrix.swapaxes(-1, -2) if flip else matrix
+    norm = xp.sqrt(xp.einsum("...mk,...mk->...", wide, wide)) + 1e-7
+    x = xp.multiply(wide, 1 / norm[..., None, None], out=empty(wide.shape, matrix))
+    m, k = x.shape[-2:]
+    gram, square, scratch = (empty((*x.shape[:-1], m), matrix) for _ in range(3))
+    if k < 2 * m:
+        for _ in range(5):
+            xp.matmul(x, x.swapaxes(-1, -2), out=gram)
+            x = xp.matmul(_quintic(gram, square), x, out=empty(x.shape, matrix))
+    else:
+        xp.matmul(x, x.swapaxes(-1, -2), out=gram)
+        product = None
+        for step in range(5):
+            factor = _quintic(gram.copy(), square)
+            product = factor if product is None else xp.matmul(factor, product, out=empty(gram.shape, matrix))
+            if step < 4:
+                xp.matmul(factor, factor.swapaxes(-1, -2), out=square)
+                gram[...] = xp.matmul(square, gram, out=scratch)
+        x = xp.matmul(product, x, out=empty(x.shape, matrix))
+    return x.swapaxes(-1, -2) if flip else x
+
+
+def _quintic(gram: Array, square: Array) -> Array:  # (..., m, m), and room for its square
+    """a + b gram + c gram^2, in the place of gram."""
+    a, b, c = NEWTON_SCHULZ
+    m = gram.shape[-1]
+    array_module(gram).matmul(gram, gram.swapaxes(-1, -2), out=square)
+    square *= c
+    gram *= b
+    gram += square
+    gram.reshape(-1, m * m)[:, :: m + 1] += a
+    return gram

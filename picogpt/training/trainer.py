@@ -4,6 +4,7 @@ B sequences of a batch   T tokens of a sequence
 """
 
 import sys
+from itertools import chain
 from math import isfinite, sqrt
 
 import numpy as np
@@ -12,14 +13,14 @@ import numpy.typing as npt
 from picogpt.config import RunConfig, UserError
 from picogpt.engine import Tape, Tensor, no_grad
 from picogpt.engine.backend import Array, check_ids, cuda, fetch, to_device
-from picogpt.engine.lanes import Lanes, shared_zeros
+from picogpt.engine.lanes import Lanes, SharedArrays
 from picogpt.model.footprint import choose_micro_batch
 from picogpt.model.gpt import GPT
 from picogpt.model.parameters import Arrays, as_tensors
 from picogpt.model.rolling import sequence_loss
 from picogpt.rng import generator
 from picogpt.training.device import gpu_micro_batch, with_usable_device
-from picogpt.training.optim import Optimizer
+from picogpt.training.optim import Optimizer, in_groups
 
 Ids = npt.NDArray[np.int32]
 
@@ -41,18 +42,18 @@ class Trainer:
         if config.train.device == "cuda":
             self.micro_batch, lanes = gpu_micro_batch(config), Lanes(1)
             cupy = cuda(config.train.tf32)
-            self.arrays = {name: cupy.asarray(array) for name, array in arrays.items()}
+            arrays = {name: cupy.asarray(array) for name, array in arrays.items()}
         else:
             self.micro_batch = config.train.micro_batch or choose_micro_batch(config, lanes.count)
-            self.arrays = shared_zeros(arrays)
-            for name, array in arrays.items():
-                self.arrays[name][...] = array
         self.config, self.lanes = config, lanes
-        self.gradients = [shared_zeros(self.arrays) for _ in range(lanes.count)]
+        parameters, *gradients = (SharedArrays.zeros(in_groups(config.train, arrays)) for _ in range(1 + lanes.count))
+        for name, array in arrays.items():
+            parameters.named[name][...] = array
+        self.arrays, self.gradients = parameters.named, gradients[0].named
         self.replicas = [
-            GPT(config.model, as_tensors(self.arrays, own), recompute=config.train.recompute) for own in self.gradients
+            GPT(config.model, as_tensors(self.arrays, own.named), recompute=config.train.recompute) for own in gradients
         ]
-        self.optimizer = Optimizer(config.train, self.arrays, self.gradients, lanes)
+        self.optimizer = Optimizer(config.train, parameters, gradients, lanes)
         self._accumulate_on, self._evaluate_on = lanes.task(self._accumulate), lanes.task(self._evaluate)
 
     def step(self, x: Ids, y: Ids, step: int, factor: float) -> float:  # (B, T), (B, T) -> loss in nats a token
@@ -71,11 +72,10 @@ class Trainer:
         return loss
 
     def accumulate(self, x: Ids, y: Ids, step: int) -> tuple[float, float]:
-        """The batch's mean loss, and the norm of its gradient, which is then in `gradients[0]`."""
+        """The batch's mean loss, and the norm of its gradient, which is then in `gradients`."""
         micros = self._micro_batches(len(x))
         shares = [micros[lane :: self.lanes.count] for lane in range(min(self.lanes.count, len(micros)))]
-        of_lanes = self._accumulate_on(shares, self._placed(x), self._placed(y), step)
-        losses = [loss for losses in of_lanes for loss in losses]
+        losses = list(chain(*self._accumulate_on(shares, self._placed(x), self._placed(y), step)))
         values = fetch(losses + self.optimizer.reduce(len(shares)))  # the one wait for a GPU in a step
         return sum(values[: len(losses)]), sqrt(sum(values[len(losses) :]))
 

@@ -39,13 +39,7 @@ def causal_attention(
     scaled_q = xp.multiply(q, scale, out=empty(q.shape, q))
     saved = []
     for rows, keys in _blocks(T, window):
-        weights = empty((B, H, rows.stop - rows.start, keys.stop - keys.start), q)
-        xp.matmul(scaled_q[:, :, rows], k[:, :, keys].swapaxes(2, 3), out=weights)
-        _mask(weights, rows, keys, window)
-        weights -= weights.max(axis=-1, keepdims=True)
-        xp.exp(weights, out=weights)
-        ones = xp.ones((keys.stop - keys.start, 1), q.dtype)
-        inverse = 1 / xp.matmul(weights, ones)  # (B, H, rows, 1); BLAS sums rows four times as fast as sum()
+        weights, inverse = _unnormalised(scaled_q, k, rows, keys, window)
         drop = None
         if dropout > 0 and rng is not None:
             drop = dropout_mask(weights.shape, dropout, rng, q)
@@ -58,26 +52,59 @@ def causal_attention(
         (do,) = _heads(dy.reshape(B, T, C), 1, H)
         dqkv = empty((B, T, C3), dy)
         dq, dk, dv = _heads(dqkv, 3, H)
-        dqkv[:, :, C:].fill(0)
+        fresh = saved[-1][1] == slice(0, T)  # the block drained first covers all keys: it writes, the others add
+        if not fresh:
+            dqkv[:, :, C:].fill(0)
         while saved:
             rows, keys, weights, inverse, drop = saved.pop()
             d_out = xp.multiply(do[:, :, rows], inverse, out=empty(do[:, :, rows].shape, dy))
             # sum over keys of (weight * its gradient), per query: the same as output times its gradient
             delta = xp.einsum("bhtd,bhtd->bht", d_out, o[:, :, rows])[..., None]
             dropped = weights if drop is None else weights * drop
-            share = empty(k[:, :, keys].shape, dy)
-            dv[:, :, keys] += xp.matmul(dropped.swapaxes(2, 3), d_out, out=share)
+            _gather(dv[:, :, keys], dropped.swapaxes(2, 3), d_out, fresh)
             ds = xp.matmul(d_out, v[:, :, keys].swapaxes(2, 3), out=empty(weights.shape, dy))
             if drop is not None:
                 ds *= drop
             ds -= delta
             ds *= weights
             xp.matmul(ds, k[:, :, keys], out=dq[:, :, rows])
-            dk[:, :, keys] += xp.matmul(ds.swapaxes(2, 3), q[:, :, rows], out=share)
+            _gather(dk[:, :, keys], ds.swapaxes(2, 3), q[:, :, rows], fresh)
+            fresh = False
         dqkv[:, :, : 2 * C] *= scale
         return (dqkv,)
 
     return apply(y, (qkv,), backward, "causal_attention")
+
+
+def _unnormalised(
+    q: Array, k: Array, rows: slice, keys: slice, window: int
+) -> tuple[Array, Array]:  # (B, H, T, D), (B, H, T, D) -> (B, H, rows, keys), (B, H, rows, 1)
+    """exp(Q K^T) of these rows and keys, up to a factor a row, and one over its row sums."""
+    xp = array_module(q)
+    weights = empty((*q.shape[:2], rows.stop - rows.start, keys.stop - keys.start), q)
+    ones = xp.ones((keys.stop - keys.start, 1), q.dtype)
+    # Finding each row's largest score takes longer than exp: first without, which nearly always stays in range. A GPU
+    # would have to be waited for to know.
+    for shifted in (False, True) if type(q) is np.ndarray else (True,):
+        xp.matmul(q[:, :, rows], k[:, :, keys].swapaxes(2, 3), out=weights)
+        _mask(weights, rows, keys, window)
+        if shifted:
+            weights -= weights.max(axis=-1, keepdims=True)
+        with np.errstate(over="ignore", invalid="ignore"):
+            xp.exp(weights, out=weights)
+            sums = xp.matmul(weights, ones)  # BLAS is four times as fast as sum()
+        if shifted or (sums.min() > 1e-20 and sums.max() < 1e20):
+            break
+    return weights, 1 / sums
+
+
+def _gather(total: Array, a: Array, b: Array, fresh: bool) -> None:
+    """total = a @ b where it is fresh, else total += a @ b."""
+    xp = array_module(a)
+    if fresh:
+        xp.matmul(a, b, out=total)
+    else:
+        total += xp.matmul(a, b, out=empty(total.shape, a))
 
 
 def cached_attention(
