@@ -155,7 +155,7 @@ def test_init_from_keeps_weights_and_tokenizer(text: Path, tmp_path: Path) -> No
         name: array.tobytes() for name, array in found.model.items()
     }
     with Lanes(2) as lanes:  # the first step is that of an optimizer without a past, on the new text
-        expected = Trainer(config, {name: array.copy() for name, array in found.model.items()}, lanes)
+        expected = Trainer(config, tuned.arrays, lanes)
         expected.step(*tuned.loader.batch(0, 6), 0, 0.5)
     tuned.train()
     saved = checkpoint.latest(tuned.dir)
