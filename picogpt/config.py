@@ -141,7 +141,7 @@ class TrainConfig:
     micro_batch: int = 0
     """Sequences that go through the model at once in a lane. 0: choose."""
     lanes: int = 0
-    """Processes that each train on micro-batches of their own. 0: one a physical core. A GPU is fed by one."""
+    """Workers that each train on micro-batches of their own. 0: one a physical core. A GPU is fed by one."""
     low_memory: bool = False
     """Train in as little memory as can be: one lane, one sequence at a time, recomputed."""
     device: Literal["cpu", "cuda"] = "cpu"

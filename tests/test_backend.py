@@ -13,13 +13,13 @@ from test_ops import ROWS, Row
 
 from picogpt.config import ModelConfig, TrainConfig
 from picogpt.engine import Tape, Tensor, backend, no_grad, ops
-from picogpt.engine.lanes import Lanes
+from picogpt.engine.lanes import Lanes, SharedArrays
 from picogpt.engine.tensor import apply
 from picogpt.model.decoder import Decoder
 from picogpt.model.gpt import GPT
 from picogpt.model.parameters import as_tensors, initial_arrays
 from picogpt.model.rolling import sequence_loss
-from picogpt.training.optim import Optimizer, reduce_gradients
+from picogpt.training.optim import Optimizer, in_groups
 
 MODEL = ModelConfig(
     context_len=6, vocab_size=11, n_layer=2, n_head=2, n_embd=8, layer_pattern=("global", "local"), local_window=3
@@ -173,19 +173,29 @@ def test_bigram_table() -> None:
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_optimizer(kind: Any) -> None:
-    arrays = shaken(MODEL)
-    gradients = {name: array[::-1].copy() for name, array in arrays.items()}
-    device, device_gradients = on_device(arrays), on_device(gradients)
-    with Lanes(2) as lanes:
-        squares = backend.fetch(reduce_gradients([gradients, {k: v.copy() for k, v in gradients.items()}], lanes))
-        device_squares = backend.fetch(reduce_gradients([device_gradients, dict(device_gradients)], lanes))
+    config, values = TrainConfig(optimizer=kind), shaken(MODEL)
+    (host, *gradients), (device, *device_gradients) = (
+        [SharedArrays.zeros(in_groups(config, like)) for _ in range(3)] for like in (values, on_device(values))
+    )
+    for name, array in values.items():
+        for place, arrays, own in ((np.asarray, host, gradients), (asarray, device, device_gradients)):
+            arrays.named[name][...] = place(array)
+            for gradient in own:
+                gradient.named[name][...] = place(array[::-1].copy())
+    with Lanes(2) as lanes, Lanes(1) as one:
+        host_optimizer = Optimizer(config, host, gradients, lanes)
+        device_optimizer = Optimizer(config, device, device_gradients, one)
+        squares, device_squares = (
+            backend.fetch(optimizer.reduce(2)) for optimizer in (host_optimizer, device_optimizer)
+        )
         assert sum(device_squares) == pytest.approx(sum(squares), rel=1e-5)
-        for parameters, grads in ((arrays, gradients), (device, device_gradients)):
-            optimizer = Optimizer(TrainConfig(optimizer=kind), parameters)
+        for optimizer in (host_optimizer, device_optimizer):
             for step in range(2):
-                optimizer.step(grads, step, 0.5, 0.9, lanes)
-    for name, array in device.items():
-        close(array, arrays[name], name)
+                optimizer.step(step, 0.5, 0.9)
+    for name, array in device.named.items():
+        close(array, host.named[name], name)
+    for name, array in device_optimizer.state.items():
+        close(array, host_optimizer.state[name], name)
 
 
 @pytest.mark.parametrize("slot", [True, False])

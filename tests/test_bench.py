@@ -21,6 +21,7 @@ from picogpt.engine.lanes import Lanes
 from picogpt.model.gpt import GPT
 from picogpt.model.parameters import as_tensors, flops_per_token, parameter_shapes
 from picogpt.model.rolling import sequence_logits
+from picogpt.training import checkpoint
 from picogpt.training.trainer import Trainer
 
 SHAPE = ["--context-len", "16", "--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--lanes", "2"]
@@ -176,7 +177,8 @@ def test_the_race_is_the_run(text: Path, tmp_path: Path) -> None:
     run.train()
     outcome = race(config, 0.0, tmp_path / "other")
     with Lanes(2) as lanes:
-        assert outcome.val_loss == full_loss(Trainer(run.config, run.arrays, lanes), run.data.val)
+        arrays = checkpoint.load(checkpoint.latest(run.dir) or Path()).model
+        assert outcome.val_loss == full_loss(Trainer(run.config, arrays, lanes), run.data.val)
     assert (outcome.reached, outcome.steps) == (False, 12)
 
 

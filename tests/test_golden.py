@@ -70,7 +70,7 @@ def test_ten_adamw_steps(name: str) -> None:
         ]
     np.testing.assert_allclose(losses, golden["adamw_losses"], atol=1e-5)
     C = config.n_embd
-    for key, array in arrays.items():
+    for key, array in trainer.arrays.items():
         final, expected = array, golden[f"final.{key}"]
         if key.endswith("c_attn.bias"):
             # Softmax does not feel a bias of the keys: its true gradient is zero, and AdamW makes steps of the noise.

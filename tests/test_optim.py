@@ -10,13 +10,13 @@ import pytest
 
 from picogpt.config import ModelConfig, RunConfig, TrainConfig, UserError
 from picogpt.engine.backend import BLOCK
-from picogpt.engine.lanes import Lanes, shared_zeros
+from picogpt.engine.lanes import Lanes, SharedArrays
 from picogpt.model.parameters import Arrays, initial_arrays, is_hidden_matrix, parameter_shapes
 from picogpt.rng import generator
 from picogpt.training.optim import (
-    MUON_MOMENTUM,
     NEWTON_SCHULZ,
     Optimizer,
+    in_groups,
     learning_rate_factor,
     orthogonalise,
 )
@@ -44,7 +44,8 @@ class Work(Optimizer):
     """The optimizer over copies of these parameters, told the gradients at every step."""
 
     def __init__(self, config: TrainConfig, parameters: Arrays, lanes: Lanes) -> None:
-        shared, gradients = shared_zeros(parameters), shared_zeros(parameters)
+        grouped = in_groups(config, parameters)
+        shared, gradients = SharedArrays.zeros(grouped), SharedArrays.zeros(grouped)
         fill(shared, parameters)
         super().__init__(config, shared, [gradients], lanes)
 
@@ -53,9 +54,9 @@ class Work(Optimizer):
         self.step(step, factor, scale)
 
 
-def fill(arrays: Any, values: Arrays) -> None:
+def fill(arrays: SharedArrays, values: Arrays) -> None:
     for name, value in values.items():
-        arrays[name][...] = value
+        arrays.named[name][...] = value
 
 
 @pytest.fixture
@@ -92,7 +93,7 @@ def test_adamw_against_float64(lanes: Lanes, weight_decay: float) -> None:
                 p *= 1 - rate * weight_decay
             p -= rate * corrected / spread
     for name, p in expected.items():
-        np.testing.assert_allclose(optimizer.parameters[name], p, atol=3e-6, err_msg=name)
+        np.testing.assert_allclose(optimizer.parameters.named[name], p, atol=3e-6, err_msg=name)
         np.testing.assert_allclose(optimizer.state[f"mean.{name}"], mean[name], atol=1e-6)
         np.testing.assert_allclose(optimizer.state[f"square.{name}"], square[name], atol=1e-6)
 
@@ -105,7 +106,7 @@ def test_the_first_adamw_step_is_the_learning_rate(lanes: Lanes) -> None:
     config = TrainConfig(optimizer="adamw", learning_rate=0.01, weight_decay=0.0)
     work = Work(config, arrays, lanes)
     work.apply(gradients, 0, 1.0, 1.0)
-    for name, array in work.parameters.items():
+    for name, array in work.parameters.named.items():
         big = np.abs(gradients[name]) > 1e-5
         np.testing.assert_allclose((before[name] - array)[big], 0.01 * np.sign(gradients[name][big]), rtol=2e-3)
 
@@ -117,7 +118,7 @@ def test_decay_alone_shrinks_matrices_only(lanes: Lanes) -> None:
     config = TrainConfig(optimizer="adamw", learning_rate=0.1, weight_decay=0.5)
     work = Work(config, arrays, lanes)
     work.apply(zeros, 0, 0.5, 1.0)
-    for name, array in work.parameters.items():
+    for name, array in work.parameters.named.items():
         factor = 1 - 0.1 * 0.5 * 0.5 if array.ndim == 2 else 1.0
         np.testing.assert_allclose(array, before[name] * factor, rtol=1e-6)
 
@@ -171,22 +172,22 @@ def test_muon_against_float64(lanes: Lanes, weight_decay: float) -> None:
         optimizer.apply(gradients, step, factor, scale)
         for name in HIDDEN:
             g = gradients[name].astype(np.float64) * scale
-            momentum[name] = MUON_MOMENTUM * momentum[name] + g
-            nesterov = g + MUON_MOMENTUM * momentum[name]
+            momentum[name] = config.muon_momentum * momentum[name] + g
+            nesterov = g + config.muon_momentum * momentum[name]
             parts = np.split(nesterov, 3) if "c_attn" in name else [nesterov]
             height, width = parts[0].shape
             update = np.concatenate([newton_schulz(part) for part in parts]) * sqrt(max(1, height / width))
             expected[name] *= 1 - config.learning_rate * factor * weight_decay
             expected[name] -= config.muon_learning_rate * factor * update
     for name in HIDDEN:
-        np.testing.assert_allclose(optimizer.parameters[name], expected[name], atol=3e-5, err_msg=name)
+        np.testing.assert_allclose(optimizer.parameters.named[name], expected[name], atol=3e-5, err_msg=name)
         np.testing.assert_allclose(optimizer.state[f"momentum.{name}"], momentum[name], atol=1e-5)
 
 
 def test_muon_takes_hidden_matrices_and_adamw_the_rest(lanes: Lanes) -> None:
     first = Work(TrainConfig(optimizer="muon"), random_arrays("parameters"), lanes)
     second = Work(TrainConfig(optimizer="adamw"), random_arrays("parameters"), lanes)
-    muon, adamw = first.parameters, second.parameters
+    muon, adamw = first.parameters.named, second.parameters.named
     rest = [name for name in SHAPES if name not in HIDDEN]
     assert [name for name, array in muon.items() if is_hidden_matrix(name, array.shape)] == HIDDEN
     assert set(first.state) == {f"momentum.{n}" for n in HIDDEN} | {
@@ -211,8 +212,8 @@ def test_q_k_and_v_are_three_matrices(lanes: Lanes) -> None:
     for part, alone in enumerate(parts):
         rows = slice(12 * part, 12 * part + 12)
         alone.apply({"h.0.q.weight": gradient[rows]}, 0, 1.0, 1.0)
-        assert np.array_equal(joint.parameters[name][rows], alone.parameters["h.0.q.weight"])
-        assert 0.6 < np.linalg.norm(joint.parameters[name][rows]) / sqrt(12) < 1.2
+        assert np.array_equal(joint.parameters.named[name][rows], alone.parameters.named["h.0.q.weight"])
+        assert 0.6 < np.linalg.norm(joint.parameters.named[name][rows]) / sqrt(12) < 1.2
 
 
 # In place, and the same from any number of lanes
@@ -235,7 +236,7 @@ def test_the_number_of_lanes_does_not_matter(optimizer: Any) -> None:
             work = Work(TrainConfig(optimizer=optimizer), arrays, pool)
             for step in range(3):
                 work.apply(random_arrays("gradients", step, LARGE), step, 1.0, 0.9)
-        results.append({**work.parameters, **work.state})
+        results.append({**work.parameters.named, **work.state})
     for other in results[1:]:
         for name, array in results[0].items():
             assert array.tobytes() == other[name].tobytes(), name
@@ -244,24 +245,25 @@ def test_the_number_of_lanes_does_not_matter(optimizer: Any) -> None:
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_arrays_are_changed_in_place(lanes: Lanes, optimizer: Any) -> None:
     work = Work(TrainConfig(optimizer=optimizer), random_arrays("parameters"), lanes)
-    held, before, state = dict(work.parameters), wide(work.parameters), dict(work.state)
+    held, before, state = dict(work.parameters.named), wide(work.parameters.named), dict(work.state)
     gradients = random_arrays("gradients")
     work.apply(gradients, 0, 1.0, 1.0)
-    for name, array in work.parameters.items():
+    for name, array in work.parameters.named.items():
         assert array is held[name] and not np.array_equal(array, before[name])
-        assert np.array_equal(work.gradients[0][name], gradients[name]), "the gradient is only read"
+        assert np.array_equal(work.gradients[0].named[name], gradients[name]), "the gradient is only read"
     assert all(work.state[name] is array and array.any() for name, array in state.items())
 
 
 @pytest.mark.parametrize("busy", [1, 2, 3])
 def test_gradients_of_the_lanes_are_summed(lanes: Lanes, busy: int) -> None:
-    gradients = [shared_zeros(random_arrays("lane", 0, LARGE)) for _ in range(3)]
+    config, parameters = TrainConfig(), SharedArrays.zeros(in_groups(TrainConfig(), random_arrays("lane", 0, LARGE)))
+    gradients = [SharedArrays.zeros(parameters.named) for _ in range(3)]
     for lane, own in enumerate(gradients):
         fill(own, random_arrays("lane", lane, LARGE))
-    expected = {name: sum(wide(own)[name] for own in gradients[:busy]) for name in LARGE}
-    squares = Optimizer(TrainConfig(), random_arrays("parameters", 0, LARGE), gradients, lanes).reduce(busy)
+    expected = {name: sum(wide(own.named)[name] for own in gradients[:busy]) for name in LARGE}
+    squares = Optimizer(config, parameters, gradients, lanes).reduce(busy)
     for name, total in expected.items():
-        np.testing.assert_allclose(gradients[0][name], total, atol=1e-6)
+        np.testing.assert_allclose(gradients[0].named[name], total, atol=1e-6)
     assert sum(squares) == pytest.approx(sum((total**2).sum() for total in expected.values()), rel=1e-5)
 
 
@@ -277,8 +279,7 @@ def applied_norm(grad_clip: float) -> tuple[float, float]:
     ids = generator(0, "ids").integers(0, 17, (4, 9)).astype(np.int32)
     with Lanes(2) as pool:
         trainer = Trainer(RunConfig(MODEL, train=train), arrays, pool)
-        _, gradients = trainer.gradients(ids[:, :-1], ids[:, 1:], 0)
-        raw = sqrt(sum(reduce_gradients(gradients, pool)))
+        _, raw = trainer.accumulate(ids[:, :-1], ids[:, 1:], 0)
         trainer.step(ids[:, :-1], ids[:, 1:], 0, 1.0)
     means = [array / 0.1 for name, array in trainer.optimizer.state.items() if name.startswith("mean.")]
     return raw, sqrt(sum(float((mean.astype(np.float64) ** 2).sum()) for mean in means))
@@ -297,13 +298,12 @@ def test_divergence_is_told_and_changes_nothing(poison: float) -> None:
     train = TrainConfig(batch_size=2, micro_batch=1, lanes=1)
     arrays = initial_arrays(MODEL, 0)
     arrays["h.0.mlp.c_fc.bias"][0] = poison
-    before = {name: array.copy() for name, array in arrays.items()}
     ids = np.ones((2, 9), np.int32)
     with Lanes(1) as pool:
         trainer = Trainer(RunConfig(MODEL, train=train), arrays, pool)
         with pytest.raises(UserError, match=r"step 5: loss .*diverged"):
             trainer.step(ids[:, :-1], ids[:, 1:], 4, 1.0)
-    assert all(np.array_equal(array, before[name], equal_nan=True) for name, array in arrays.items())
+    assert all(np.array_equal(trainer.arrays[name], array, equal_nan=True) for name, array in arrays.items())
     assert not any(array.any() for array in trainer.optimizer.state.values())
 
 
@@ -315,11 +315,9 @@ def test_micro_batches_add_up_to_the_batch(lane_count: int) -> None:
         train = TrainConfig(batch_size=7, micro_batch=micro, context=16)
         with Lanes(count) as pool:
             trainer = Trainer(RunConfig(MODEL, train=train), initial_arrays(MODEL, 0), pool)
-            losses, gradients = trainer.gradients(ids[:, :-1], ids[:, 1:], 0)
-            reduce_gradients(gradients, pool)
-            loss = sum(map(float, losses))
+            loss, _ = trainer.accumulate(ids[:, :-1], ids[:, 1:], 0)
             assert trainer.evaluate(ids[:, :-1], ids[:, 1:]) == pytest.approx(loss, rel=1e-5)
-        found.append((loss, gradients[0]))
+        found.append((loss, trainer.gradients))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
     for name in parameter_shapes(MODEL):
         np.testing.assert_allclose(found[0][1][name], found[1][1][name], atol=1e-6)
@@ -334,8 +332,8 @@ def test_dropout_follows_the_step_and_the_place_in_the_batch() -> None:
     for count in (1, 2, 3):
         with Lanes(count) as pool:
             trainer = Trainer(config, initial_arrays(MODEL, 0), pool)
-            losses[count] = [sum(trainer.gradients(ids[:, :-1], ids[:, 1:], step)[0]) for step in (0, 1, 0)]
-            one = sum(trainer.gradients(ids[:1, :-1], ids[:1, 1:], 0)[0])
+            losses[count] = [trainer.accumulate(ids[:, :-1], ids[:, 1:], step)[0] for step in (0, 1, 0)]
+            one, _ = trainer.accumulate(ids[:1, :-1], ids[:1, 1:], 0)
             assert one != pytest.approx(losses[count][0], abs=1e-7)
     assert losses[1] == losses[2] == losses[3]
     assert losses[1][0] == losses[1][2] != losses[1][1]

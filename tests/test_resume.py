@@ -1,5 +1,6 @@
 """Runs that go on: killed or stopped in every way, and continued to the same bits."""
 
+import multiprocessing
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,6 +11,7 @@ import pytest
 from running import EASY, MODEL, before_step, config_for, log_of, open_run, result_of
 
 from picogpt.config import RunConfig, UserError
+from picogpt.engine.lanes import FORK
 from picogpt.training import checkpoint
 from picogpt.training.plot import Plotter
 
@@ -71,6 +73,29 @@ def test_killed_between_log_and_checkpoint(
             open_run(config).train()
     run = open_run(config)
     assert run.done == 4 and log_of(run)["iter_num"] == 8
+    run.train()
+    assert result_of(run) == undisturbed[1]
+
+
+@pytest.mark.skipif(not FORK, reason="lanes are threads here")
+def test_a_lane_killed_and_continued(
+    text: Path, undisturbed: tuple[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a system that is short of memory: between steps, with the caller alive."""
+
+    def kill() -> None:
+        [lane] = multiprocessing.active_children()
+        lane.kill()
+        lane.join()
+
+    config = hard_config(text, optimizer=undisturbed[0])
+    with monkeypatch.context() as patch:
+        before_step(patch, 6, kill)
+        with pytest.raises(UserError, match="ended from outside"):
+            open_run(config).train()
+    assert multiprocessing.active_children() == []
+    run = open_run(config)
+    assert run.done == 4
     run.train()
     assert result_of(run) == undisturbed[1]
 

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from picogpt.config import ModelConfig, RunConfig, TrainConfig
-from picogpt.engine import Tape, Tensor, concatenate, no_grad, ops, recompute, tensor, workspace
-from picogpt.engine.lanes import Lanes
+from picogpt.engine import Tape, Tensor, concatenate, lanes, no_grad, ops, recompute, tensor, workspace
 from picogpt.engine.tape import Node, is_recording
 from picogpt.engine.tensor import apply
 from picogpt.model.gpt import GPT
@@ -348,17 +347,18 @@ def test_nothing_in_a_training_step_is_float64(
 
         monkeypatch.setattr(owner, name, watched)
 
+    monkeypatch.setattr(lanes, "FORK", False)  # threads, whose doings are seen here
     watch(Node, "add", lambda node, gradient, op: gradient.dtype)
     watch(tensor, "record", lambda output, inputs, backward, op: output.dtype)
     watch(workspace, "empty", lambda shape, dtype: dtype)
     run = RunConfig(model, train=TrainConfig(batch_size=4, micro_batch=2, context=16, optimizer=optimizer, lanes=2))
     arrays = initial_arrays(model, 1)
-    with Lanes(2) as lanes:
-        trainer = Trainer(run, arrays, lanes)
+    with lanes.Lanes(2) as two:
+        trainer = Trainer(run, arrays, two)
         loss = trainer.step(X, Y, 0, 1.0)
         trainer.evaluate(X, Y)
     assert type(loss) is float
     assert set(seen) == {"add float32", "record float32", "empty float32"}
-    gathered = [leaf.grad for replica in trainer.parameters for leaf in replica.values()]
-    for array in [*arrays.values(), *trainer.optimizer.state.values(), *gathered]:
+    gathered = [array for own in trainer.optimizer.gradients for array in own.named.values()]
+    for array in [*trainer.arrays.values(), *trainer.optimizer.state.values(), *gathered]:
         assert array.dtype == np.float32

@@ -16,7 +16,8 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
@@ -72,6 +73,8 @@ class Lanes:
     def __init__(self, count: int, blas_threads: int = 1) -> None:
         """blas_threads: of each lane."""
         self.count, self.blas_threads = count, blas_threads
+        self._blas: Any = None  # the limits to restore; None outside the `with`
+        self._begun = self._waiting = False
         self._tasks: list[Callable[..., Any]] = []
         self._links: list[Connection] = []
         self._workers: list[Any] = []
@@ -83,34 +86,42 @@ class Lanes:
     def __exit__(self, *exc: Any) -> None:
         for link in self._links:
             link.close()  # which an idle lane takes for the end
-        for worker in self._workers:
-            if FORK:
+        if FORK:
+            for worker in self._workers:
                 worker.kill()  # one that is busy has nothing worth waiting for
+        for worker in self._workers:
             worker.join()
-        self._links, self._workers, self._tasks = [], [], []
         self._blas.restore_original_limits()
+        self._links, self._workers, self._tasks = [], [], []
+        self._blas, self._begun, self._waiting = None, False, False
 
     def task(self, function: Callable[..., Result]) -> Callable[..., list[Result]]:
         """What calls function(lane, item, *args) for items over the lanes: item i runs on lane i % count.
 
-        It takes (items, *args), which must be picklable, waits for all lanes, and returns the results in the order of
-        the items, or raises the first lane's exception. Tasks are made before the first one is called: the lanes begin
-        there, and know what exists by then. What a task changes outside `SharedArrays` may stay in its lane.
+        It takes (items, *args), waits for all lanes, and returns the results in the order of the items, or raises the
+        first lane's exception; all of these must be picklable. Tasks are made before the first one is called: the lanes
+        begin there, and know what exists by then. What a task changes outside `SharedArrays` may stay in its lane.
+        Raises UserError where a lane was ended from outside.
         """
-        if self._workers:
+        if self._begun:
             raise RuntimeError("tasks are made before the first of them is called")
         self._tasks.append(function)
         number = len(self._tasks) - 1
         return lambda items, *args: self._call(number, list(items), args)
 
     def _call(self, number: int, items: Sequence[Any], args: tuple[Any, ...]) -> list[Any]:
-        if not self._workers:
+        if not self._begun:
             self._begin()
+        if self._waiting:
+            raise RuntimeError("an earlier call was broken off: what lanes answer now could be meant for that one")
+        self._waiting = True
         shares = [items[lane :: self.count] for lane in range(min(self.count, len(items)))]
         for lane, link in enumerate(self._links[: max(0, len(shares) - 1)], start=1):
-            link.send((number, shares[lane], args))
+            with _in_reach(lane):
+                link.send((number, shares[lane], args))
         answers = [self._work(lane, number, share, args) for lane, share in enumerate(shares[:1])]
         answers += [self._answer(lane) for lane in range(1, len(shares))]
+        self._waiting = False
         for _, error in answers:
             if error is not None:
                 raise error
@@ -120,16 +131,14 @@ class Lanes:
         return results
 
     def _answer(self, lane: int) -> tuple[list[Any], Exception | None]:
-        try:
+        with _in_reach(lane):
             answer: tuple[list[Any], Exception | None] = self._links[lane - 1].recv()
-        except (EOFError, ConnectionError):
-            raise UserError(
-                f"training process {lane} was ended from outside, perhaps for want of memory: "
-                "what was saved before is sound; try --lanes 1 or --low-memory"
-            ) from None
         return answer
 
     def _begin(self) -> None:
+        if self.count > 1 and self._blas is None:
+            raise RuntimeError("lanes work inside their `with`, which ends them")
+        self._begun = True
         for lane in range(1, self.count):
             ours, theirs = multiprocessing.Pipe()
             self._links.append(ours)
@@ -154,7 +163,7 @@ class Lanes:
             try:
                 number, share, args = link.recv()
                 link.send(self._work(lane, number, share, args))
-            except (EOFError, ConnectionError):
+            except (EOFError, OSError):
                 return
 
     def _work(self, lane: int, number: int, share: Sequence[Any], args: tuple[Any, ...]) -> Any:
@@ -165,3 +174,15 @@ class Lanes:
                 if lane:
                     error.add_note(f"in lane {lane}:\n{traceback.format_exc()}")
                 return None, error
+
+
+@contextmanager
+def _in_reach(lane: int) -> Iterator[None]:
+    """Say in one line that a lane has gone, whether nothing can be sent or nothing comes."""
+    try:
+        yield
+    except (EOFError, OSError):  # OSError: in the middle of a message
+        raise UserError(
+            f"training process {lane} was ended from outside, perhaps for want of memory: "
+            "what was saved before is sound; try --lanes 1 or --low-memory"
+        ) from None
