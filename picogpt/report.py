@@ -12,7 +12,7 @@ from picogpt.training.device import fitted_here
 
 def print_report(name: str, config: RunConfig) -> None:
     """Print parameters, arithmetic and memory of a run with this configuration, and the machine's answer."""
-    config = fitted_here(config)
+    config = fitted_here(config, print)
     total, counted = parameter_count(config.model)
     costs, available, train = footprint(config), monitor.available_memory(), config.train
     lanes = "1 lane" if train.lanes == 1 else f"{train.lanes} lanes"

@@ -20,7 +20,7 @@ from picogpt.engine import backend
 from picogpt.engine.lanes import Lanes
 from picogpt.model.footprint import footprint, sequence_bytes
 from picogpt.training import checkpoint
-from picogpt.training.device import MEMORY_SHARE, gpu_micro_batch
+from picogpt.training.device import GPU_MEMORY_SHARE, fitted_here, gpu_micro_batch, open_lanes
 from picogpt.training.trainer import Trainer
 
 MODEL = ModelConfig(
@@ -133,23 +133,25 @@ def give(free: float, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_micro_batch_follows_the_free_memory(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     config = on("cuda", batch_size=12, micro_batch=0)
-    one = footprint(replace(config, train=replace(config.train, micro_batch=1)), 1)
+    one = footprint(replace(config, train=replace(config.train, lanes=1, micro_batch=1)))
+    lasting = one.total - one.program - one.activations
     found = {}
     for sequences in (12, 11, 7, 4, 1):
-        give((one.total - one.activations + (sequences + 0.5) * sequence_bytes(config)) / MEMORY_SHARE, monkeypatch)
+        give((lasting + (sequences + 0.5) * sequence_bytes(config)) / GPU_MEMORY_SHARE, monkeypatch)
         found[sequences] = gpu_micro_batch(config)
     assert found == {12: 12, 11: 6, 7: 6, 4: 4, 1: 1}  # as few parts as possible, of one size
     assert gpu_micro_batch(on("cuda", batch_size=12, micro_batch=5)) == 5
-    give(one.total, monkeypatch)
+    give(lasting, monkeypatch)
     with pytest.raises(UserError, match="of the GPU's memory"):
         gpu_micro_batch(config)
 
 
-def test_the_whole_batch_at_once_where_it_fits(gpu: None) -> None:
-    with Lanes(2) as lanes:
-        trainer = Trainer(on("cuda", micro_batch=0), lively_arrays(MODEL), lanes)
-        assert (trainer.micro_batch, trainer.lanes.count, len(trainer.replicas)) == (5, 1, 1)
-        assert Trainer(on("cpu", micro_batch=0), lively_arrays(MODEL), lanes).lanes is lanes
+def test_a_gpu_is_fed_by_one_lane(gpu: None) -> None:
+    with open_lanes(fitted_here(on("cuda", micro_batch=0), print)) as lanes:
+        trainer = Trainer(fitted_here(on("cuda", micro_batch=0), print), lively_arrays(MODEL), lanes)
+        assert (trainer.micro_batch, lanes.count, len(trainer.replicas)) == (5, 1, 1)
+    with Lanes(2) as lanes, pytest.raises(ValueError, match="one lane"):
+        Trainer(on("cuda"), lively_arrays(MODEL), lanes)
 
 
 # -- the numbers -------------------------------------------------------------------------------------------------------
@@ -183,10 +185,10 @@ def test_gradients_are_the_cpus(gpu: None, changes: dict[str, Any], recompute: b
 def test_steps_are_the_cpus(gpu: None, optimizer: Any) -> None:
     model, arrays = replace(MODEL, dropout=0.1), lively_arrays(MODEL)
     before = {name: array.copy() for name, array in arrays.items()}
-    with Lanes(2) as lanes:
+    with Lanes(1) as lanes, Lanes(2) as host_lanes:
         device = Trainer(on("cuda", model, optimizer=optimizer), arrays, lanes)
         device_losses = [device.step(X, Y, step, 0.1) for step in range(4)]
-        host = Trainer(on("cpu", model, optimizer=optimizer), arrays, lanes)
+        host = Trainer(on("cpu", model, optimizer=optimizer), arrays, host_lanes)
         losses = [host.step(X, Y, step, 0.1) for step in range(4)]
         assert all(np.array_equal(array, before[name]) for name, array in arrays.items()), (
             "the caller's are not touched"

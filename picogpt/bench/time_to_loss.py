@@ -1,5 +1,6 @@
 """`picogpt bench time-to-loss`: how long it takes to learn a text, from opening it to a loss on what was held back."""
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -97,7 +98,7 @@ def race(config: RunConfig, target: float, dataset_dir: Path) -> Outcome:
     config = replace(config, model=replace(config.model, vocab_size=vocab_size))
     loader = Loader(data.train, config.context, train.seed)
     glance = validation_windows(data.val, config.context, max(1, len(data.val) // config.context // SLICE))
-    config = fitted_here(config)
+    config = fitted_here(config, lambda notice: print(f"picogpt: {notice}", file=sys.stderr))
     with open_lanes(config) as lanes:
         trainer = Trainer(config, initial_arrays(config.model, train.seed), lanes)
         done, progress = 0, 0.0

@@ -1,5 +1,6 @@
 """`picogpt bench train`: training speed, measured beside the machine's own limits in the same minute."""
 
+import sys
 import time
 from typing import Any
 
@@ -23,12 +24,12 @@ def measure(config: RunConfig, seconds: float) -> dict[str, Any]:
 
     roof_fraction is tokens/s times FLOPs a token over what the same number of threads reach in a large sgemm.
     matmul_fraction is tokens/s over what the lanes reach in this model's matrix products alone, and None where it has
-    none. peak_rss_mb is training's own, taken before the limits are measured.
+    none. On a GPU both are None. peak_rss_mb is training's own, taken before the limits are measured.
     Raises UserError for no time to measure in.
     """
     if not seconds > 0:
         raise UserError(f"seconds must be positive, not {seconds}")
-    config = fitted_here(config)
+    config = fitted_here(config, lambda notice: print(f"picogpt: {notice}", file=sys.stderr))
     with open_lanes(config) as lanes:
         training = _Training(config, lanes)
         bound = MatmulBound(config, training.trainer.micro_batch, lanes)
@@ -37,14 +38,17 @@ def measure(config: RunConfig, seconds: float) -> dict[str, Any]:
         speeds, roofs, bounds = [], [], []
         for _ in range(ROUNDS):
             speeds.append(training.tokens_per_second(seconds / ROUNDS))
-            roofs.append(sgemm_gflops(lanes.count * lanes.blas_threads))
-            bounds.append(bound.tokens_per_second(seconds / ROUNDS / 4))
+            if config.train.device == "cpu":
+                roofs.append(sgemm_gflops(lanes.count * lanes.blas_threads))
+                bounds.append(bound.tokens_per_second(seconds / ROUNDS / 4))
     flops = flops_per_token(config.model)
     possible = [limit for limit in bounds if limit is not None]
     return {
         "tokens_per_second": _median(speeds, 1),
-        "sgemm_gflops": _median(roofs, 1),
-        "roof_fraction": _median([s * flops / (r * 1e9) for s, r in zip(speeds, roofs, strict=True)], 3),
+        "sgemm_gflops": _median(roofs, 1) if roofs else None,
+        "roof_fraction": _median([s * flops / (r * 1e9) for s, r in zip(speeds, roofs, strict=True)], 3)
+        if roofs
+        else None,
         "matmul_bound_tokens_per_second": _median(possible, 1) if possible else None,
         "matmul_fraction": _median([s / b for s, b in zip(speeds, possible, strict=True)], 3) if possible else None,
         "peak_rss_mb": round(peak / 2**20, 1),

@@ -214,9 +214,12 @@ def apply(data: Array, inputs: tuple[Tensor, ...], backward: Backward, op: str) 
     return output
 
 
-def recompute(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def recompute(
+    function: Callable[[Tensor], Tensor], x: Tensor, replay: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
     """function(x), keeping only x: the backward pass runs the function again to get what it needs.
 
+    replay: what it runs instead, if that is cheaper. It must record the same; the values of its result are not read.
     T. Chen et al., "Training deep nets with sublinear memory cost", arXiv 1604.06174.
     """
     with no_grad():
@@ -225,7 +228,7 @@ def recompute(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     def backward(dy: Array) -> tuple[Array | None, ...]:  # saves: x
         again = Tensor(x.data, requires_grad=True, grad=empty(x.shape, x.data))
         with Tape() as tape:
-            output = function(again)
+            output = (replay or function)(again)
         tape.backward(output, dy)
         return (again.grad,)
 

@@ -11,6 +11,7 @@ from picogpt.model.parameters import is_hidden_matrix, parameter_count, paramete
 FLOAT = 4  # bytes
 PROGRAM = 58 << 20  # bytes of Python, the libraries and this package in memory
 LANE_PROGRAM = 12 << 20  # what of it a further lane has for itself
+ACTIVATION_BYTES = 256 << 20  # kept without recomputing, or as much as the model itself takes if that is more
 CACHE_BYTES = 2 << 20  # of the widest activation of a micro-batch: about what stays near a core's caches
 
 
@@ -71,7 +72,9 @@ def fitted(config: RunConfig, cores: int, memory: int) -> RunConfig:
     choice = config
     for lanes, micro_batch, recompute in _choices(config, cores):
         choice = replace(config, train=replace(config.train, lanes=lanes, micro_batch=micro_batch, recompute=recompute))
-        if footprint(choice).total <= memory:
+        cost = footprint(choice)
+        most = ACTIVATION_BYTES if recompute else max(ACTIVATION_BYTES, cost.total - cost.program - cost.activations)
+        if cost.total <= memory and cost.activations <= most:
             break
     return choice
 
@@ -82,8 +85,8 @@ def _choices(config: RunConfig, cores: int) -> Iterator[tuple[int, int, bool]]:
     smallest = (train.lanes or 1, train.micro_batch or 1, True)
     if not train.low_memory:
         most = train.lanes or min(cores, train.batch_size)
-        for recompute in (True,) if train.recompute else (False, True):
-            for lanes in dict.fromkeys((most, train.lanes or 1)):
+        for lanes in dict.fromkeys((most, train.lanes or 1)):
+            for recompute in (True,) if train.recompute else (False, True):
                 micro_batch = train.micro_batch or choose_micro_batch(config, lanes)
                 while micro_batch:
                     yield lanes, micro_batch, recompute

@@ -52,8 +52,8 @@ class MLP(Module):
         self.c_proj = Linear(parameters, f"{name}.c_proj")
         self.activation, self.dropout = _ACTIVATIONS[config.activation], Dropout(config.dropout)
 
-    def __call__(self, x: Tensor, rng: Rng) -> Tensor:  # (B, T, C) -> (B, T, 4C) -> (B, T, C)
-        return self.dropout(self.c_proj(self.activation(self.c_fc(x))), rng)
+    def __call__(self, x: Tensor, rng: Rng, replay: bool) -> Tensor:  # (B, T, C) -> (B, T, 4C) -> (B, T, C)
+        return self.dropout(self.c_proj(self.activation(self.c_fc(x)), replay), rng)
 
 
 class Block(Module):
@@ -63,9 +63,12 @@ class Block(Module):
         self.ln_2 = LayerNorm(parameters, f"{name}.ln_2")
         self.mlp = MLP(config, parameters, f"{name}.mlp")
 
-    def __call__(self, x: Tensor, rng: Rng = None, cache: Cache | None = None) -> Tensor:  # (B, T, C) -> (B, T, C)
+    def __call__(
+        self, x: Tensor, rng: Rng = None, cache: Cache | None = None, replay: bool = False
+    ) -> Tensor:  # (B, T, C) -> (B, T, C)
+        """In a replay everything happens again but the last product: the result is known not to be read."""
         x = x + self.attn(self.ln_1(x), rng, cache)
-        return x + self.mlp(self.ln_2(x), rng)
+        return x + self.mlp(self.ln_2(x), rng, replay)
 
 
 class Head(Module):
@@ -127,6 +130,5 @@ class GPT(Module):
 
     @staticmethod
     def _recomputed(block: Block, x: Tensor, rng: Rng) -> Tensor:
-        replay = deepcopy(rng)  # the second time must drop what the first one did
-        first = iter([rng])
-        return recompute(lambda x: block(x, next(first, None) or deepcopy(replay)), x)
+        saved = deepcopy(rng)  # the replay must drop what was dropped at first
+        return recompute(lambda x: block(x, rng), x, lambda x: block(x, deepcopy(saved), replay=True))

@@ -34,8 +34,8 @@ class Linear(Module):
         self.weight = parameters[f"{name}.weight"]
         self.bias = parameters.get(f"{name}.bias")
 
-    def __call__(self, x: Tensor) -> Tensor:  # (..., K) -> (..., M)
-        return ops.linear(x, self.weight, self.bias)
+    def __call__(self, x: Tensor, replay: bool = False) -> Tensor:  # (..., K) -> (..., M)
+        return ops.linear(x, self.weight, self.bias, replay)
 
 
 class LayerNorm(Module):

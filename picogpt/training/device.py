@@ -15,27 +15,27 @@ MEMORY_SHARE = 0.5  # of the machine's memory, for training as fast as possible:
 GPU_MEMORY_SHARE = 0.6
 
 
-def fitted_here(config: RunConfig) -> RunConfig:
-    """`fitted` to this machine's cores and MEMORY_SHARE of its memory; on a GPU, one lane."""
-    if config.train.device == "cuda":
-        return replace(config, train=replace(config.train, lanes=1))
-    return fitted(config, monitor.physical_cores(), int(MEMORY_SHARE * monitor.total_memory()))
+def fitted_here(config: RunConfig, notify: Callable[[str], None]) -> RunConfig:
+    """The configuration with lanes, micro_batch and recompute for this machine where they are left open.
+
+    On a CPU the fastest choice within MEMORY_SHARE of the memory. Where a GPU is asked for and cannot be used it is
+    the CPU, and notify is told why, in one line. Raises UserError where a GPU's memory is too small.
+    """
+    train = config.train
+    if train.device == "cuda":
+        try:
+            cuda(train.tf32)
+        except UserError as reason:
+            notify(f"{reason}; training on the CPU")
+        else:
+            return replace(config, train=replace(train, lanes=1, micro_batch=gpu_micro_batch(config)))
+    on_cpu = replace(config, train=replace(train, device="cpu"))
+    return fitted(on_cpu, monitor.physical_cores(), int(MEMORY_SHARE * monitor.total_memory()))
 
 
 def open_lanes(config: RunConfig) -> Lanes:
     """The lanes of a `fitted_here` configuration; cores beyond their number help in BLAS."""
     return Lanes(config.train.lanes, max(1, monitor.physical_cores() // config.train.lanes))
-
-
-def with_usable_device(config: RunConfig, notify: Callable[[str], None]) -> RunConfig:
-    """The configuration as it is, or with the CPU for a GPU that cannot be used; notify is told why, in one line."""
-    if config.train.device == "cuda":
-        try:
-            cuda(config.train.tf32)
-        except UserError as reason:
-            notify(f"{reason}; training on the CPU")
-            return replace(config, train=replace(config.train, device="cpu"))
-    return config
 
 
 def gpu_micro_batch(config: RunConfig) -> int:

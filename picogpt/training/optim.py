@@ -33,8 +33,8 @@ def learning_rate_factor(config: TrainConfig, step: int, progress: float) -> flo
 
 
 def in_groups(config: TrainConfig, arrays: Named) -> dict[str, Array]:
-    """The parameters in the order an optimizer wants them in: decayed by AdamW, not decayed, Muon's."""
-    return dict(sorted(arrays.items(), key=lambda item: _group(config, *item)))
+    """The parameters in the order an optimizer wants them in: decayed by AdamW, not decayed, Muon's; then by name."""
+    return dict(sorted(arrays.items(), key=lambda item: (_group(config, *item), item[0])))
 
 
 def _group(config: TrainConfig, name: str, array: Array) -> int:

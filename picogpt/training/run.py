@@ -24,7 +24,7 @@ from picogpt.model.parameters import Arrays, initial_arrays, parameter_count, pa
 from picogpt.rng import generator
 from picogpt.training import checkpoint, monitor
 from picogpt.training.checkpoint import Checkpoint
-from picogpt.training.device import fitted_here, gpu_in_words, gpu_micro_batch, open_lanes, with_usable_device
+from picogpt.training.device import fitted_here, gpu_in_words, open_lanes
 from picogpt.training.optim import learning_rate_factor
 from picogpt.training.plot import Plotter
 from picogpt.training.runlog import RunLog
@@ -56,13 +56,13 @@ class Run:
         if tokenizer and tokenizer.name != config.data.tokenizer:
             raise UserError(f"{init_from} was trained with the tokenizer {tokenizer.name}: leave --tokenizer out")
         self.data: Prepared = prepare(config.data, dataset_dir, self.screen.notice, tokenizer)
-        self.config = with_usable_device(_fit_vocabulary(config, self.data.tokenizer), self.screen.notice)
+        self.config = _fit_vocabulary(config, self.data.tokenizer)
         self.resumed = found if newest else None
         if self.resumed:
             _refuse_differences(self.resumed, self.config, self.data)
         elif found and parameter_shapes(self.config.model) != {name: a.shape for name, a in found.model.items()}:
             raise UserError(f"{init_from} has another shape than the model asked for: leave the model's flags out")
-        self.fitted = fitted_here(self.config)
+        self.fitted = fitted_here(self.config, self.screen.notice)
         _require_memory(self.fitted)
         if found:
             self.arrays: Arrays = {name: found.model[name] for name in parameter_shapes(self.config.model)}
@@ -190,7 +190,7 @@ class Run:
 
     def _announce(self, trainer: Trainer) -> None:
         train, data = self.config.train, self.data
-        place = gpu_in_words(self.config) if train.device == "cuda" else f"{trainer.lanes.count} lanes"
+        place = gpu_in_words(self.fitted) if self.fitted.train.device == "cuda" else f"{trainer.lanes.count} lanes"
         micro = f"{trainer.micro_batch} at a time" + (", recomputed" if self.fitted.train.recompute else "")
         self.screen.notice(
             f"{data.corpus.source}: {len(data.train):,} tokens to train on, {len(data.val):,} to validate; a step is "
@@ -242,8 +242,7 @@ def _fit_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:
 def _require_memory(config: RunConfig) -> None:
     """Raises UserError where the machine could never hold the run."""
     if config.train.device == "cuda":
-        gpu_micro_batch(config)  # of its own memory then
-        return
+        return  # its own memory was looked at
     batch = 2 * 4 * config.train.batch_size * config.context
     needed, total = footprint(config).total + batch, monitor.total_memory()
     if needed > total:

@@ -3,7 +3,6 @@
 B sequences of a batch   T tokens of a sequence
 """
 
-import sys
 from itertools import chain
 from math import isfinite, sqrt
 
@@ -19,33 +18,27 @@ from picogpt.model.gpt import GPT
 from picogpt.model.parameters import Arrays, as_tensors
 from picogpt.model.rolling import sequence_loss
 from picogpt.rng import generator
-from picogpt.training.device import gpu_micro_batch, with_usable_device
 from picogpt.training.optim import Optimizer, in_groups
 
 Ids = npt.NDArray[np.int32]
-
-
-def _to_stderr(notice: str) -> None:
-    print(f"picogpt: {notice}", file=sys.stderr)
 
 
 class Trainer:
     """A model on every lane over the same parameters, each with gradients of its own, and the optimizer.
 
     arrays: the first values of the parameters, by name, in main memory. self.arrays: the trained ones, in memory that
-    the lanes share, or on a GPU, which takes one lane of its own in the place of `lanes`. Where a GPU is asked for and
-    cannot be used, a line on stderr says that the CPU trains. Raises UserError where the GPU's memory is too small.
+    the lanes share, or on a GPU, which is fed by one lane. self.gradients: of the last batch, by name.
+    Raises UserError where a GPU is asked for and cannot be used.
     """
 
     def __init__(self, config: RunConfig, arrays: Arrays, lanes: Lanes) -> None:
-        config = with_usable_device(config, _to_stderr)
         if config.train.device == "cuda":
-            self.micro_batch, lanes = gpu_micro_batch(config), Lanes(1)
+            if lanes.count > 1:
+                raise ValueError(f"a GPU is fed by one lane, not {lanes.count}")
             cupy = cuda(config.train.tf32)
             arrays = {name: cupy.asarray(array) for name, array in arrays.items()}
-        else:
-            self.micro_batch = config.train.micro_batch or choose_micro_batch(config, lanes.count)
         self.config, self.lanes = config, lanes
+        self.micro_batch = config.train.micro_batch or choose_micro_batch(config, lanes.count)
         parameters, *gradients = (SharedArrays.zeros(in_groups(config.train, arrays)) for _ in range(1 + lanes.count))
         for name, array in arrays.items():
             parameters.named[name][...] = array

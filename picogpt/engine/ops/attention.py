@@ -39,7 +39,7 @@ def causal_attention(
     scaled_q = xp.multiply(q, scale, out=empty(q.shape, q))
     saved = []
     for rows, keys in _blocks(T, window):
-        weights, inverse = _unnormalised(scaled_q, k, rows, keys, window)
+        weights, inverse = _unnormalised(scaled_q[:, :, rows], k[:, :, keys], rows, keys, window)
         drop = None
         if dropout > 0 and rng is not None:
             drop = dropout_mask(weights.shape, dropout, rng, q)
@@ -78,15 +78,15 @@ def causal_attention(
 
 def _unnormalised(
     q: Array, k: Array, rows: slice, keys: slice, window: int
-) -> tuple[Array, Array]:  # (B, H, T, D), (B, H, T, D) -> (B, H, rows, keys), (B, H, rows, 1)
-    """exp(Q K^T) of these rows and keys, up to a factor a row, and one over its row sums."""
+) -> tuple[Array, Array]:  # (B, H, rows, D), (B, H, keys, D) -> (B, H, rows, keys), (B, H, rows, 1)
+    """exp(Q K^T) up to a factor a row, and one over its row sums. rows, keys: the positions of q and k."""
     xp = array_module(q)
-    weights = empty((*q.shape[:2], rows.stop - rows.start, keys.stop - keys.start), q)
-    ones = xp.ones((keys.stop - keys.start, 1), q.dtype)
+    weights = empty((*q.shape[:3], k.shape[2]), q)
+    ones = xp.ones((k.shape[2], 1), q.dtype)
     # Finding each row's largest score takes longer than exp: first without, which nearly always stays in range. A GPU
     # would have to be waited for to know.
     for shifted in (False, True) if type(q) is np.ndarray else (True,):
-        xp.matmul(q[:, :, rows], k[:, :, keys].swapaxes(2, 3), out=weights)
+        xp.matmul(q, k.swapaxes(2, 3), out=weights)
         _mask(weights, rows, keys, window)
         if shifted:
             weights -= weights.max(axis=-1, keepdims=True)
@@ -118,12 +118,10 @@ def cached_attention(
     keys[:, :, length:stop] = k
     values[:, :, length:stop] = v
     start = max(0, length - window + 1) if window else 0
-    weights = xp.matmul(q * scale, keys[:, :, start:stop].swapaxes(2, 3))
-    _mask(weights, slice(length, stop), slice(start, stop), window)
-    weights -= weights.max(axis=-1, keepdims=True)
-    xp.exp(weights, out=weights)
-    weights /= weights.sum(axis=-1, keepdims=True)
-    return xp.matmul(weights, values[:, :, start:stop]).transpose(0, 2, 1, 3).reshape(B, T, C3 // 3)
+    weights, inverse = _unnormalised(q * scale, keys[:, :, start:stop], slice(length, stop), slice(start, stop), window)
+    y = xp.matmul(weights, values[:, :, start:stop])
+    y *= inverse
+    return y.transpose(0, 2, 1, 3).reshape(B, T, C3 // 3)
 
 
 def _heads(x: Array, parts: int, n_head: int) -> tuple[Array, ...]:  # (B, T, parts C) -> parts views (B, H, T, D)

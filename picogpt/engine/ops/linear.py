@@ -5,22 +5,22 @@ B batch   T positions   C width   N rows (all leading axes together)   K inputs 
 
 import numpy as np
 
-from picogpt.engine.backend import Array, array_module, empty, row_blocks, scatter_add, take_rows, to_device
-from picogpt.engine.tape import Node
+from picogpt.engine.backend import Array, array_module, empty, scatter_add, take_rows, to_device
 from picogpt.engine.tensor import Tensor, apply
 
-ADD_BLOCK = 32 * 1024  # elements of a weight's gradient at a time: the product is added while it is in the cache
 
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # (..., K), (M, K), (M,) -> (..., M)
-    """x @ weight.T + bias."""
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, replay: bool = False
+) -> Tensor:  # (..., K), (M, K), (M,) -> (..., M)
+    """x @ weight.T + bias. In a replay, where nobody reads them, the values are left out: it only goes on the tape."""
     xp = array_module(x.data)
     (M, K), lead = weight.shape, x.shape[:-1]
     rows = x.data.reshape(-1, K)
     y = empty((len(rows), M), rows)
-    xp.matmul(rows, weight.data.T, out=y)
-    if bias is not None:
-        y += bias.data
+    if not replay:
+        xp.matmul(rows, weight.data.T, out=y)
+        if bias is not None:
+            y += bias.data
 
     def backward(dy: Array) -> tuple[Array | None, ...]:  # saves: x
         dy = dy.reshape(-1, M)
@@ -28,25 +28,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # 
         if x.node is not None:
             dx = xp.matmul(dy, weight.data, out=empty((len(dy), K), dy)).reshape(*lead, K)
         if weight.node is not None:
-            dw = _weight_gradient(weight.node, dy, rows)
+            dw = xp.matmul(dy.T, rows, out=weight.node.destination(dy))
         if bias is None:
             return dx, dw
         return dx, dw, sum_rows(dy)
 
     inputs = (x, weight) if bias is None else (x, weight, bias)
     return apply(y.reshape(*lead, M), inputs, backward, "linear")
-
-
-def _weight_gradient(node: Node, dy: Array, x: Array) -> Array:  # (N, M), (N, K) -> (M, K)
-    """dy.T @ x: written or added right where the gradients of a leaf gather, so that no other copy crosses memory."""
-    xp = array_module(dy)
-    if not node.is_leaf or node.fresh:
-        return xp.matmul(dy.T, x, out=node.destination(dy))
-    M, K = node.shape
-    for block in row_blocks(M, K, dy, ADD_BLOCK):
-        total = node.grad[block]
-        total += xp.matmul(dy.T[block], x, out=empty(total.shape, dy))
-    return node.grad
 
 
 def embedding(ids: Array, table: Tensor) -> Tensor:  # (...) integers, (V, C) -> (..., C)
