@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 Activation = Literal["relu", "gelu", "gelu_tanh"]
 AttentionScale = Literal["head", "width", "none"]
 AttentionSpan = Literal["global", "local"]
-Init = Literal["gpt2", "normal", "torch"]
+Init = Literal["zero", "gpt2", "normal", "torch"]
 
 
 class UserError(Exception):
@@ -77,7 +77,8 @@ class ModelConfig:
     dropout: float = 0.0
     """Probability of dropping an activation in training."""
     init: Init = "gpt2"
-    """gpt2: N(0, 0.02), residual projections scaled down; normal: N(0, 0.02); torch: PyTorch's layer defaults."""
+    """gpt2: N(0, 0.02), residual projections scaled down; zero: with these projections zero, so that a block begins as
+    the identity; normal: N(0, 0.02); torch: PyTorch's layer defaults."""
     context_slot: bool = True
     """Slot 0 of every window holds the rolling mean context."""
 
@@ -172,6 +173,9 @@ class TrainConfig:
     """Steps of linear warm-up."""
     decay_fraction: float = 0.5
     """Share of the run, at its end, over which wsd decays."""
+    depth_warmup: float = 0.0
+    """Share of the run over which blocks come in: a quarter of them for its first half, then half, then all. Only
+    blocks that do nothing yet wait, as those of init zero; each step without them is so much quicker."""
     min_lr_fraction: float = 0.0
     """Learning rate at the end of the run, as a share of the peak."""
     eval_interval: int = 50
@@ -189,7 +193,7 @@ class TrainConfig:
             _require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
         for name in ("muon_momentum", "beta1", "beta2"):
             _require(0.0 <= getattr(self, name) < 1.0, f"{name} must be in [0, 1), not {getattr(self, name)}")
-        for name in ("decay_fraction", "min_lr_fraction"):
+        for name in ("decay_fraction", "depth_warmup", "min_lr_fraction"):
             _require(0.0 <= getattr(self, name) <= 1.0, f"{name} must be in [0, 1], not {getattr(self, name)}")
 
 
@@ -318,9 +322,17 @@ PRESETS: dict[str, RunConfig] = {
     "exercise-heads": _lecture_run(_EXERCISE, n_head=8),
     # The fewest seconds to the loss of nanoGPT's run on a CPU: what `picogpt bench time-to-loss` measures.
     "race": RunConfig(
-        ModelConfig(context_len=64, vocab_size=65, n_layer=4, n_head=4, n_embd=128, context_slot=False),
+        ModelConfig(context_len=64, vocab_size=65, n_layer=2, n_head=2, n_embd=128, context_slot=False),
         _CHARS,
-        TrainConfig(batch_size=24, steps=300, learning_rate=6e-3),
+        TrainConfig(
+            batch_size=24,
+            steps=260,
+            learning_rate=0.02,
+            muon_learning_rate=0.05,
+            muon_momentum=0.75,
+            warmup_steps=4,
+            eval_interval=20,
+        ),
     ),
     "gpt2": RunConfig(
         ModelConfig(1024, 50257, 12, 12, 768, activation="gelu_tanh", context_slot=False),

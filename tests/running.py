@@ -53,10 +53,10 @@ def before_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[],
     """Do something when the optimizer has done `step` steps, once."""
     original, waiting = Trainer.step, [action]
 
-    def wrapped(self: Trainer, x: Any, y: Any, done: int, factor: float) -> float:
+    def wrapped(self: Trainer, x: Any, y: Any, done: int, *how: Any) -> float:
         if done == step and waiting:
             waiting.pop()()
-        return original(self, x, y, done, factor)
+        return original(self, x, y, done, *how)
 
     monkeypatch.setattr(Trainer, "step", wrapped)
 

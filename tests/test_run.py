@@ -265,10 +265,10 @@ def test_a_diverging_run_keeps_its_checkpoint(text: Path, monkeypatch: pytest.Mo
     run = open_run(config)
     original = Trainer.step
 
-    def poisoned(self: Trainer, x: Any, y: Any, done: int, factor: float) -> float:
+    def poisoned(self: Trainer, x: Any, y: Any, done: int, *how: Any) -> float:
         if done == 6:
             self.arrays["wte.weight"].fill(np.nan)
-        return original(self, x, y, done, factor)
+        return original(self, x, y, done, *how)
 
     monkeypatch.setattr(Trainer, "step", poisoned)
     with pytest.raises(UserError, match=r"step 7: .*diverged"):

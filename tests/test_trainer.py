@@ -122,3 +122,50 @@ def test_two_trainers_on_the_same_lanes() -> None:
         with Lanes(2) as lanes:
             alone = Trainer(run, initial_arrays(MODEL, seed), lanes)
             assert [alone.step(X, Y, step, 1.0) for step in range(2)] == [pair[number] for pair in losses]
+
+
+# -- blocks that come in later -----------------------------------------------------------------------------------------
+
+DEEP = replace(MODEL, n_layer=8, init="zero")
+
+
+def deep_trainer(lanes: Lanes, arrays: Any = None, **changes: Any) -> Trainer:
+    run = RunConfig(DEEP, train=replace(TRAIN, **{"micro_batch": 2, "depth_warmup": 0.6, **changes}))
+    return Trainer(run, initial_arrays(DEEP, 1) if arrays is None else arrays, lanes)
+
+
+def test_blocks_that_wait_are_the_identity_and_stay_as_they_are() -> None:
+    with Lanes(2) as lanes:
+        trainer = deep_trainer(lanes)
+        before = {name: array.copy() for name, array in trainer.arrays.items()}
+        losses = [trainer.step(X, Y, step, 1.0, depth=2) for step in range(3)]
+        shallow = trainer.evaluate(X, Y)
+        for replica in trainer.replicas:
+            replica.depth = DEEP.n_layer
+        assert losses[2] < losses[0]
+        for name, array in trainer.arrays.items():
+            waits = name.startswith("h.") and int(name.split(".")[1]) >= 2
+            assert np.array_equal(array, before[name]) == waits, name
+    with Lanes(1) as lanes:
+        whole = deep_trainer(lanes, {name: array.copy() for name, array in trainer.arrays.items()})
+        assert whole.evaluate(X, Y) == pytest.approx(shallow, rel=1e-6)  # with all eight blocks
+        loss, _ = whole.accumulate(X, Y, 0, depth=2)
+        assert loss == pytest.approx(shallow, rel=1e-6)
+        assert not any(whole.gradients[f"h.{layer}.mlp.c_fc.weight"].any() for layer in range(2, 8))
+
+
+def test_the_depth_follows_the_run() -> None:
+    with Lanes(1) as lanes:
+        trainer = deep_trainer(lanes)
+        depths = [trainer.depth_at(progress) for progress in (0.0, 0.29, 0.3, 0.59, 0.6, 1.0)]
+        assert depths == [2, 2, 4, 4, 8, 8]
+        assert deep_trainer(lanes, depth_warmup=0.0).depth_at(0.0) == 8
+
+
+def test_blocks_that_do_something_never_wait() -> None:
+    with Lanes(1) as lanes:
+        arrays = initial_arrays(DEEP, 1)
+        arrays["h.4.mlp.c_proj.bias"][3] = 1e-3
+        assert deep_trainer(lanes, arrays).depth_at(0.0) == 5
+        run = RunConfig(MODEL, train=replace(TRAIN, depth_warmup=1.0))
+        assert Trainer(run, initial_arrays(MODEL, 1), lanes).depth_at(0.0) == MODEL.n_layer

@@ -104,7 +104,7 @@ def race(config: RunConfig, target: float, dataset_dir: Path) -> Outcome:
         done, progress = 0, 0.0
         while True:
             x, y = loader.batch(done * train.batch_size, train.batch_size)
-            trainer.step(x, y, done, learning_rate_factor(train, done, progress))
+            trainer.step(x, y, done, learning_rate_factor(train, done, progress), trainer.depth_at(progress))
             done += 1
             progress = max(done / train.steps, seconds() / (60 * train.minutes) if train.minutes else 0.0)
             if progress >= 1 or (done % train.eval_interval == 0 and trainer.evaluate(*glance) < target + NEAR):

@@ -11,7 +11,7 @@ from picogpt.model.parameters import is_hidden_matrix, parameter_count, paramete
 FLOAT = 4  # bytes
 PROGRAM = 58 << 20  # bytes of Python, the libraries and this package in memory
 LANE_PROGRAM = 12 << 20  # what of it a further lane has for itself
-ACTIVATION_BYTES = 256 << 20  # kept without recomputing, or as much as the model itself takes if that is more
+LANE_ACTIVATIONS = 128 << 20  # bytes kept without recomputing, or as much as the model itself takes if that is more
 CACHE_BYTES = 2 << 20  # of the widest activation of a micro-batch: about what stays near a core's caches
 
 
@@ -71,10 +71,12 @@ def fitted(config: RunConfig, cores: int, memory: int) -> RunConfig:
     """
     choice = config
     for lanes, micro_batch, recompute in _choices(config, cores):
-        choice = replace(config, train=replace(config.train, lanes=lanes, micro_batch=micro_batch, recompute=recompute))
+        train = replace(config.train, lanes=lanes, micro_batch=micro_batch, recompute=recompute)
+        choice = replace(config, train=train)
         cost = footprint(choice)
-        most = ACTIVATION_BYTES if recompute else max(ACTIVATION_BYTES, cost.total - cost.program - cost.activations)
-        if cost.total <= memory and cost.activations <= most:
+        model = cost.total - cost.program - cost.activations
+        modest = cost.activations <= max(lanes * LANE_ACTIVATIONS, model)
+        if cost.total <= memory and (modest or config.train.micro_batch):
             break
     return choice
 

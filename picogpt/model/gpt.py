@@ -84,6 +84,7 @@ class GPT(Module):
 
     def __init__(self, config: ModelConfig, parameters: Mapping[str, Tensor], recompute: bool = False) -> None:
         self.config, self.recompute = config, recompute
+        self.depth = config.n_layer  # blocks that run; see `Trainer.step`
         self.wte = Embedding(parameters, "wte")
         if config.n_layer:
             self.wpe = Embedding(parameters, "wpe")
@@ -111,7 +112,7 @@ class GPT(Module):
             x = concatenate([context.reshape(len(ids), 1, self.config.n_embd), x], axis=1)
         T = x.shape[1]
         x = self.drop(x + self.wpe.weight[start : start + T], rng)
-        for block in self.h:
+        for block in self.h[: self.depth]:
             x = self._recomputed(block, x, rng) if self.recompute else block(x, rng, cache)
         if cache is not None:
             cache.length += T

@@ -87,6 +87,8 @@ def _initial(config: ModelConfig, name: str, shape: tuple[int, ...], rng: np.ran
         return (rng.random(shape, np.float32) * 2 - 1) / np.float32(sqrt(inputs))
     if name.endswith(".bias"):
         return np.zeros(shape, np.float32)
+    if config.init == "zero" and name.endswith("c_proj.weight"):
+        return np.zeros(shape, np.float32)
     scaled = config.init == "gpt2" and name.endswith("c_proj.weight")
     return rng.standard_normal(shape, np.float32) * np.float32(0.02 / (sqrt(2 * config.n_layer) if scaled else 1))
 

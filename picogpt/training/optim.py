@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import cos, pi, sqrt
 
+import numpy as np
+
 from picogpt.config import TrainConfig
 from picogpt.engine.backend import Array, array_module, empty, row_blocks
 from picogpt.engine.lanes import Lanes, SharedArrays, extent
@@ -41,6 +43,17 @@ def _group(config: TrainConfig, name: str, array: Array) -> int:
     if config.optimizer == "muon" and is_hidden_matrix(name, array.shape):
         return 2
     return 0 if array.ndim >= 2 else 1
+
+
+def scheduled_depth(config: TrainConfig, n_layer: int, progress: float) -> int:
+    """Blocks that train while this share of the run is done.
+
+    After L. Gong et al., "Efficient training of BERT by progressively stacking" (2019); here new blocks begin as the
+    identity.
+    """
+    if progress >= config.depth_warmup:
+        return n_layer
+    return max(1, n_layer // (4 if progress < config.depth_warmup / 2 else 2))
 
 
 class Optimizer:
@@ -127,6 +140,8 @@ class Optimizer:
         config, arrays = self.config, (self.parameters, self._momentum, self.gradients[0])
         p, momentum, g = (array.named[name].reshape(shape) for array in arrays)
         xp = array_module(p)
+        if type(p) is np.ndarray and not g.any() and not momentum.any():
+            return  # of a block that is not trained yet, or any other that has nothing to learn from
         update = xp.multiply(g, scale, out=empty(g.shape, g))
         momentum *= config.muon_momentum
         momentum += update

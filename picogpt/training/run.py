@@ -129,7 +129,7 @@ class Run:
         train = self.config.train
         x, y = self.loader.batch(self.done * train.batch_size, train.batch_size)
         self.factor = learning_rate_factor(train, self.done, self._progress())
-        loss = trainer.step(x, y, self.done, self.factor)
+        loss = trainer.step(x, y, self.done, self.factor, trainer.depth_at(self._progress()))
         self.done += 1
         self.recent.append(loss)
         self.seconds += clock.lap()

@@ -18,7 +18,7 @@ from picogpt.model.gpt import GPT
 from picogpt.model.parameters import Arrays, as_tensors
 from picogpt.model.rolling import sequence_loss
 from picogpt.rng import generator
-from picogpt.training.optim import Optimizer, in_groups
+from picogpt.training.optim import Optimizer, in_groups, scheduled_depth
 
 Ids = npt.NDArray[np.int32]
 
@@ -32,6 +32,7 @@ class Trainer:
     """
 
     def __init__(self, config: RunConfig, arrays: Arrays, lanes: Lanes) -> None:
+        self._least_depth = _working_blocks(arrays, config.model.n_layer)
         if config.train.device == "cuda":
             if lanes.count > 1:
                 raise ValueError(f"a GPU is fed by one lane, not {lanes.count}")
@@ -49,12 +50,15 @@ class Trainer:
         self.optimizer = Optimizer(config.train, parameters, gradients, lanes)
         self._accumulate_on, self._evaluate_on = lanes.task(self._accumulate), lanes.task(self._evaluate)
 
-    def step(self, x: Ids, y: Ids, step: int, factor: float) -> float:  # (B, T), (B, T) -> loss in nats a token
+    def step(
+        self, x: Ids, y: Ids, step: int, factor: float, depth: int | None = None
+    ) -> float:  # (B, T), (B, T) -> loss in nats a token
         """Train on one batch. step: how many were done before. factor: of the learning rates.
 
+        depth: blocks to train, from the first (default: all); see `depth_at`.
         Raises UserError, with the parameters untouched, where the loss or the gradient is not finite.
         """
-        loss, norm = self.accumulate(x, y, step)
+        loss, norm = self.accumulate(x, y, step, depth)
         if not isfinite(loss + norm):
             raise UserError(
                 f"step {step + 1}: loss {loss}, gradient norm {norm}: training diverged. "
@@ -64,19 +68,26 @@ class Trainer:
         self.optimizer.step(step, factor, min(1.0, clip / (norm + 1e-6)) if clip else 1.0)
         return loss
 
-    def accumulate(self, x: Ids, y: Ids, step: int) -> tuple[float, float]:
+    def depth_at(self, progress: float) -> int:
+        """Blocks to train when this share of the run is done: never fewer than do something already."""
+        n_layer = self.config.model.n_layer
+        return max(self._least_depth, min(n_layer, scheduled_depth(self.config.train, n_layer, progress)))
+
+    def accumulate(self, x: Ids, y: Ids, step: int, depth: int | None = None) -> tuple[float, float]:
         """The batch's mean loss, and the norm of its gradient, which is then in `gradients`."""
+        depth = self.config.model.n_layer if depth is None else depth
         micros = self._micro_batches(len(x))
         shares = [micros[lane :: self.lanes.count] for lane in range(min(self.lanes.count, len(micros)))]
-        losses = list(chain(*self._accumulate_on(shares, self._placed(x), self._placed(y), step)))
+        losses = list(chain(*self._accumulate_on(shares, self._placed(x), self._placed(y), step, depth)))
         values = fetch(losses + self.optimizer.reduce(len(shares)))  # the one wait for a GPU in a step
         return sum(values[: len(losses)]), sqrt(sum(values[len(losses) :]))
 
-    def _accumulate(self, lane: int, micros: list[slice], x: Array, y: Array, step: int) -> list[Array]:
+    def _accumulate(self, lane: int, micros: list[slice], x: Array, y: Array, step: int, depth: int) -> list[Array]:
         """A lane's micro-batches: their gradients gather in its own arrays. Returns their losses, 0-d arrays."""
         nodes = [tensor.node for _, tensor in self.replicas[lane].named_parameters() if tensor.node]
         for node in nodes:
             node.clear()
+        self.replicas[lane].depth = depth
         losses = []
         for micro in micros:
             rng = generator(self.config.train.seed, "dropout", step, micro.start) if self.config.model.dropout else None
@@ -106,3 +117,14 @@ class Trainer:
 
     def _micro_batches(self, count: int) -> list[slice]:
         return [slice(start, min(start + self.micro_batch, count)) for start in range(0, count, self.micro_batch)]
+
+
+def _working_blocks(arrays: Arrays, n_layer: int) -> int:
+    """Blocks up to the last one that is not the identity, which it is while its projections are zero."""
+    projections = ("attn.c_proj.weight", "attn.c_proj.bias", "mlp.c_proj.weight", "mlp.c_proj.bias")
+    working = [
+        layer + 1
+        for layer in range(n_layer)
+        if any(arrays[name].any() for part in projections if (name := f"h.{layer}.{part}") in arrays)
+    ]
+    return max(working, default=0)
