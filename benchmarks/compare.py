@@ -75,6 +75,8 @@ def contestants(args: Compare, seed: int) -> dict[str, list[str]]:
         "exercise-base": train("--preset", "exercise-base"),
         "race": train("--preset", "race"),
         "rolling": train("--context", "1280", "--batch-size", "8"),  # the original's batch
+        "pico muon": train("--optimizer", "muon"),
+        "rolling muon": train("--context", "1280", "--batch-size", "8", "--optimizer", "muon"),
         "low-memory": train("--low-memory"),
         "gpt2": train("--preset", "gpt2", "--low-memory", "--micro-batch", "1"),
     }

@@ -35,6 +35,7 @@ def rows(results: Results, absent: Mapping[str, str]) -> list[Row]:
         facts.roof(pico, "pico"),
         *(facts.bound(name, name) for name in ("pico", "exercise-base", "race")),
         facts.against("pico rolling, --context 1280", "rolling", "pico", "plain windows"),
+        facts.against("the same, both with Muon", "rolling muon", "pico muon", "plain windows"),
         facts.against("pico --low-memory", "low-memory", "pico", "without it"),
         facts.against("gpt2 --low-memory", "gpt2"),
         *facts.time_to_loss(),

@@ -76,7 +76,7 @@ class ModelConfig:
     """A bias in the head."""
     dropout: float = 0.0
     """Probability of dropping an activation in training."""
-    init: Init = "gpt2"
+    init: Init = "zero"
     """gpt2: N(0, 0.02), residual projections scaled down; zero: with these projections zero, so that a block begins as
     the identity; normal: N(0, 0.02); torch: PyTorch's layer defaults."""
     context_slot: bool = True
@@ -153,11 +153,11 @@ class TrainConfig:
     """Recompute each block's activations in the backward pass: far less memory, about a third more time."""
     optimizer: Literal["muon", "adamw"] = "muon"
     """muon: orthogonalised momentum for the hidden matrices and AdamW for the rest; adamw: AdamW for all."""
-    learning_rate: float = 4e-3
+    learning_rate: float = 0.01
     """Peak learning rate of AdamW."""
-    muon_learning_rate: float = 0.03
+    muon_learning_rate: float = 0.04
     """Peak learning rate of Muon's matrices."""
-    muon_momentum: float = 0.95
+    muon_momentum: float = 0.85
     """Muon's decay of the mean gradient."""
     beta1: float = 0.9
     """AdamW's decay of the mean gradient."""
@@ -173,7 +173,7 @@ class TrainConfig:
     """Steps of linear warm-up."""
     decay_fraction: float = 0.5
     """Share of the run, at its end, over which wsd decays."""
-    depth_warmup: float = 0.0
+    depth_warmup: float = 0.6
     """Share of the run over which blocks come in: a quarter of them for its first half, then half, then all. Only
     blocks that do nothing yet wait, as those of init zero; each step without them is so much quicker."""
     min_lr_fraction: float = 0.0
@@ -291,6 +291,7 @@ def _lecture_train(batch_size: int, steps: int, learning_rate: float, eval_inter
         grad_clip=0.0,
         warmup_steps=0,
         decay_fraction=0.0,
+        depth_warmup=0.0,
         eval_interval=eval_interval,
     )
 
@@ -331,11 +332,12 @@ PRESETS: dict[str, RunConfig] = {
             muon_learning_rate=0.05,
             muon_momentum=0.75,
             warmup_steps=4,
+            depth_warmup=0.0,
             eval_interval=20,
         ),
     ),
     "gpt2": RunConfig(
-        ModelConfig(1024, 50257, 12, 12, 768, activation="gelu_tanh", context_slot=False),
+        ModelConfig(1024, 50257, 12, 12, 768, activation="gelu_tanh", init="gpt2", context_slot=False),
         _CHARS,
         TrainConfig(batch_size=4, learning_rate=6e-4),
     ),

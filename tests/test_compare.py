@@ -39,6 +39,7 @@ def measured() -> Results:
     results |= {"eager 16": [peer(2000.0), peer(1000.0)], "pico": [pico(4000.0), pico(2400.0)]}
     results |= {name: [pico(9000.0), pico(9000.0)] for name in ("exercise-base", "race", "gpt2")}
     results["rolling"] = [pico(3000.0, peak_rss_mb=440.0), pico(3600.0, peak_rss_mb=440.0)]
+    results |= {"pico muon": [pico(3000.0), pico(1500.0)], "rolling muon": [pico(3300.0), pico(1800.0)]}
     results["low-memory"] = [pico(2000.0, peak_rss_mb=190.0), pico(1200.0, peak_rss_mb=190.0)]
     results["time"] = [timed(20.0), timed(10.0)]
     results["time eager"] = [{"seconds": s, "val_loss": 1.88, "peak_rss_mb": 300.0} for s in (100.0, 70.0)]
@@ -65,6 +66,7 @@ def test_the_table() -> None:
     assert line(table, "exercise-base") == Row(
         "exercise-base", "9,000 tokens/s", "its matrix products alone: 5,000 tokens/s", "0.90", "400"
     )
+    assert line(table, "the same, both with Muon").ratio == "1.15"
     assert line(table, "pico rolling").ratio == "1.12" and line(table, "pico rolling").peak_mb == "440 / 400"
     assert line(table, "pico --low-memory").peak_mb == "190 / 400"
     assert line(table, "gpt2") == Row("gpt2 --low-memory", "9,000 tokens/s", peak_mb="400")
@@ -99,7 +101,7 @@ def test_without_peers_and_text_the_rows_say_so() -> None:
     args = Compare(quick=True)
     absent = left_out(args)
     results = {name: [pico(1000.0)] for name in contestants(args, 1) if name not in absent}
-    assert set(results) == {"pico", "exercise-base", "race", "rolling", "low-memory"}
+    assert set(results) == {"pico", "exercise-base", "race", "rolling", "pico muon", "rolling muon", "low-memory"}
     table = rows(results, absent)
     assert "needs --peer-python" in line(table, "PyTorch").beside
     assert "needs --data" in line(table, "time to loss").picogpt

@@ -21,7 +21,7 @@ COUNTS = {
     "exercise-iterations": 209_729,
     "exercise-block": 211_777,
     "exercise-heads": 209_729,
-    "race": 809_856,
+    "race": 413_312,
     "gpt2": 124_439_808,
 }
 
