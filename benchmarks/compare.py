@@ -78,7 +78,7 @@ def contestants(args: Compare, seed: int) -> dict[str, list[str]]:
         "pico muon": train("--optimizer", "muon"),
         "rolling muon": train("--context", "1280", "--batch-size", "8", "--optimizer", "muon"),
         "low-memory": train("--low-memory"),
-        "gpt2": train("--preset", "gpt2", "--low-memory", "--micro-batch", "1"),
+        "gpt2": train("--preset", "gpt2", "--low-memory", "--batch-size", "2"),
     }
     race = [sys.executable, "-m", "picogpt", "bench", "time-to-loss", "--json", "--data", args.data]
     commands["time"] = [*race, "--seeds", str(seed)]

@@ -154,7 +154,7 @@ class TrainConfig:
     optimizer: Literal["muon", "adamw"] = "muon"
     """muon: orthogonalised momentum for the hidden matrices and AdamW for the rest; adamw: AdamW for all."""
     learning_rate: float = 0.01
-    """Peak learning rate of AdamW."""
+    """Peak learning rate of AdamW. With --optimizer adamw, for the hidden matrices too, about 0.001 is right."""
     muon_learning_rate: float = 0.04
     """Peak learning rate of Muon's matrices."""
     muon_momentum: float = 0.85
@@ -256,7 +256,12 @@ class RunConfig:
         """Inverse of `to_dict`, also after a trip through JSON. Raises UserError on a foreign or ill-typed field."""
         try:
             model = {**fields["model"], "layer_pattern": tuple(fields["model"]["layer_pattern"])}
-            return cls(ModelConfig(**model), DataConfig(**fields["data"]), TrainConfig(**fields["train"]))
+            train = {
+                "muon_momentum": 0.95,
+                "depth_warmup": 0.0,
+                **fields["train"],
+            }  # as it was before there was a choice
+            return cls(ModelConfig(**model), DataConfig(**fields["data"]), TrainConfig(**train))
         except (KeyError, TypeError) as error:
             raise UserError(f"this is not a configuration of picogpt: {' '.join(str(error).split())}") from None
 

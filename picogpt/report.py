@@ -4,10 +4,11 @@ from rich.console import Console
 from rich.table import Table
 
 from picogpt.config import RunConfig
+from picogpt.engine.backend import gpu
 from picogpt.model.footprint import footprint
 from picogpt.model.parameters import flops_per_token, parameter_count
 from picogpt.training import monitor
-from picogpt.training.device import fitted_here
+from picogpt.training.device import fitted_here, gpu_in_words, lanes_in_words
 
 
 def print_report(name: str, config: RunConfig) -> None:
@@ -15,7 +16,9 @@ def print_report(name: str, config: RunConfig) -> None:
     config = fitted_here(config, print)
     total, counted = parameter_count(config.model)
     costs, available, train = footprint(config), monitor.available_memory(), config.train
-    lanes = "1 lane" if train.lanes == 1 else f"{train.lanes} lanes"
+    lanes, place = lanes_in_words(train.lanes), monitor.machine()
+    if train.device == "cuda":
+        available, place = gpu().free, gpu_in_words(config)
     share = f"{train.micro_batch} x {config.context} tokens" + (", recomputed" if train.recompute else "")
     table = Table(title=name, title_justify="left", show_header=False, box=None)
     rows = {
@@ -27,7 +30,7 @@ def print_report(name: str, config: RunConfig) -> None:
         "activations": f"about {_megabytes(costs.activations)}, {lanes} of {share}",
         "program": f"about {_megabytes(costs.program)}",
         "peak of training": f"about {_megabytes(costs.total)}",
-        "machine": f"{monitor.machine()}, {_megabytes(available)} free",
+        "machine": f"{place}, {_megabytes(available)} free",
         "fits": "yes" if costs.total < available else "no: try --low-memory or a smaller model",
     }
     for label, value in rows.items():

@@ -191,7 +191,7 @@ def test_optimizer(kind: Any) -> None:
         assert sum(device_squares) == pytest.approx(sum(squares), rel=1e-5)
         for optimizer in (host_optimizer, device_optimizer):
             for step in range(2):
-                optimizer.step(step, 0.5, 0.9)
+                optimizer.step(step, 0.5, 0.9, depth=99)
     for name, array in device.named.items():
         close(array, host.named[name], name)
     for name, array in device_optimizer.state.items():

@@ -88,7 +88,7 @@ BAD = {
     "heads": (["train", "--n-head", "3"], "n_embd (256) must be a multiple of n_head (3)"),
     "a folder as run": ([*TRAIN, "--run", "a/b"], "give another --run"),
     "up and away": ([*TRAIN, "--run", ".."], "give another --run"),
-    "other settings": ([*TRAIN, "--learning-rate", "1"], "learning_rate was 0.004, now 1.0"),
+    "other settings": ([*TRAIN, "--learning-rate", "1"], "learning_rate was 0.01, now 1.0"),
     "fresh": ([*TRAIN, "--data", "missing.txt", "--run", "pico-easy", "--fresh"], "there is no missing"),
     "unknown origin": ([*TRAIN, "--init-from", "nobody"], "no trained run is called 'nobody'; there are: pico"),
     "unknown run": (["generate", "--prompt", "a", "--run", "nobody"], "no trained run is called 'nobody'"),

@@ -233,3 +233,10 @@ def test_extra_and_missing_keys_are_refused() -> None:
         RunConfig.from_dict({"model": RunConfig().to_dict()["model"], "data": {}})
     with pytest.raises(UserError):
         RunConfig.from_dict({})
+
+
+def test_a_run_from_before_there_was_a_choice_keeps_what_it_had() -> None:
+    fields = RunConfig().to_dict()
+    del fields["train"]["muon_momentum"], fields["train"]["depth_warmup"]
+    train = RunConfig.from_dict(fields).train
+    assert (train.muon_momentum, train.depth_warmup) == (0.95, 0.0)

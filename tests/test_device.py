@@ -26,7 +26,8 @@ from picogpt.training.trainer import Trainer
 MODEL = ModelConfig(
     context_len=6, vocab_size=11, n_layer=2, n_head=2, n_embd=8, layer_pattern=("global", "local"), local_window=3
 )
-TRAIN = TrainConfig(batch_size=5, context=12, micro_batch=2, grad_clip=0.1)
+# Small rates: AdamW makes whole steps of what rounding leaves of a gradient that is zero.
+TRAIN = TrainConfig(batch_size=5, context=12, micro_batch=2, grad_clip=0.1, learning_rate=4e-3, muon_learning_rate=0.03)
 IDS = np.random.default_rng(5).integers(0, 11, (5, 13)).astype(np.int32)
 X, Y = IDS[:, :-1], IDS[:, 1:]
 
@@ -239,7 +240,8 @@ def test_ids_outside_the_vocabulary_are_refused(gpu: None, device: Any) -> None:
 # -- runs --------------------------------------------------------------------------------------------------------------
 
 FRUGAL = pytest.mark.usefixtures("no_plots", "short_samples")
-ROLLING: dict[str, Any] = {"context": 32, "batch_size": 5, "micro_batch": 2, "decay_fraction": 0.0}
+# Nothing that follows the length of the run, which differs.
+ROLLING: dict[str, Any] = {"context": 32, "batch_size": 5, "micro_batch": 2, "decay_fraction": 0.0, "depth_warmup": 0.0}
 
 
 @FRUGAL

@@ -60,6 +60,12 @@ def test_little_memory_is_met_step_by_step() -> None:
     assert costs == sorted(costs, reverse=True) and costs[0] > costs[-1]
 
 
+def test_no_more_lanes_than_sequences_and_half_as_many_where_memory_is_short() -> None:
+    assert choice(with_train("pico", lanes=100_000, batch_size=4))[0] == 4
+    many = with_train("gpt2", batch_size=16)
+    assert 1 < choice(many, cores=16, memory=8 * GB)[0] < 16
+
+
 def test_low_memory_is_the_smallest() -> None:
     assert choice(with_train("pico", low_memory=True)) == (1, 1, True)
     assert footprint(fitted(with_train("pico", low_memory=True, optimizer="adamw"), 2, 8 * GB)).total < 200e6

@@ -51,7 +51,7 @@ class Work(Optimizer):
 
     def apply(self, gradients: Arrays, step: int, factor: float, scale: float) -> None:
         fill(self.gradients[0], gradients)
-        self.step(step, factor, scale)
+        self.step(step, factor, scale, depth=99)
 
 
 def fill(arrays: SharedArrays, values: Arrays) -> None:

@@ -134,9 +134,10 @@ def deep_trainer(lanes: Lanes, arrays: Any = None, **changes: Any) -> Trainer:
     return Trainer(run, initial_arrays(DEEP, 1) if arrays is None else arrays, lanes)
 
 
-def test_blocks_that_wait_are_the_identity_and_stay_as_they_are() -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_blocks_that_wait_are_the_identity_and_stay_as_they_are(optimizer: Any) -> None:
     with Lanes(2) as lanes:
-        trainer = deep_trainer(lanes)
+        trainer = deep_trainer(lanes, optimizer=optimizer)
         before = {name: array.copy() for name, array in trainer.arrays.items()}
         losses = [trainer.step(X, Y, step, 1.0, depth=2) for step in range(3)]
         shallow = trainer.evaluate(X, Y)

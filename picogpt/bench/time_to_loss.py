@@ -1,6 +1,5 @@
 """`picogpt bench time-to-loss`: how long it takes to learn a text, from opening it to a loss on what was held back."""
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from picogpt.model.parameters import initial_arrays, parameter_count
 from picogpt.training import monitor
 from picogpt.training.device import fitted_here, open_lanes
 from picogpt.training.optim import learning_rate_factor
+from picogpt.training.run import fit_vocabulary
 from picogpt.training.trainer import Trainer
 
 SLICE = 16  # one validation window in so many is looked at along the way
@@ -36,6 +36,7 @@ class Outcome:
     val_loss: float
     seconds: float
     total_seconds: float
+    peak: int  # bytes of memory
 
     def sentence(self, target: float) -> str:
         figures = f"validation loss {self.val_loss:.4f} after {self.steps:,} steps and {self.seconds:.1f} s"
@@ -74,7 +75,7 @@ def measure(
         "seeds": list(seeds),
         "target": target,
         "parameters": parameter_count(config.model)[0],
-        "peak_rss_mb": round(monitor.peak_memory() / 2**20, 1),
+        "peak_rss_mb": round(max(outcome.peak for outcome in outcomes) / 2**20, 1),
         "machine": monitor.machine(),
     }
 
@@ -94,11 +95,9 @@ def race(config: RunConfig, target: float, dataset_dir: Path) -> Outcome:
         return time.perf_counter() - began - evaluating
 
     data = prepare(config.data, dataset_dir, lambda _: None)
-    vocab_size = max(config.model.vocab_size, data.tokenizer.vocab_size)
-    config = replace(config, model=replace(config.model, vocab_size=vocab_size))
     loader = Loader(data.train, config.context, train.seed)
     glance = validation_windows(data.val, config.context, max(1, len(data.val) // config.context // SLICE))
-    config = fitted_here(config, lambda notice: print(f"picogpt: {notice}", file=sys.stderr))
+    config = fitted_here(fit_vocabulary(config, data.tokenizer), monitor.to_stderr)
     with open_lanes(config) as lanes:
         trainer = Trainer(config, initial_arrays(config.model, train.seed), lanes)
         done, progress = 0, 0.0
@@ -112,7 +111,8 @@ def race(config: RunConfig, target: float, dataset_dir: Path) -> Outcome:
                 loss = full_loss(trainer, data.val)
                 evaluating += time.perf_counter() - paused
                 if loss <= target or progress >= 1:
-                    return Outcome(loss <= target, done, loss, seconds(), seconds() + evaluating)
+                    total = seconds() + evaluating
+                    return Outcome(loss <= target, done, loss, seconds(), total, monitor.peak_memory())
 
 
 def full_loss(trainer: Trainer, tokens: Shards) -> float:

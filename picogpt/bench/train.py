@@ -1,6 +1,5 @@
 """`picogpt bench train`: training speed, measured beside the machine's own limits in the same minute."""
 
-import sys
 import time
 from typing import Any
 
@@ -29,7 +28,7 @@ def measure(config: RunConfig, seconds: float) -> dict[str, Any]:
     """
     if not seconds > 0:
         raise UserError(f"seconds must be positive, not {seconds}")
-    config = fitted_here(config, lambda notice: print(f"picogpt: {notice}", file=sys.stderr))
+    config = fitted_here(config, monitor.to_stderr)
     with open_lanes(config) as lanes:
         training = _Training(config, lanes)
         bound = MatmulBound(config, training.trainer.micro_batch, lanes)

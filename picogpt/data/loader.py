@@ -53,8 +53,7 @@ def _split(rows: Ids) -> Batch:
 class Loader:
     """Batches of windows of `context` tokens; a window is visited once an epoch.
 
-    Its whole state is the position the caller passes: what it keeps is a cache, replaced in one assignment, so that
-    threads may share it.
+    Its whole state is the position the caller passes; what it keeps is a cache.
     """
 
     def __init__(self, shards: Shards, context: int, seed: int) -> None:

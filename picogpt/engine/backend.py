@@ -18,7 +18,7 @@ from picogpt.engine import workspace
 # NumPy and CuPy arrays share an interface but no base class, so an array is Any to the type checker.
 Array = Any
 
-BLOCK = 128 * 1024  # elements of an element-wise block: near the cache, and long enough to hand the lock over rarely
+BLOCK = 128 * 1024  # elements of an element-wise block: near the cache, and long beside a call
 
 # NumPy turns the results of 0-d arrays into scalars, so those are arrays too.
 _modules: dict[type, ModuleType] = {np.ndarray: np, np.float32: np, np.float64: np}
@@ -85,8 +85,12 @@ def gpu() -> Gpu:
 def _choose_precision(cupy: Any, tf32: bool) -> None:
     # CuPy reads its variable CUPY_TF32 once, at the process's first product. This is what it does with it then, and
     # takes effect at any time; "to be decided" leaves the choice to the variable. Batched products, as attention's, do
-    # not follow it.
-    linalg = cupy._core._routines_linalg
+    # not follow it. It is CuPy's own affair, so a release without it is not asked.
+    linalg: Any = getattr(cupy._core, "_routines_linalg", None)
+    if not hasattr(linalg, "set_compute_type"):
+        if tf32:
+            raise UserError("this release of CuPy has no TF32 that can be asked for: leave --tf32 out")
+        return
     chosen = linalg.COMPUTE_TYPE_TF32 if tf32 and gpu().has_tf32 else linalg.COMPUTE_TYPE_TBD
     linalg.set_compute_type(np.float32, chosen)
 

@@ -5,7 +5,7 @@ A training step asks for the same few hundred shapes again and again, and a fres
 system has them) and handed out as ordinary NumPy arrays. When the last view of an array dies, reference counting
 brings its block back to the free list it came from: nothing is ever released by hand, nothing can be used too late.
 
-Each thread has a workspace of its own, so lanes never wait for each other.
+Each thread has a workspace of its own, so lanes that are threads never wait for each other.
 """
 
 import mmap

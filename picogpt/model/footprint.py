@@ -6,6 +6,7 @@ from math import prod
 
 from picogpt.config import RunConfig
 from picogpt.engine.ops.attention import QUERY_BLOCK
+from picogpt.engine.ops.loss import LOGITS_BLOCK
 from picogpt.model.parameters import is_hidden_matrix, parameter_count, parameter_shapes
 
 FLOAT = 4  # bytes
@@ -41,7 +42,7 @@ def footprint(config: RunConfig) -> Footprint:
         weights=weights,
         gradients=train.lanes * weights,
         optimizer=2 * weights - (matrices if train.optimizer == "muon" else 0),
-        activations=train.lanes * train.micro_batch * sequence_bytes(config),
+        activations=train.lanes * (train.micro_batch * sequence_bytes(config) + _head_bytes(config)),
     )
 
 
@@ -64,6 +65,14 @@ def sequence_bytes(config: RunConfig) -> int:
     return FLOAT * (kept + peak + windows * 3 * T * C)
 
 
+def _head_bytes(config: RunConfig) -> int:
+    """Bytes of a lane for a block of logits, and for the gradient of the head's table on its way."""
+    model, rows = config.model, config.train.micro_batch * config.model.context_len
+    logits = min(rows * model.vocab_size, max(LOGITS_BLOCK, model.vocab_size))
+    tables = 1 if rows * model.vocab_size <= LOGITS_BLOCK else 2
+    return FLOAT * (logits + tables * model.vocab_size * model.n_embd)
+
+
 def fitted(config: RunConfig, cores: int, memory: int) -> RunConfig:
     """The configuration with lanes, micro_batch and recompute chosen where they are left open.
 
@@ -84,16 +93,20 @@ def fitted(config: RunConfig, cores: int, memory: int) -> RunConfig:
 def _choices(config: RunConfig, cores: int) -> Iterator[tuple[int, int, bool]]:
     """(lanes, micro_batch, recompute), the fastest first."""
     train = config.train
-    smallest = (train.lanes or 1, train.micro_batch or 1, True)
+    most = min(train.lanes or cores, train.batch_size)
+    smallest = (most if train.lanes else 1, train.micro_batch or 1, True)
     if not train.low_memory:
-        most = train.lanes or min(cores, train.batch_size)
-        for lanes in dict.fromkeys((most, train.lanes or 1)):
+        for lanes in (most,) if train.lanes else _halves(most):
             for recompute in (True,) if train.recompute else (False, True):
-                micro_batch = train.micro_batch or choose_micro_batch(config, lanes)
-                while micro_batch:
+                asked = train.micro_batch
+                for micro_batch in (asked,) if asked else _halves(choose_micro_batch(config, lanes)):
                     yield lanes, micro_batch, recompute
-                    micro_batch = 0 if train.micro_batch else micro_batch // 2
     yield smallest
+
+
+def _halves(count: int) -> list[int]:
+    """count, half of it, and so on down to 1."""
+    return [count >> shift for shift in range(count.bit_length())]
 
 
 def choose_micro_batch(config: RunConfig, lanes: int) -> int:

@@ -68,7 +68,8 @@ def flops_per_token(config: ModelConfig) -> int:
 def initial_arrays(config: ModelConfig, seed: int) -> Arrays:
     """First values of every parameter, float32.
 
-    gpt2: N(0, 0.02), residual projections N(0, 0.02 / sqrt(2 n_layer)) (A. Radford et al., 2019). normal: N(0, 0.02).
+    gpt2: N(0, 0.02), residual projections N(0, 0.02 / sqrt(2 n_layer)) (A. Radford et al., 2019). zero: the same with
+    those projections zero, so that every block begins as the identity. normal: N(0, 0.02).
     torch: PyTorch's defaults, U(-1/sqrt(inputs), 1/sqrt(inputs)) for linear layers and N(0, 1) for tables.
     """
     shapes = parameter_shapes(config).items()

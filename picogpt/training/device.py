@@ -28,7 +28,8 @@ def fitted_here(config: RunConfig, notify: Callable[[str], None]) -> RunConfig:
         except UserError as reason:
             notify(f"{reason}; training on the CPU")
         else:
-            return replace(config, train=replace(train, lanes=1, micro_batch=gpu_micro_batch(config)))
+            micro_batch, recompute = gpu_micro_batch(config), train.recompute or train.low_memory
+            return replace(config, train=replace(train, lanes=1, micro_batch=micro_batch, recompute=recompute))
     on_cpu = replace(config, train=replace(train, device="cpu"))
     return fitted(on_cpu, monitor.physical_cores(), int(MEMORY_SHARE * monitor.total_memory()))
 
@@ -53,7 +54,7 @@ def gpu_micro_batch(config: RunConfig) -> int:
             f"{free / 2**30:,.1f} are free: try --recompute, --device cpu or a smaller model"
         )
     parts = -(-train.batch_size // fitting)
-    return train.micro_batch or -(-train.batch_size // parts)
+    return train.micro_batch or (1 if train.low_memory else -(-train.batch_size // parts))
 
 
 def gpu_in_words(config: RunConfig) -> str:
@@ -61,3 +62,7 @@ def gpu_in_words(config: RunConfig) -> str:
     found = gpu()
     tf32 = (", TF32" if found.has_tf32 else ", which has no TF32") if config.train.tf32 else ""
     return f"GPU {found.name}, {found.total / 2**30:.0f} GB{tf32}"
+
+
+def lanes_in_words(count: int) -> str:
+    return "1 lane" if count == 1 else f"{count} lanes"

@@ -7,6 +7,7 @@ import platform
 import re
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -45,8 +46,12 @@ def _quota() -> int:
 
 
 def total_memory() -> int:
-    """Bytes of memory in the machine."""
-    return int(psutil.virtual_memory().total)
+    """Bytes of memory in the machine, or those that a container's cgroup grants where that is less."""
+    total = int(psutil.virtual_memory().total)
+    try:
+        return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
+    except (OSError, ValueError):  # not Linux, not the second version of cgroups, or no limit: "max"
+        return total
 
 
 def available_memory() -> int:
@@ -60,9 +65,14 @@ def resident_memory() -> int:
 
 
 def peak_memory() -> int:
-    """The most bytes of memory this process has ever held, and what its lanes hold for themselves now."""
-    lanes = [psutil.Process(lane.pid) for lane in multiprocessing.active_children()]
-    return _own_peak() + sum(int(lane.memory_full_info().uss) for lane in lanes)
+    """The most bytes of memory this process has ever held, and what its lanes hold now; shared pages count once."""
+    lanes = multiprocessing.active_children()
+    if not lanes:
+        return _own_peak()
+    shares = sum(
+        int(psutil.Process(pid).memory_full_info().pss) for pid in (os.getpid(), *(lane.pid for lane in lanes))
+    )
+    return _own_peak() - resident_memory() + shares
 
 
 def _own_peak() -> int:
@@ -76,6 +86,11 @@ def _own_peak() -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
+
+
+def to_stderr(notice: str) -> None:
+    """Tell of something where there is no screen."""
+    print(f"picogpt: {notice}", file=sys.stderr)
 
 
 def machine() -> str:
@@ -105,18 +120,23 @@ class Screen:
         self._progress: Progress | None = None
         self._drawn = -math.inf
         self._steps, self._minutes = 0, 0.0
-        self._began: tuple[int, float] | None = None  # the first step seen and its seconds: the rate counts from there
+        # The work of the first step seen and its seconds: the rate counts from there.
+        self._began: tuple[float, float] | None = None
+        self._work: Callable[[int], float] = float
 
-    def start(self, first_step: int, steps: int, minutes: float) -> None:
-        """Begin showing a run that goes on after `first_step`, up to `steps` or, where not 0, `minutes`."""
-        self._steps, self._minutes = steps, minutes
+    def start(self, first_step: int, steps: int, minutes: float, work: Callable[[int], float] = float) -> None:
+        """Begin showing a run that goes on after `first_step`, up to `steps` or, where not 0, `minutes`.
+
+        work: what so many first steps cost, in any unit, for the time that is left.
+        """
+        self._steps, self._minutes, self._work = steps, minutes, work
         self._began = None
         if self._interactive:
             self._progress = Progress(
                 BarColumn(24),
                 TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="crop")),
                 console=self._console,
-                auto_refresh=False,  # a thread that draws would take the interpreter from the lanes
+                auto_refresh=False,  # a thread that draws would take the interpreter from the first lane
                 transient=True,
             )
             task = self._progress.add_task(f"step {first_step:,}/{steps:,}", total=1.0)
@@ -126,7 +146,7 @@ class Screen:
     def step(self, step: int, loss: float, tokens_per_second: float, elapsed_seconds: float) -> None:
         """Tell of an optimizer step that is done. Cheap: the line is drawn about four times a second."""
         if self._began is None:
-            self._began = step, elapsed_seconds
+            self._began = self._work(step), elapsed_seconds
         now = time.monotonic()
         if self._progress is None or now - self._drawn < _REDRAW_SECONDS:
             return
@@ -178,9 +198,10 @@ class Screen:
     def _remaining(self, step: int, seconds: float) -> str:
         """Time to the end, of the steps or of the minutes; "?" until two steps have shown a rate."""
         ends = [60 * self._minutes - seconds] if self._minutes else []
-        if self._began and step > self._began[0]:
-            rate = (seconds - self._began[1]) / (step - self._began[0])
-            ends.append((self._steps - step) * rate)
+        done = self._work(step)
+        if self._began and done > self._began[0]:
+            rate = (seconds - self._began[1]) / (done - self._began[0])
+            ends.append((self._work(self._steps) - done) * rate)
         return _clock(max(0.0, min(ends))) if ends else "?"
 
     def _print(self, text: str, style: str = "", indent: int = 0) -> None:

@@ -7,9 +7,8 @@ not depend on how many lanes share them.
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import groupby
 from math import cos, pi, sqrt
-
-import numpy as np
 
 from picogpt.config import TrainConfig
 from picogpt.engine.backend import Array, array_module, empty, row_blocks
@@ -35,8 +34,13 @@ def learning_rate_factor(config: TrainConfig, step: int, progress: float) -> flo
 
 
 def in_groups(config: TrainConfig, arrays: Named) -> dict[str, Array]:
-    """The parameters in the order an optimizer wants them in: decayed by AdamW, not decayed, Muon's; then by name."""
-    return dict(sorted(arrays.items(), key=lambda item: (_group(config, *item), item[0])))
+    """The parameters in the order an optimizer wants: decayed by AdamW, not decayed, Muon's; in each block by block."""
+    return dict(sorted(arrays.items(), key=lambda item: (_group(config, *item), _layer(item[0]), item[0])))
+
+
+def _layer(name: str) -> int:
+    """The block a parameter belongs to, -1 for none."""
+    return int(name.split(".")[1]) if name.startswith("h.") else -1
 
 
 def _group(config: TrainConfig, name: str, array: Array) -> int:
@@ -75,22 +79,24 @@ class Optimizer:
         self._mean, self._square, self._momentum = map(SharedArrays.zeros, (by_adamw, by_adamw, hidden))
         kinds = {"mean": self._mean, "square": self._square, "momentum": self._momentum}
         self.state = {f"{kind}.{name}": array for kind, of in kinds.items() for name, array in of.named.items()}
-        border, end = extent(decayed), extent(by_adamw)
-        flat = parameters.flat
-        # (elements times what each costs, update)
-        work: list[tuple[int, Callable[..., None]]] = [
-            (block.stop - block.start, partial(self._adamw, slice(start + block.start, start + block.stop), decay))
-            for start, stop, decay in ((0, border, config.weight_decay), (border, end, 0.0))
-            for block in row_blocks(stop - start, 1, flat)
-        ]
+        # (elements times what each costs, the block it belongs to, update)
+        work: list[tuple[int, int, Callable[..., None]]] = []
+        start, flat = 0, parameters.flat
+        # Block by block only where blocks may wait: the fewer the pieces, the better for a small model.
+        layer_of = _layer if config.depth_warmup else lambda name: -1
+        for layer, arrays in groupby(decayed.items(), key=lambda item: layer_of(item[0])):
+            stop = start + extent(dict(arrays))
+            work += self._adamw_work(slice(start, stop), layer, config.weight_decay)
+            start = stop
+        work += self._adamw_work(slice(start, start + extent(plain)), -1, 0.0)
         for name, array in hidden.items():
             parts = 3 if name.endswith("c_attn.weight") else 1  # q, k and v are three matrices in one array
             shape = (parts, len(array) // parts, array.shape[1])
-            work.append((array.size * min(shape[1:]), partial(self._muon, name, shape)))
+            work.append((array.size * min(shape[1:]), _layer(name), partial(self._muon, name, shape)))
         # The dearest first: dealt out in turn, every lane then gets its share of each kind.
-        self._work = [update for _, update in sorted(work, key=lambda item: -item[0])]
+        self._work = [(layer, update) for _, layer, update in sorted(work, key=lambda item: -item[0])]
         self._blocks = list(row_blocks(flat.size, 1, flat))
-        self._update = lanes.task(lambda _, item, *how: self._work[item](*how))
+        self._update = lanes.task(lambda _, item, *how: self._work[item][1](*how))
         self._reduce = lanes.task(self._reduce_block)
 
     def reduce(self, busy: int) -> list[Array]:
@@ -100,12 +106,19 @@ class Optimizer:
         """
         return self._reduce(self._blocks, busy)
 
-    def step(self, step: int, factor: float, gradient_scale: float) -> None:
+    def step(self, step: int, factor: float, gradient_scale: float, depth: int) -> None:
         """One update from the first lane's gradients.
 
-        step: how many were done before. factor: of the learning rates. gradient_scale: from clipping.
+        step: how many were done before. factor: of the learning rates. gradient_scale: from clipping. depth: blocks
+        that are trained; the matrices of the others stay as they are.
         """
-        self._update(range(len(self._work)), step, factor, gradient_scale)
+        items = [item for item, (layer, _) in enumerate(self._work) if layer < depth]
+        self._update(items, step, factor, gradient_scale)
+
+    def _adamw_work(self, span: slice, layer: int, decay: float) -> list[tuple[int, int, Callable[..., None]]]:
+        blocks = row_blocks(span.stop - span.start, 1, self.parameters.flat)
+        spans = [slice(span.start + block.start, span.start + block.stop) for block in blocks]
+        return [(span.stop - span.start, layer, partial(self._adamw, span, decay)) for span in spans]
 
     def _reduce_block(self, _: int, block: slice, busy: int) -> Array:
         total = self.gradients[0].flat[block]
@@ -140,8 +153,6 @@ class Optimizer:
         config, arrays = self.config, (self.parameters, self._momentum, self.gradients[0])
         p, momentum, g = (array.named[name].reshape(shape) for array in arrays)
         xp = array_module(p)
-        if type(p) is np.ndarray and not g.any() and not momentum.any():
-            return  # of a block that is not trained yet, or any other that has nothing to learn from
         update = xp.multiply(g, scale, out=empty(g.shape, g))
         momentum *= config.muon_momentum
         momentum += update
@@ -175,7 +186,9 @@ def orthogonalise(matrix: Array) -> Array:  # (..., M, K) -> (..., M, K)
         xp.matmul(x, x.swapaxes(-1, -2), out=gram)
         product = None
         for step in range(5):
-            factor = _quintic(gram.copy(), square)
+            factor = empty(gram.shape, matrix)
+            factor[...] = gram
+            factor = _quintic(factor, square)
             product = factor if product is None else xp.matmul(factor, product, out=empty(gram.shape, matrix))
             if step < 4:
                 xp.matmul(factor, factor.swapaxes(-1, -2), out=square)

@@ -24,7 +24,7 @@ from picogpt.model.parameters import Arrays, initial_arrays, parameter_count, pa
 from picogpt.rng import generator
 from picogpt.training import checkpoint, monitor
 from picogpt.training.checkpoint import Checkpoint
-from picogpt.training.device import fitted_here, gpu_in_words, open_lanes
+from picogpt.training.device import fitted_here, gpu_in_words, lanes_in_words, open_lanes
 from picogpt.training.optim import learning_rate_factor
 from picogpt.training.plot import Plotter
 from picogpt.training.runlog import RunLog
@@ -56,14 +56,14 @@ class Run:
         if tokenizer and tokenizer.name != config.data.tokenizer:
             raise UserError(f"{init_from} was trained with the tokenizer {tokenizer.name}: leave --tokenizer out")
         self.data: Prepared = prepare(config.data, dataset_dir, self.screen.notice, tokenizer)
-        self.config = _fit_vocabulary(config, self.data.tokenizer)
+        self.config = fit_vocabulary(config, self.data.tokenizer)
         self.resumed = found if newest else None
         if self.resumed:
             _refuse_differences(self.resumed, self.config, self.data)
         elif found and parameter_shapes(self.config.model) != {name: a.shape for name, a in found.model.items()}:
             raise UserError(f"{init_from} has another shape than the model asked for: leave the model's flags out")
         self.fitted = fitted_here(self.config, self.screen.notice)
-        _require_memory(self.fitted)
+        _require_memory(self.fitted, self.screen.notice)
         if found:
             self.arrays: Arrays = {name: found.model[name] for name in parameter_shapes(self.config.model)}
         else:
@@ -84,6 +84,7 @@ class Run:
         self.done: int = self.resumed.step if self.resumed else 0
         self.seconds: float = meta.get("seconds", 0.0)
         self.recent: list[float] = meta.get("recent", [])  # training losses since the last evaluation
+        self.depth = self.config.model.n_layer  # blocks that train
 
     def train(self) -> None:
         """Train, evaluate, save, until the steps or the minutes are over or the user stops it."""
@@ -108,7 +109,9 @@ class Run:
             self.arrays.clear()  # the trainer has its own
             self.log.save()  # a folder that cannot be written to is found now, not at the first evaluation
             self._announce(trainer)
-            self.screen.start(self.done, train.steps, train.minutes)
+            depths = [max(1, trainer.depth_at(step / train.steps)) for step in range(train.steps)]
+            work = np.concatenate([[0], np.cumsum(depths)])
+            self.screen.start(self.done, train.steps, train.minutes, lambda step: float(work[min(step, train.steps)]))
             saved = self.done
             clock = _Clock()
             while self._progress() < 1 and not stopped():
@@ -128,8 +131,14 @@ class Run:
     def _step(self, trainer: Trainer, clock: "_Clock") -> None:
         train = self.config.train
         x, y = self.loader.batch(self.done * train.batch_size, train.batch_size)
-        self.factor = learning_rate_factor(train, self.done, self._progress())
-        loss = trainer.step(x, y, self.done, self.factor, trainer.depth_at(self._progress()))
+        self.factor, depth = (
+            learning_rate_factor(train, self.done, self._progress()),
+            trainer.depth_at(self._progress()),
+        )
+        if depth != self.depth:
+            self.depth = depth
+            self.screen.notice(f"from step {self.done + 1:,} on {depth} of {self.config.model.n_layer} blocks train")
+        loss = trainer.step(x, y, self.done, self.factor, depth)
         self.done += 1
         self.recent.append(loss)
         self.seconds += clock.lap()
@@ -190,7 +199,7 @@ class Run:
 
     def _announce(self, trainer: Trainer) -> None:
         train, data = self.config.train, self.data
-        place = gpu_in_words(self.fitted) if self.fitted.train.device == "cuda" else f"{trainer.lanes.count} lanes"
+        place = gpu_in_words(self.fitted) if self.fitted.train.device == "cuda" else lanes_in_words(trainer.lanes.count)
         micro = f"{trainer.micro_batch} at a time" + (", recomputed" if self.fitted.train.recompute else "")
         self.screen.notice(
             f"{data.corpus.source}: {len(data.train):,} tokens to train on, {len(data.val):,} to validate; a step is "
@@ -233,14 +242,14 @@ class _Clock:
         return self._tokens / self._seconds if self._seconds else 0.0
 
 
-def _fit_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:
+def fit_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:
     """A table with a row for every token; rows the tokenizer does not use stay as the config has them."""
     size = max(config.model.vocab_size, tokenizer.vocab_size)
     return replace(config, model=replace(config.model, vocab_size=size))
 
 
-def _require_memory(config: RunConfig) -> None:
-    """Raises UserError where the machine could never hold the run."""
+def _require_memory(config: RunConfig, notify: Callable[[str], None]) -> None:
+    """Raises UserError where the machine could never hold the run, and says so where it cannot now."""
     if config.train.device == "cuda":
         return  # its own memory was looked at
     batch = 2 * 4 * config.train.batch_size * config.context
@@ -249,6 +258,11 @@ def _require_memory(config: RunConfig) -> None:
         raise UserError(
             f"this run needs about {needed / 2**30:,.1f} GB of memory and the machine has {total / 2**30:,.1f}: "
             "try --low-memory, a smaller --batch-size or a smaller model"
+        )
+    if needed > (free := monitor.available_memory()):
+        notify(
+            f"this run needs about {needed / 2**20:,.0f} MB of memory and {free / 2**20:,.0f} are free: it may swap; "
+            "close other programs or try --low-memory"
         )
 
 

@@ -47,6 +47,7 @@ class Trainer:
         self.replicas = [
             GPT(config.model, as_tensors(self.arrays, own.named), recompute=config.train.recompute) for own in gradients
         ]
+        self._nodes = [[leaf.node for _, leaf in replica.named_parameters() if leaf.node] for replica in self.replicas]
         self.optimizer = Optimizer(config.train, parameters, gradients, lanes)
         self._accumulate_on, self._evaluate_on = lanes.task(self._accumulate), lanes.task(self._evaluate)
 
@@ -58,6 +59,7 @@ class Trainer:
         depth: blocks to train, from the first (default: all); see `depth_at`.
         Raises UserError, with the parameters untouched, where the loss or the gradient is not finite.
         """
+        depth = self.config.model.n_layer if depth is None else depth
         loss, norm = self.accumulate(x, y, step, depth)
         if not isfinite(loss + norm):
             raise UserError(
@@ -65,7 +67,7 @@ class Trainer:
                 f"What was saved before is sound; start again with a lower learning rate"
             )
         clip = self.config.train.grad_clip
-        self.optimizer.step(step, factor, min(1.0, clip / (norm + 1e-6)) if clip else 1.0)
+        self.optimizer.step(step, factor, min(1.0, clip / (norm + 1e-6)) if clip else 1.0, depth)
         return loss
 
     def depth_at(self, progress: float) -> int:
@@ -84,7 +86,7 @@ class Trainer:
 
     def _accumulate(self, lane: int, micros: list[slice], x: Array, y: Array, step: int, depth: int) -> list[Array]:
         """A lane's micro-batches: their gradients gather in its own arrays. Returns their losses, 0-d arrays."""
-        nodes = [tensor.node for _, tensor in self.replicas[lane].named_parameters() if tensor.node]
+        nodes = self._nodes[lane]
         for node in nodes:
             node.clear()
         self.replicas[lane].depth = depth
