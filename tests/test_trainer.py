@@ -13,7 +13,7 @@ from picogpt.engine.lanes import Lanes
 from picogpt.model.parameters import initial_arrays
 from picogpt.training.trainer import Trainer
 
-MODEL = ModelConfig(context_len=8, vocab_size=13, n_layer=2, n_head=2, n_embd=16)
+MODEL = ModelConfig(context_len=8, vocab_size=13, n_layer=2, n_head=2, n_embd=16, init="gpt2")
 TRAIN = TrainConfig(batch_size=7, context=24, micro_batch=7)  # three windows of eight: rolling
 IDS = np.random.default_rng(0).integers(0, 13, (7, 25)).astype(np.int32)
 X, Y = np.ascontiguousarray(IDS[:, :-1]), np.ascontiguousarray(IDS[:, 1:])
