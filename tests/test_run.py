@@ -30,7 +30,7 @@ def test_the_loss_falls_on_easy_text(text: Path) -> None:
     run.train()
     losses = log_of(run)["losses"]
     assert losses["val"][0] > losses["val"][1] > losses["val"][2]
-    assert losses["train"][0] > 3 and losses["val"][2] < 2
+    assert losses["train"][0] > 2.5 and losses["val"][2] < 2  # it begins at log 88
     assert log_of(run)["best_loss"] == losses["val"][-1]
 
 
@@ -64,7 +64,7 @@ def test_a_finished_run_says_so_and_changes_nothing(text: Path, capsys: pytest.C
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"learning_rate": 0.5}, "learning_rate was 0.004, now 0.5"),
+        ({"learning_rate": 0.5}, "learning_rate was 0.01, now 0.5"),
         ({"optimizer": "adamw", "seed": 3}, "optimizer was muon, now adamw; seed was 1337, now 3"),
         ({"batch_size": 8}, "batch_size was 4, now 8"),
         ({"model": replace(MODEL, n_layer=1)}, "n_layer was 2, now 1"),
@@ -288,7 +288,7 @@ def test_minutes_end_the_run_and_the_schedule_follows(text: Path, monkeypatch: p
     run.train()
     (entry,) = log_of(run)["evaluations"]
     assert entry["step"] == 30
-    assert entry["lr"] == pytest.approx(0.004 / 30)  # one second before the end
+    assert entry["lr"] == pytest.approx(run.config.train.learning_rate / 30)  # one second before the end
     finished = open_run(replace(run.config, train=replace(run.config.train, minutes=0.4)))
     before = snapshot(text.parent)
     finished.train()
