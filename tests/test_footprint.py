@@ -95,7 +95,7 @@ with open_lanes(config) as lanes:
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the shares of shared memory are told by Linux")
+@pytest.mark.skipif(sys.platform != "linux", reason="what the program itself takes was measured on Linux")
 @pytest.mark.parametrize(
     ("name", "changes"),
     [

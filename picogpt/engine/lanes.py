@@ -5,9 +5,10 @@ the time. Here each lane takes whole micro-batches on one core, with one BLAS th
 lane takes which item is fixed, so that the same number of lanes always gives the same bits.
 
 A lane is a process, made by fork: it has an interpreter lock of its own, and begins with everything that was there.
-Threads would hand one lock back and forth thousands of times a step, which costs a large model 6 % and a small one half
-its speed. Lane 0 is the caller itself. What lanes write for each other lies in `SharedArrays`. Where fork is no safe
-way to begin a process (Windows, macOS) the other lanes are threads, with the same code and the same bits.
+Threads would hand one lock back and forth thousands of times a step, which costs a small model a third of its speed and
+a large one the more, the faster its products are. Lane 0 is the caller itself. What lanes write for each other lies in
+`SharedArrays`. Where fork is no safe way to begin a process (Windows, macOS) the other lanes are threads, with the same
+code and the same bits.
 """
 
 import mmap
