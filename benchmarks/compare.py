@@ -26,6 +26,8 @@ PROGRAM = "python -m benchmarks.compare"
 NO_PEER = "left out: needs --peer-python PATH, a Python with torch (benchmarks/README.md)"
 NO_DATA = "left out: needs --data FILE, a text such as tiny Shakespeare"
 NOT_QUICK = "left out by --quick"
+FAILED = "failed: "
+PEER_TIMES = {"time eager": "eager", "time compile": "compile"}
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,8 @@ def contestants(args: Compare, seed: int) -> dict[str, list[str]]:
     }
     race = [sys.executable, "-m", "picogpt", "bench", "time-to-loss", "--json", "--data", args.data]
     commands["time"] = [*race, "--seeds", str(seed)]
-    for how in ("eager", "compile"):
-        commands[f"time {how}"] = peer("time", f"--{how}", "--data", args.data, "--seed", str(seed))
+    for name, how in PEER_TIMES.items():
+        commands[name] = peer("time", f"--{how}", "--data", args.data, "--seed", str(seed))
     return commands
 
 
@@ -92,7 +94,7 @@ def left_out(args: Compare) -> dict[str, str]:
     names = contestants(args, 0)
     reasons = dict.fromkeys((name for name in names if name.startswith("time")), NO_DATA) if not args.data else {}
     if not args.peer_python:
-        reasons |= dict.fromkeys([*PEERS, "time eager", "time compile"], NO_PEER)
+        reasons |= dict.fromkeys([*PEERS, *PEER_TIMES], NO_PEER)
     if args.quick:
         reasons["gpt2"] = NOT_QUICK
     return reasons
@@ -110,7 +112,7 @@ def measure(args: Compare) -> tuple[Results, dict[str, str]]:
             print(f"round {round_}/{rounds}: {name} ... ", end="", file=sys.stderr, flush=True)
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
-                absent[name] = f"failed: {reason(done.stderr)}"
+                absent[name] = f"{FAILED}{reason(done.stderr)}"
                 results.pop(name, None)  # a row is all its rounds or none
                 print(absent[name], file=sys.stderr, flush=True)
                 continue
@@ -138,7 +140,7 @@ def reason(stderr: str) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measure and print. Returns the exit status: 2, after one line on stderr, for wrong options."""
+    """Measure and print. Returns the exit status: 1 where a row of picogpt's own failed, 2 for wrong options."""
     try:
         args = parse(Compare, PROGRAM, argv)
         results, absent = measure(args)
@@ -156,7 +158,8 @@ def main(argv: Sequence[str]) -> int:
         print(as_markdown(table, machine))
     else:
         Console().print(as_rich(table, machine))
-    return 0
+    own = set(contestants(args, 1)) - {*PEERS, *PEER_TIMES}
+    return int(any(why.startswith(FAILED) and name in own for name, why in absent.items()))
 
 
 if __name__ == "__main__":

@@ -147,6 +147,15 @@ def test_a_failure_is_noted_and_the_others_go_on(
     assert said[0] == "round 1/2: pico ... 1,000 tokens/s, 400.0 MB" and len(said) == 5  # the bad one was tried once
 
 
+@pytest.mark.parametrize(("failed", "status"), [("pico", 1), ("race", 1), ("compile 4", 0), ("time eager", 0)])
+def test_only_failures_of_its_own_are_its_exit_status(
+    failed: str, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    absent = dict.fromkeys(contestants(Compare(), 1), "left out") | {failed: "failed: broken"}
+    monkeypatch.setattr(compare, "measure", lambda args: ({}, absent))
+    assert compare.main(["--json"]) == status
+
+
 def test_the_line_that_says_most() -> None:
     trace = "Traceback:\n  File\ntorch.exc.InductorError: InvalidCxxCompiler: none\n\nSet VERBOSE=1 for more\n"
     assert reason(trace) == "torch.exc.InductorError: InvalidCxxCompiler: none"

@@ -10,8 +10,9 @@ from picogpt.engine.ops.loss import LOGITS_BLOCK
 from picogpt.model.parameters import is_hidden_matrix, parameter_count, parameter_shapes
 
 FLOAT = 4  # bytes
-PROGRAM = 58 << 20  # bytes of Python, the libraries and this package in memory
-LANE_PROGRAM = 12 << 20  # what of it a further lane has for itself
+PROGRAM = 46 << 20  # bytes of Python, the libraries and this package in memory
+LANE_PROGRAM = 4 << 20  # what of it a lane has for itself
+LANE_BLAS = 6 << 20  # BLAS's own buffers
 LANE_ACTIVATIONS = 128 << 20  # bytes kept without recomputing, or as much as the model itself takes if that is more
 CACHE_BYTES = 2 << 20  # of the widest activation of a micro-batch: about what stays near a core's caches
 
@@ -38,7 +39,7 @@ def footprint(config: RunConfig) -> Footprint:
     shapes = parameter_shapes(config.model).items()
     matrices = FLOAT * sum(prod(shape) for name, shape in shapes if is_hidden_matrix(name, shape))
     return Footprint(
-        program=PROGRAM + (train.lanes - 1) * LANE_PROGRAM,
+        program=PROGRAM + train.lanes * (LANE_PROGRAM + (LANE_BLAS if config.model.n_layer else 0)),
         weights=weights,
         gradients=train.lanes * weights,
         optimizer=2 * weights - (matrices if train.optimizer == "muon" else 0),
@@ -53,14 +54,17 @@ def sequence_bytes(config: RunConfig) -> int:
         return FLOAT * config.context * model.vocab_size * 2
     windows = config.context // model.context_len
     T, C = model.n_position, model.n_embd
-    # A block of a window keeps: normalised input, its scaled copy, q/k/v, attention output (C, C, 3C, C), the same two
-    # of the second norm (2C), the MLP's hidden layer and its slope (8C; relu keeps the output only), attention weights.
+    # A block of a window keeps. Of its attention: normalised input, its scaled copy, q/k/v, output (C, C, 3C, C), and
+    # the attention weights; of its MLP: the same two of the norm (2C), hidden layer and its slope (8C; relu has none).
     seen = min(T, model.local_window) if "local" in model.layer_pattern else T
     weights = model.n_head * (seen + min(T, QUERY_BLOCK)) // 2
-    block = T * ((4 if model.activation == "relu" else 8) * C + 8 * C + weights)
-    if model.dropout:  # masks: of the attention weights, and of what the two branches add
-        block += T * (weights + 2 * C)
-    kept = block + (model.n_layer * windows - 1) * (T * C if config.train.recompute else block)
+    attention, mlp = T * (6 * C + weights), T * (6 if model.activation == "relu" else 10) * C
+    if model.dropout:  # masks: of the attention weights, and of what each branch adds
+        attention, mlp = attention + T * (weights + C), mlp + T * C
+    blocks = model.n_layer * windows
+    kept = blocks * (attention + mlp)
+    if config.train.recompute:  # the input of each branch, and what one of them keeps
+        kept = 2 * blocks * T * C + max(attention, mlp)
     peak = T * 10 * C  # gradients on their way back through one block
     return FLOAT * (kept + peak + windows * 3 * T * C)
 

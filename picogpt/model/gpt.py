@@ -3,7 +3,7 @@
 B batch   T positions (tokens, and the context slot where there is one)   W tokens of a window   C width   V vocabulary
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from math import sqrt
 
@@ -36,14 +36,14 @@ class Attention(Module):
         divisor = {"head": config.head_size, "width": config.n_embd, "none": 1}[config.attention_scale]
         self.scale, self.dropout = 1 / sqrt(divisor), Dropout(config.dropout)
 
-    def __call__(self, x: Tensor, rng: Rng, cache: Cache | None) -> Tensor:  # (B, T, C) -> (B, T, C)
+    def __call__(self, x: Tensor, rng: Rng, cache: Cache | None, replay: bool) -> Tensor:  # (B, T, C) -> (B, T, C)
         qkv = self.c_attn(x)
         if cache is None:
             y = ops.causal_attention(qkv, self.n_head, self.scale, self.window, self.dropout.probability, rng)
         else:
             keys, values = cache.keys[self.layer], cache.values[self.layer]
             y = Tensor(ops.cached_attention(qkv.data, keys, values, cache.length, self.n_head, self.scale, self.window))
-        return self.dropout(self.c_proj(y), rng)
+        return self.dropout(self.c_proj(y, replay), rng)
 
 
 class MLP(Module):
@@ -64,11 +64,19 @@ class Block(Module):
         self.mlp = MLP(config, parameters, f"{name}.mlp")
 
     def __call__(
-        self, x: Tensor, rng: Rng = None, cache: Cache | None = None, replay: bool = False
+        self, x: Tensor, rng: Rng = None, cache: Cache | None = None, recompute: bool = False
     ) -> Tensor:  # (B, T, C) -> (B, T, C)
-        """In a replay everything happens again but the last product: the result is known not to be read."""
-        x = x + self.attn(self.ln_1(x), rng, cache)
-        return x + self.mlp(self.ln_2(x), rng, replay)
+        """recompute: keep the input of each branch alone, and run the branch again when its gradients are wanted."""
+
+        def attend(x: Tensor, rng: Rng, replay: bool = False) -> Tensor:
+            return x + self.attn(self.ln_1(x), rng, cache, replay)
+
+        def transform(x: Tensor, rng: Rng, replay: bool = False) -> Tensor:
+            return x + self.mlp(self.ln_2(x), rng, replay)
+
+        for branch in (attend, transform):
+            x = _recomputed(branch, x, rng) if recompute else branch(x, rng)
+        return x
 
 
 class Head(Module):
@@ -113,7 +121,7 @@ class GPT(Module):
         T = x.shape[1]
         x = self.drop(x + self.wpe.weight[start : start + T], rng)
         for block in self.h[: self.depth]:
-            x = self._recomputed(block, x, rng) if self.recompute else block(x, rng, cache)
+            x = block(x, rng, cache, self.recompute)
         if cache is not None:
             cache.length += T
         return self.ln_f(x)
@@ -129,7 +137,8 @@ class GPT(Module):
             return ops.cross_entropy(hidden, None, None, targets, total)
         return ops.cross_entropy(hidden, self.lm_head.weight or self.wte.weight, self.lm_head.bias, targets, total)
 
-    @staticmethod
-    def _recomputed(block: Block, x: Tensor, rng: Rng) -> Tensor:
-        saved = deepcopy(rng)  # the replay must drop what was dropped at first
-        return recompute(lambda x: block(x, rng), x, lambda x: block(x, deepcopy(saved), replay=True))
+
+def _recomputed(branch: Callable[..., Tensor], x: Tensor, rng: Rng) -> Tensor:
+    """A replay drops what was dropped at first; it leaves out the last product, for nobody reads its result."""
+    saved = deepcopy(rng)
+    return recompute(lambda x: branch(x, rng), x, lambda x: branch(x, deepcopy(saved), replay=True))
