@@ -11,7 +11,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from picogpt.bench.command import bench
-from picogpt.config import GenerateConfig, RunConfig, UserError, preset
+from picogpt.config import DataConfig, GenerateConfig, RunConfig, UserError, preset
 from picogpt.options import Preset, parse, preset_name
 
 
@@ -65,6 +65,13 @@ class InfoArgs(Preset):
 
 
 @dataclass(frozen=True)
+class PrepareArgs:
+    """Make the tokens of a text beforehand, which train.py otherwise does by itself."""
+
+    config: DataConfig
+
+
+@dataclass(frozen=True)
 class LogsArgs:
     """Show the log of a run: a table and a curve."""
 
@@ -84,7 +91,7 @@ def train(argv: Sequence[str]) -> None:
         other = RunConfig.from_dict(checkpoint.load(origin, optimizer=False).meta["config"])
         start = RunConfig(other.model, replace(start.data, tokenizer=other.data.tokenizer), start.train)
         args = parse(TrainArgs, "picogpt train", argv, TrainArgs(config=start))
-    name = args.run or re.sub(r"[^\w.-]+", "-", f"{args.preset_name}-{Path(args.config.data.data).stem}")
+    name = args.run or re.sub(r"[^\w.-]+", "-", f"{args.preset_name}-{_stem(args.config.data.names[0])}")
     if not re.fullmatch(r"[\w][\w.-]*", name):
         raise UserError(f"a run is named with letters, digits, '.', '-' and '_', not {name!r}: give another --run")
     Run(args.config, LOGS / name, DATASET, args.fresh, origin).train()
@@ -103,6 +110,13 @@ def generate(argv: Sequence[str]) -> None:
         for piece in model.stream(prompt, args.config):
             print(piece, end="", flush=True)
         print()
+
+
+def prepare(argv: Sequence[str]) -> None:
+    from picogpt.api import DATASET
+    from picogpt.preparing import prepare_ahead
+
+    prepare_ahead(parse(PrepareArgs, "picogpt prepare", argv, PrepareArgs(DataConfig())).config, DATASET)
 
 
 def info(argv: Sequence[str]) -> None:
@@ -129,7 +143,14 @@ def logs(argv: Sequence[str]) -> None:
     Console().print(summary(read_log(path), path.parent.name))
 
 
-COMMANDS = {"train": train, "generate": generate, "info": info, "logs": logs, "bench": bench}
+COMMANDS = {
+    "train": train,
+    "generate": generate,
+    "prepare": prepare,
+    "info": info,
+    "logs": logs,
+    "bench": bench,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -163,9 +184,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _usage() -> str:
-    documented = (TrainArgs, GenerateArgs, InfoArgs, LogsArgs, bench)
+    documented = (TrainArgs, GenerateArgs, PrepareArgs, InfoArgs, LogsArgs, bench)
     lines = [f"  {name:10}{thing.__doc__}" for name, thing in zip(COMMANDS, documented, strict=True)]
     return "\n".join(["usage: picogpt COMMAND [options]    (each command has --help)", "", *lines])
+
+
+def _stem(data: str) -> str:
+    """What a run is called after: the name of a data set, or of a file without its suffix."""
+    return "input" if data == "-" else data if ":" in data else Path(data).stem
 
 
 def _prompts() -> Iterator[str]:

@@ -4,6 +4,7 @@ A field's docstring is its help text on the command line, which is generated fro
 Zero means "choose for me" wherever a docstring says so.
 """
 
+import re
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -37,7 +38,8 @@ def _check_types(config: object) -> None:
                 type(value) in (int, float) and -1e300 < value < 1e300, f"{name} must be a finite number, not {value!r}"
             )
         else:  # int, bool, str, or one of several
-            _require(type(value) in (choices or (hint,)), f"{name} must be of type {_name(hint)}, not {value!r}")
+            kinds = [get_origin(choice) or choice for choice in choices or (hint,)]
+            _require(type(value) in kinds, f"{name} must be of type {_name(hint)}, not {value!r}")
 
 
 def _name(hint: Any) -> str:
@@ -115,16 +117,46 @@ class ModelConfig:
 class DataConfig:
     """What is read, and how text becomes ids."""
 
-    data: str = "sample"
-    """sample (the embedded articles), shakespeare (downloaded once), or a .txt file or a folder of them."""
+    data: str | tuple[str, ...] = "sample"
+    """sample (the embedded articles), shakespeare (downloaded once), wiki, wiki-simple, wiki:LANGUAGE or
+    hf:OWNER/NAME[:CONFIG] (streamed while training), any files or folders of text (.txt, .md, .jsonl, .parquet, also
+    compressed), or - for the standard input."""
     tokenizer: Literal["picogpt", "chars"] = "picogpt"
     """picogpt: PicoGPT's lower-case table of 88; chars: the characters of the corpus."""
-    val_fraction: float = 0.1
-    """Share of the text, at its end, kept for validation."""
+    val_fraction: float = 0.0
+    """Share kept for validation. 0: a tenth at the end of one text, one in twenty of many documents."""
+    text_field: str = "text"
+    """The field of JSON lines, or the column of parquet files, that is the text."""
+    qa: str = ""
+    """Two fields instead, as "question,response": documents become <Q>..</Q> and <A>..</A>."""
+    data_limit: str = ""
+    """How much of a streamed data set to keep on the disk, such as 500MB. Default: a quarter of what is free, at most
+    20GB; a twentieth of the disk always stays free."""
 
     def __post_init__(self) -> None:
         _check_types(self)
-        _require(0.0 < self.val_fraction < 1.0, f"val_fraction must be between 0 and 1, not {self.val_fraction}")
+        _require(
+            bool(self.names) and all(type(name) is str for name in self.names), f"data must be names, not {self.data!r}"
+        )
+        _require(0.0 <= self.val_fraction < 1.0, f"val_fraction must be between 0 and 1, not {self.val_fraction}")
+        _require(
+            not self.qa or len([name for name in self.qa.split(",") if name.strip()]) == 2,
+            f"qa names two fields, such as question,response, not {self.qa!r}",
+        )
+        _require(
+            not self.data_limit or self.limit_bytes > 0, f"data_limit is a size such as 500MB, not {self.data_limit!r}"
+        )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All that `data` names."""
+        return self.data if isinstance(self.data, tuple) else (self.data,)
+
+    @property
+    def limit_bytes(self) -> int:
+        """data_limit in bytes; 0 for none, or for one that is no size."""
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)I?B?", self.data_limit.strip().upper())
+        return int(float(match[1]) * 1000 ** " KMGT".index(match[2] or " ")) if match else 0
 
 
 @dataclass(frozen=True)
@@ -261,7 +293,10 @@ class RunConfig:
                 "depth_warmup": 0.0,
                 **fields["train"],
             }  # as it was before there was a choice
-            return cls(ModelConfig(**model), DataConfig(**fields["data"]), TrainConfig(**train))
+            data = {**fields["data"]}
+            if type(data["data"]) is list:  # what JSON makes of a tuple
+                data["data"] = tuple(data["data"])
+            return cls(ModelConfig(**model), DataConfig(**data), TrainConfig(**train))
         except (KeyError, TypeError) as error:
             raise UserError(f"this is not a configuration of picogpt: {' '.join(str(error).split())}") from None
 

@@ -16,7 +16,7 @@ from picogpt.bench.roof import MatmulBound
 from picogpt.bench.time_to_loss import full_loss, race
 from picogpt.config import PRESETS, ModelConfig, RunConfig, preset
 from picogpt.data.loader import validation_windows
-from picogpt.data.shards import Shards, ShardWriter, open_shards
+from picogpt.data.shards import Shards, ShardWriter
 from picogpt.engine.lanes import Lanes
 from picogpt.model.gpt import GPT
 from picogpt.model.parameters import as_tensors, flops_per_token, parameter_shapes
@@ -119,7 +119,7 @@ def test_the_bound_of_many_windows() -> None:
 def shards(folder: Path, ids: np.ndarray) -> Shards:
     with ShardWriter(folder, np.uint8, "mine", "") as writer:
         writer.append(ids.astype(np.uint8))
-    return open_shards(folder, "mine")
+    return Shards(folder, "mine")
 
 
 @pytest.mark.parametrize("count", [2, 5, 17, 64, 65, 66, 150])  # tokens; windows of 16, sequences of 32
@@ -207,7 +207,7 @@ def test_the_whole_split_is_read_only_when_a_slice_is_near(
 
 def open_shards_of(dataset: Path) -> Shards:
     [index] = dataset.glob("tokens/*/val/index.json")
-    return open_shards(index.parent, json.loads(index.read_text())["tokenizer"])
+    return Shards(index.parent, json.loads(index.read_text())["tokenizer"])
 
 
 def test_the_race_preset() -> None:

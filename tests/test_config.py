@@ -97,7 +97,10 @@ BAD = [
     (ModelConfig, "layer_pattern", ()),
     (ModelConfig, "layer_pattern", ("global", "sliding")),
     (DataConfig, "tokenizer", "bpe"),
-    (DataConfig, "val_fraction", 0.0),
+    (DataConfig, "val_fraction", -0.1),
+    (DataConfig, "data", ()),
+    (DataConfig, "qa", "question"),
+    (DataConfig, "data_limit", "much"),
     (DataConfig, "val_fraction", 1.0),
     (DataConfig, "val_fraction", float("nan")),
     *[(TrainConfig, name, 0) for name in ("steps", "batch_size", "eval_interval", "learning_rate")],
@@ -178,14 +181,15 @@ def test_one_hostile_field(place: tuple[str, str], value: Any) -> None:
     if config is not None:  # what is accepted is of the field's own type, a whole number for a float aside
         accepted = getattr(getattr(config, place[0]), place[1])
         default = getattr(getattr(RunConfig(), place[0]), place[1])
-        allowed = (int, float) if isinstance(default, float) else type(default)
+        allowed = (int, float) if isinstance(default, float) else (str, tuple) if place[1] == "data" else type(default)
         assert isinstance(accepted, allowed)
 
 
 @pytest.mark.parametrize("place", FIELDS)
 def test_a_field_of_the_wrong_type(place: tuple[str, str]) -> None:
     section, name = place
-    for value in [[7], None, {"a": 1}, 1j, *([] if name == "data" else ["7", ""])]:
+    texts = ("data", "text_field", "data_limit")  # "7" is one
+    for value in [[7], None, {"a": 1}, 1j, *([] if name in texts else ["7", "x"])]:
         content = RunConfig().to_dict()
         content[section][name] = value
         with pytest.raises(UserError):

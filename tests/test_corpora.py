@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from picogpt.config import DataConfig, UserError
-from picogpt.data import corpora
+from picogpt.data import corpora, formats
 from picogpt.data.corpora import Corpus, open_corpus
 from picogpt.data.remote import download
 
@@ -25,7 +25,7 @@ def open_path(path: Path) -> Corpus:
 
 
 def text_of(corpus: Corpus) -> str:
-    return "".join(corpus.documents())
+    return "".join(corpus.text())
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -45,15 +45,15 @@ def folder(tmp_path_factory) -> Path:
 @example("\ufeff", 2)
 def test_pieces_concatenate_to_the_text_wherever_reads_end(folder, text, block):
     corpus = open_path(write(folder / "one.txt", text))
-    with mock.patch.object(corpora, "_BLOCK", block):
-        pieces = list(corpus.documents())
+    with mock.patch.object(formats, "_BLOCK", block):
+        pieces = list(corpus.text())
     assert "".join(pieces) == (folder / "one.txt").read_text(encoding="utf-8-sig")
     assert all(pieces)
 
 
 def test_pieces_of_a_long_line_stay_small(tmp_path):
     text = "aé😀" * 1_000_000  # 7 MB, no line end
-    pieces = list(open_path(write(tmp_path / "line.txt", text)).documents())
+    pieces = list(open_path(write(tmp_path / "line.txt", text)).text())
     assert "".join(pieces) == text
     assert len(pieces) > 4 and max(map(len, pieces)) <= 4_000_000
 
@@ -69,7 +69,7 @@ def test_folder_is_recursive_sorted_and_skips_what_is_hidden_or_empty(tmp_path):
     write(root / "a" / "z.TXT", b"\xef\xbb\xbfone")
     write(root / "c.txt", "three")
     write(root / "empty.txt", "")
-    for hidden in (".git/d.txt", ".e.txt", "notes.md"):
+    for hidden in (".git/d.txt", ".e.txt", "notes.pdf"):
         write(root / hidden, "no")
     corpus = open_path(root)
     assert text_of(corpus) == "one\n\ntwo\n\nthree"
@@ -106,7 +106,7 @@ def test_signature_follows_path_size_and_time(tmp_path):
 )
 @pytest.mark.parametrize("block", [1, 3, 1 << 20])
 def test_not_utf8_names_file_and_byte(tmp_path, monkeypatch, content, where, block):
-    monkeypatch.setattr(corpora, "_BLOCK", block)
+    monkeypatch.setattr(formats, "_BLOCK", block)
     path = write(tmp_path / "latin.txt", content)
     with pytest.raises(UserError, match=f"not UTF-8 at byte {where}: convert") as caught:
         text_of(open_path(path))
@@ -115,12 +115,12 @@ def test_not_utf8_names_file_and_byte(tmp_path, monkeypatch, content, where, blo
 
 def test_what_is_no_corpus_is_refused_with_a_hint(tmp_path):
     (tmp_path / "folder").mkdir()
-    for name, hint in [("nowhere.txt", "shakespeare"), ("sampel", "sample"), ("folder", "no .txt file")]:
+    for name, hint in [("nowhere.txt", "shakespeare"), ("sampel", "sample"), ("folder", "no file with text")]:
         with pytest.raises(UserError, match=hint):
             open_path(tmp_path / name)
     with pytest.raises(UserError, match="is empty"):
         open_path(write(tmp_path / "empty.txt", ""))
-    with pytest.raises(UserError, match=r"not a \.txt file"):
+    with pytest.raises(UserError, match=r"is not \.txt, \.md, .*: convert it"):
         open_path(write(tmp_path / "book.pdf", "text"))
     with pytest.raises(UserError, match="sample"):
         open_corpus(DataConfig(data=""), tmp_path)

@@ -10,14 +10,14 @@ ROOT = Path(__file__).resolve().parents[1]
 # Layer by layer, and within a layer in order. An `__init__` is the last of its own folder.
 LAYERS = """
 L0   config  rng  engine.workspace  engine.backend  data.tokenizer  data.remote  inference.sampling  inference
-L1   engine.tape  engine.tensor  data.corpora  data.shards  training.checkpoint  training.runlog  training.logview
-     training.plot  training.monitor
+L1   engine.tape  engine.tensor  data.formats  data.corpora  data.hub  data.shards
+     training.checkpoint  training.runlog  training.logview  training.plot  training.monitor
 L2   engine.lanes  engine.ops.linear  engine.ops.activation  engine.ops.norm  engine.ops.attention  engine.ops.loss
-     engine.ops  engine  data.prepare  data.loader  data
+     engine.ops  engine  data.prepare  data.loader  data.stream  data.feed  data
 L3   model.layers  model.parameters
 L4   model.gpt  model.rolling  model.decoder  model.footprint  model
 L5   training.optim  training.device  training.trainer  training.run  training
-L6   options  api  report
+L6   options  api  report  preparing
 L7   bench.roof  bench.train  bench.time_to_loss  bench.data  bench.generate  bench.command  bench
 top  __init__  cli  __main__
 """
@@ -30,6 +30,8 @@ DOORS = {
     "onnx": ("inference.",),
     "onnxruntime": ("inference.",),
     "matplotlib": ("training.plot",),
+    "pyarrow": ("data.formats",),
+    "urllib3": ("data.remote",),
     "torch": (),
     "tensorflow": (),
     "jax": (),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from picogpt.config import UserError
 from picogpt.data import loader, shards
 from picogpt.data.loader import Loader, validation_windows
-from picogpt.data.shards import Shards, ShardWriter, open_shards
+from picogpt.data.shards import Shards, ShardWriter
 
 
 def counting(folder: Path, count: int, shard_tokens: int = shards.SHARD_TOKENS) -> Shards:
@@ -22,7 +22,7 @@ def counting(folder: Path, count: int, shard_tokens: int = shards.SHARD_TOKENS) 
         ShardWriter(folder, np.uint16, "vocabulary", "corpus") as writer,
     ):
         writer.append(np.arange(count, dtype=np.uint16))
-    return open_shards(folder, "vocabulary")
+    return Shards(folder, "vocabulary")
 
 
 def starts_of(x: np.ndarray, y: np.ndarray) -> list[int]:

@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+import zlib
 from pathlib import Path
 from unittest import mock
 
@@ -12,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from picogpt.config import DataConfig, UserError
-from picogpt.data import corpora, shards
+from picogpt.data import corpora, formats, shards
 from picogpt.data.prepare import Prepared, prepare
-from picogpt.data.shards import Shards, ShardWriter, open_shards
+from picogpt.data.shards import Shards, ShardWriter, Span
 from picogpt.data.tokenizer import CharTokenizer, PicoTokenizer
 
 IDS = np.arange(10, dtype=np.uint16)
+ENTRY = {"file": "00000.bin", "count": 10, "crc32": [zlib.crc32(IDS.data)], "source": None}
 
 
 def write(folder: Path, *parts: np.ndarray, dtype=np.uint16) -> Path:
@@ -43,9 +45,9 @@ def test_read_is_the_concatenation(tmp_path_factory, parts, shard_tokens, dtype,
         arrays = [np.array(part, dtype) for part in parts]
         folder = write(tmp_path_factory.mktemp("shards") / "tokens", *arrays, dtype=dtype)
     whole = np.concatenate([np.empty(0, dtype), *arrays])
-    tokens = open_shards(folder, "vocabulary")
+    tokens = Shards(folder, "vocabulary")
     assert len(tokens) == len(whole) and tokens.dtype == dtype
-    assert len(tokens.arrays) == -(-len(whole) // shard_tokens)
+    assert len(list(folder.glob("*.bin"))) == -(-len(whole) // shard_tokens)
     start = data.draw(st.integers(0, len(whole)))
     stop = data.draw(st.integers(start, len(whole)))
     read = tokens.read(start, stop)
@@ -54,21 +56,29 @@ def test_read_is_the_concatenation(tmp_path_factory, parts, shard_tokens, dtype,
 
 
 def test_reads_outside_are_refused(tmp_path):
-    tokens = open_shards(write(tmp_path / "tokens", IDS), "vocabulary")
+    tokens = Shards(write(tmp_path / "tokens", IDS), "vocabulary")
     for start, stop in [(-1, 2), (0, 11), (3, 2)]:
         with pytest.raises(IndexError):
             tokens.read(start, stop)
 
 
-def test_arrays_are_read_only(tmp_path):
-    tokens = open_shards(write(tmp_path / "tokens", IDS), "vocabulary")
-    with pytest.raises(ValueError, match="read-only"):
-        tokens.arrays[0][0] = 1
+def test_what_is_read_is_the_readers_own(tmp_path):
+    tokens = Shards(write(tmp_path / "tokens", IDS), "vocabulary")
+    tokens.read(0, 5)[:] = 9
+    assert read_all(tokens).tolist() == IDS.tolist()
+
+
+def test_a_span_is_all_there_is(tmp_path):
+    span = Span(Shards(write(tmp_path / "tokens", IDS), "vocabulary"), 3, 8)
+    assert len(span) == 5 and span.dtype == IDS.dtype and span.read(0, 5).tolist() == IDS[3:8].tolist()
+    for start, stop in [(-1, 2), (0, 6), (3, 2)]:
+        with pytest.raises(IndexError):
+            span.read(start, stop)
 
 
 def test_file_is_a_little_endian_header_and_raw_ids(tmp_path):
     raw = (write(tmp_path / "tokens", IDS) / "00000.bin").read_bytes()
-    assert raw[:24] == b"picogpt\0" + b"\1\0" + b"\2\0" + bytes(4) + b"\x0a" + bytes(7)
+    assert raw[:24] == b"picogpt\0" + b"\2\0" + b"\2\0" + bytes(4) + b"\x0a" + bytes(7)
     assert raw[32:] == IDS.astype("<u2").tobytes()
 
 
@@ -77,12 +87,12 @@ def test_readers_see_only_what_is_sealed(tmp_path):
     writer = ShardWriter(folder, np.uint16, "vocabulary", "corpus")
     writer.append(IDS)
     with pytest.raises(UserError, match=r"index\.json cannot be read"):
-        open_shards(folder, "vocabulary")
+        Shards(folder, "vocabulary")
     writer.seal()
     writer.append(IDS[:3])
-    assert read_all(open_shards(folder, "vocabulary")).tolist() == IDS.tolist()
+    assert read_all(Shards(folder, "vocabulary")).tolist() == IDS.tolist()
     writer.seal()
-    assert read_all(open_shards(folder, "vocabulary")).tolist() == [*IDS, *IDS[:3]]
+    assert read_all(Shards(folder, "vocabulary")).tolist() == [*IDS, *IDS[:3]]
     assert not list(folder.glob("*.part"))
 
 
@@ -92,7 +102,7 @@ def test_an_error_drops_what_is_not_sealed(tmp_path):
         writer.seal()
         writer.append(IDS)
         raise KeyError
-    assert read_all(open_shards(tmp_path / "tokens", "vocabulary")).tolist() == IDS.tolist()
+    assert read_all(Shards(tmp_path / "tokens", "vocabulary")).tolist() == IDS.tolist()
     assert {path.name for path in (tmp_path / "tokens").iterdir()} == {"00000.bin", "index.json"}
 
 
@@ -111,7 +121,7 @@ def patch(at: int, new: bytes):
         (patch(0, b"P"), "is not a token shard"),
         (lambda raw: raw[:20], "is not a token shard"),
         (lambda raw: b"", "is not a token shard"),
-        (patch(8, b"\2"), "version 2"),
+        (patch(8, b"\3"), "version 3"),
         (patch(10, b"\1"), "dtype code 1"),
         (patch(16, b"\x09"), "not complete"),
         (lambda raw: raw[:-1], "not complete"),
@@ -124,7 +134,7 @@ def test_damaged_shards_are_named_with_the_repair(tmp_path, change, reason):
     path = folder / "00000.bin"
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(UserError, match=reason) as caught:
-        open_shards(folder, "vocabulary")
+        Shards(folder, "vocabulary")
     assert str(path) in str(caught.value)
     assert f"delete {folder}; it is made again" in str(caught.value)
 
@@ -132,23 +142,32 @@ def test_damaged_shards_are_named_with_the_repair(tmp_path, change, reason):
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"version": 2}, "version 2"),
+        ({"version": 3}, "version 3"),
         ({"dtype": "float32"}, "not an index"),
         ({"tokenizer": "other"}, "another vocabulary"),
         ({"shards": None}, "not an index"),
-        ({"shards": [{"file": "../00000.bin", "count": 10, "crc32": 0}]}, "damaged entry 0"),
-        ({"shards": [{"file": "00000.bin", "count": 0, "crc32": 0}]}, "damaged entry 0"),
+        ({"shards": [ENTRY | {"file": "../00000.bin"}]}, "damaged entry 0"),
+        ({"shards": [ENTRY | {"count": 0, "crc32": []}]}, "damaged entry 0"),
+        ({"shards": [ENTRY | {"count": 10**30}]}, "damaged entry 0"),
+        ({"shards": [ENTRY | {"crc32": 5}]}, "damaged entry 0"),
+        ({"shards": [ENTRY | {"crc32": ["5"]}]}, "damaged entry 0"),
+        ({"shards": [ENTRY | {"source": 5}]}, "damaged source"),
+        ({"sources": [["file"]]}, "damaged source"),
         ({"shards": [{"file": "00000.bin", "count": 10}]}, "damaged entry 0"),
-        ({"shards": [{"file": "00000.bin", "count": 10**30, "crc32": 0}]}, "not complete"),
+        ({"shards": [ENTRY | {"count": 11}]}, "not complete"),
         ({"dtype": "uint8"}, "dtype code 2"),
     ],
 )
 def test_damaged_indexes_are_refused(tmp_path, fields, reason):
     folder = write(tmp_path / "tokens", IDS)
-    index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-    (folder / "index.json").write_text(json.dumps(index | fields), encoding="utf-8")
+    index = json.loads((folder / "index.json").read_text(encoding="utf-8")) | fields
+    (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
+    with pytest.raises(UserError, match=r"wrong checksum|version 3|not an index"):
+        Shards(folder, "vocabulary")
+    del index["sha256"]
+    (folder / "index.json").write_text(json.dumps({**index, "sha256": shards._digest(index)}), encoding="utf-8")
     with pytest.raises(UserError, match=reason):
-        open_shards(folder, "vocabulary")
+        Shards(folder, "vocabulary")
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"\xff", b"[]", b"[" * 100_000])
@@ -156,30 +175,64 @@ def test_an_index_that_is_none_is_refused(tmp_path, raw):
     folder = write(tmp_path / "tokens", IDS)
     (folder / "index.json").write_bytes(raw)
     with pytest.raises(UserError, match="made again"):
-        open_shards(folder, "vocabulary")
+        Shards(folder, "vocabulary")
 
 
 def test_other_vocabulary_and_missing_shard_are_refused(tmp_path):
     folder = write(tmp_path / "tokens", IDS)
     with pytest.raises(UserError, match="another vocabulary"):
-        open_shards(folder, "other")
+        Shards(folder, "other")
     (folder / "00000.bin").unlink()
     with pytest.raises(UserError, match=r"00000\.bin cannot be read"):
-        open_shards(folder, "vocabulary")
+        Shards(folder, "vocabulary")
 
 
-def test_verify_finds_a_flipped_bit(tmp_path):
+def test_a_flipped_bit_is_found_when_its_block_is_first_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "BLOCK_TOKENS", 4)
     folder = write(tmp_path / "tokens", IDS)
     path = folder / "00000.bin"
-    path.write_bytes(patch(36, b"\xff")(path.read_bytes()))
-    with pytest.raises(UserError, match="wrong checksum"):
-        open_shards(folder, "vocabulary").verify()
+    path.write_bytes(patch(32 + 2 * 5, b"\xff")(path.read_bytes()))
+    tokens = Shards(folder, "vocabulary")
+    assert [*tokens.read(0, 4), *tokens.read(8, 10)] == [0, 1, 2, 3, 8, 9]
+    for read in (lambda: tokens.read(3, 5), tokens.verify):
+        with pytest.raises(
+            UserError, match=r"00000.bin has a wrong checksum of ids 4 to 8: delete .*; it is made again"
+        ):
+            read()
+
+
+def test_readers_follow_a_writer(tmp_path):
+    writer = ShardWriter(tmp_path / "tokens", np.uint16, "vocabulary", "corpus")
+    writer.seal()
+    tokens = Shards(tmp_path / "tokens", "vocabulary")
+    for count in range(1, 4):
+        writer.append(IDS[:count], ("file", count))
+        assert tokens.refresh() == sum(range(count))
+        writer.seal(("file", count))
+        assert tokens.refresh() == sum(range(count + 1))
+    assert read_all(tokens).tolist() == [0, 0, 1, 0, 1, 2] and tokens.sources == {("file", i) for i in (1, 2, 3)}
+
+
+def test_what_a_source_left_unfinished_is_never_seen_and_made_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "SHARD_TOKENS", 4)
+    folder = tmp_path / "tokens"
+    writer = ShardWriter(folder, np.uint16, "vocabulary", "corpus")
+    writer.append(IDS, ("a", 0))
+    writer.seal(("a", 0))
+    writer.append(IDS, ("a", 1))  # two shards are full and sealed, the third is not
+    assert read_all(Shards(folder, "vocabulary")).tolist() == IDS.tolist()
+    writer._file.close()  # as if it had been killed
+    again = ShardWriter.resume(folder, "vocabulary", Shards(folder, "vocabulary").sources)
+    assert sorted(path.name for path in folder.glob("*.bin")) == ["00000.bin", "00001.bin", "00002.bin"]
+    again.append(IDS[:3], ("a", 1))
+    again.seal(("a", 1))
+    assert read_all(Shards(folder, "vocabulary")).tolist() == [*IDS, 0, 1, 2]
 
 
 def test_fingerprint_is_of_the_ids(tmp_path):
     changed = IDS.copy()
     changed[3] = 99
-    names = [open_shards(write(tmp_path / str(i), part), "vocabulary") for i, part in enumerate([IDS, IDS, changed])]
+    names = [Shards(write(tmp_path / str(i), part), "vocabulary") for i, part in enumerate([IDS, IDS, changed])]
     assert names[0].fingerprint() == names[1].fingerprint() != names[2].fingerprint()
 
 
@@ -195,7 +248,7 @@ class Case:
         self.notices: list[str] = []
         self.path.write_text(TEXT, encoding="utf-8")
 
-    def prepare(self, tokenizer="picogpt", val_fraction=0.1) -> Prepared:
+    def prepare(self, tokenizer="picogpt", val_fraction=0.0) -> Prepared:
         data = DataConfig(data=str(self.path), tokenizer=tokenizer, val_fraction=val_fraction)
         return prepare(data, self.dataset, self.notices.append)
 
@@ -209,13 +262,13 @@ def case(tmp_path) -> Case:
 
 
 @pytest.mark.parametrize("tokenizer", ["picogpt", "chars"])
-@pytest.mark.parametrize("val_fraction", [0.1, 0.5, 0.001, 0.999])
+@pytest.mark.parametrize("val_fraction", [0.0, 0.5, 0.001, 0.999])
 @pytest.mark.parametrize("block", [7, 1 << 20])
 def test_prepare_splits_the_tokens_by_position(case, monkeypatch, tokenizer, val_fraction, block):
-    monkeypatch.setattr(corpora, "_BLOCK", block)
+    monkeypatch.setattr(formats, "_BLOCK", block)
     prepared = case.prepare(tokenizer, val_fraction)
     expected = (PicoTokenizer() if tokenizer == "picogpt" else CharTokenizer(TEXT)).encode(TEXT)
-    border = int(len(TEXT) * (1 - val_fraction))
+    border = int(len(TEXT) * (1 - (val_fraction or 0.1)))
     assert prepared.tokenizer.name == tokenizer
     assert read_all(prepared.train).tolist() == expected[:border].tolist()
     assert read_all(prepared.val).tolist() == expected[border:].tolist()
@@ -300,7 +353,7 @@ def test_prepare_leaves_nothing_behind_on_an_error(case, monkeypatch):
 
 def test_prepare_notices_a_text_that_changes_under_it(case, monkeypatch):
     texts = iter([["abc"], ["abcd"]])
-    monkeypatch.setattr(corpora.Corpus, "documents", lambda corpus: iter(next(texts)))
+    monkeypatch.setattr(corpora.Corpus, "documents", lambda corpus, advance: iter(next(texts)))
     with pytest.raises(UserError, match="changed while it was read"):
         case.prepare()
     assert case.folders() == []

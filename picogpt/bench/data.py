@@ -37,7 +37,7 @@ def _repeated(corpus: Corpus, megabytes: int, path: Path) -> Path:
     """The corpus as one file of at least so many megabytes of UTF-8; `path` is where it goes."""
     with path.open("wb") as file:
         while not file.tell() or file.tell() < megabytes << 20:
-            for piece in corpus.documents():
+            for piece in corpus.text():
                 file.write(piece.encode())
     return path
 
@@ -49,7 +49,7 @@ def _measure(config: RunConfig, text: Path, seconds: float, dataset_dir: Path) -
     preparing = time.perf_counter() - began
 
     encoding, characters, encoded = 0.0, 0, 0
-    for piece in data.corpus.documents():
+    for piece in data.corpus.text():
         began = time.perf_counter()
         data.tokenizer.encode(piece)
         encoding += time.perf_counter() - began

@@ -1,15 +1,16 @@
-"""A name or a path -> a stream of text that is never held whole."""
+"""A name or a path -> documents, in a fixed order."""
 
-import codecs
-import io
 import os
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import BinaryIO
 
 from picogpt.config import DataConfig, UserError
+from picogpt.data.formats import KNOWN, TEXT, Columns, Document, documents, kind_of
 from picogpt.data.remote import download
 
 _BLOCK = 1 << 20  # bytes read at once
@@ -25,12 +26,14 @@ _SHAKESPEARE_FILE = "data/tinyshakespeare/input.txt"
 _SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 _SHAKESPEARE_SIZE = 1_115_394
 
-_KNOWN = "sample, shakespeare, or a .txt file or a folder of them"
+_NAMES = (
+    "sample, shakespeare, wiki, wiki-simple, wiki:LANGUAGE, hf:OWNER/NAME, files or folders of text, or - for the input"
+)
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Text files in a fixed order."""
+    """Files of text in a fixed order."""
 
     name: str
     """Fit for a folder's name."""
@@ -38,49 +41,48 @@ class Corpus:
     """What it is, for people."""
     files: tuple[Path, ...]
     signature: str
-    """Changes when the text may have changed: a hash of paths, sizes and times."""
+    """Changes when the text may have changed: a hash of paths, sizes, times and columns."""
+    columns: Columns = TEXT
 
-    def documents(self) -> Iterator[str]:
-        """The text in pieces of about a megabyte, a blank line between two files.
+    @property
+    def size(self) -> int:
+        """Bytes on the disk."""
+        return sum(path.stat().st_size for path in self.files)
 
-        Raises UserError for a file that is not UTF-8 or cannot be read.
+    def documents(self, advance: Callable[[int], None] = lambda _: None) -> Iterator[Document]:
+        """Every document; each is to be read to its end before the next. advance: told how many bytes were read.
+
+        Raises UserError for a file that is not UTF-8, is damaged or cannot be read.
         """
-        end = ""
-        for number, path in enumerate(self.files):
-            if number:
-                yield "\n" if end == "\n" else "\n\n"
-            for piece in _pieces(path):
-                yield piece
-                end = piece[-1]
+        for path in self.files:
+            yield from documents(path, self.columns, advance)
+
+    def text(self, advance: Callable[[int], None] = lambda _: None) -> Iterator[str]:
+        """All documents as one text, in pieces of about a megabyte."""
+        join = Join()
+        for document in self.documents(advance):
+            yield from join(document)
 
 
-def _pieces(path: Path) -> Iterator[str]:
-    """The file's text in pieces of at least one character: UTF-8, a byte order mark dropped, every line end as \\n."""
-    newlines = io.IncrementalNewlineDecoder(None, translate=True)
-    try:
-        with path.open("rb") as file:
-            if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
-                file.seek(0)
-            start = file.tell()  # offset in the file of the first byte that is not decoded yet
-            pending = b""
-            while True:
-                block = file.read(_BLOCK)
-                encoded = pending + block
-                text, used = codecs.utf_8_decode(encoded, "strict", not block)
-                if piece := newlines.decode(text, not block):
-                    yield piece
-                if not block:
-                    return
-                pending = encoded[used:]
-                start += used
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 at byte {start + error.start:,}: convert it to UTF-8") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+class Join:
+    """Puts a blank line between documents that follow each other."""
+
+    def __init__(self) -> None:
+        self._end = ""
+
+    def __call__(self, document: Document) -> Iterator[str]:
+        """The document's pieces, after what has to stand before them."""
+        apart = not self._end
+        for piece in document:
+            if not apart:
+                yield "\n" if self._end == "\n" else "\n\n"
+                apart = True
+            yield piece
+            self._end = piece[-1]
 
 
 def _text_files(folder: Path) -> list[Path]:
-    """Every .txt below `folder` that holds anything, hidden ones skipped, in the same order on every system."""
+    """All files of a known kind with anything in them below `folder`, hidden ones skipped, in one order everywhere."""
 
     def stop(error: OSError) -> None:
         raise UserError(f"{error.filename} cannot be read: {error.strerror}")
@@ -89,17 +91,18 @@ def _text_files(folder: Path) -> list[Path]:
     for parent, folders, names in os.walk(folder, onerror=stop):
         folders[:] = [name for name in folders if not name.startswith(".")]
         paths = (Path(parent, name) for name in names if not name.startswith("."))
-        found += [path for path in paths if path.suffix.lower() == ".txt" and path.is_file() and path.stat().st_size]
+        found += [path for path in paths if kind_of(path) and path.is_file() and path.stat().st_size]
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
 
 
-def _corpus(name: str, source: str, files: list[Path]) -> Corpus:
+def _corpus(name: str, source: str, files: list[Path], columns: Columns = TEXT) -> Corpus:
     facts = [(path.resolve().as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    signature = sha256(repr(facts).encode("utf-8", "surrogateescape")).hexdigest()
-    return Corpus(name, source, tuple(files), signature[:16])
+    signature = sha256(repr((facts, columns)).encode("utf-8", "surrogateescape")).hexdigest()
+    return Corpus(name, source, tuple(files), signature[:16], columns)
 
 
-def _sample() -> Corpus:
+def sample() -> Corpus:
+    """The embedded articles."""
     for path in _SAMPLE_PLACES:
         if path.is_file():
             return _corpus("sample", "the embedded sample", [path])
@@ -116,32 +119,62 @@ def _shakespeare(dataset_dir: Path) -> Corpus:
     return _corpus("shakespeare", "tiny Shakespeare", [path])
 
 
-def _from_path(path: Path) -> Corpus:
+def _files_at(path: Path) -> list[Path]:
+    """The files of text that a path names. Raises UserError for none."""
     if path.is_dir():
-        files = _text_files(path)
-        if not files:
-            raise UserError(f"{path} has no .txt file with text in it: put some there, or name another folder")
-        source = f"{len(files)} text file{'s' * (len(files) > 1)} in {path}"
-    else:
-        if path.suffix.lower() != ".txt":
-            raise UserError(f"{path} is not a .txt file: convert it to plain text, or rename it if it is")
-        if not path.stat().st_size:
-            raise UserError(f"{path} is empty: name a file with text in it")
-        files, source = [path], str(path)
-    name = re.sub(r"[^\w-]+", "-", path.resolve().stem)[:40].strip("-")
-    return _corpus(name or "text", source, files)
+        if found := _text_files(path):
+            return found
+        raise UserError(f"{path} has no file with text in it ({KNOWN}): put some there, or name another folder")
+    if not path.exists():
+        raise UserError(f"there is no {path}: --data takes {_NAMES}")
+    if not kind_of(path):
+        raise UserError(f"{path} is not {KNOWN}: convert it to one of these, or rename it if it is one")
+    if not path.stat().st_size:
+        raise UserError(f"{path} is empty: name a file with text in it")
+    return [path]
+
+
+def _input(stream: BinaryIO, dataset_dir: Path) -> Path:
+    """Standard input as a file named after its content, so that the same text is tokenized once."""
+    part = dataset_dir / f"input.{os.getpid()}.part"
+    digest = sha256()
+    try:
+        dataset_dir.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            while block := stream.read(_BLOCK):
+                digest.update(block)
+                file.write(block)
+        path = dataset_dir / f"input-{digest.hexdigest()[:12]}.txt"
+        if not path.exists():
+            os.replace(part, path)
+        return path
+    except OSError as error:
+        raise UserError(f"the input cannot be kept in {dataset_dir}: {error.strerror or error}") from error
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def open_corpus(data: DataConfig, dataset_dir: Path) -> Corpus:
-    """The corpus `data.data` names. Downloads land in `dataset_dir`.
+    """The files that `data` names. Downloads, and what comes from standard input, land in `dataset_dir`.
 
     Raises UserError for an unknown name or path, for no text, and for a download that fails.
     """
-    if data.data == "sample":
-        return _sample()
-    if data.data == "shakespeare":
+    names = data.names
+    if names == ("sample",):
+        return sample()
+    if names == ("shakespeare",):
         return _shakespeare(dataset_dir)
-    path = Path(data.data)
-    if not data.data or not path.exists():
-        raise UserError(f"there is no {data.data or 'corpus without a name'}: --data takes {_KNOWN}")
-    return _from_path(path)
+    if not all(names):
+        raise UserError(f"there is no corpus without a name: --data takes {_NAMES}")
+    paths = [_input(sys.stdin.buffer, dataset_dir) if name == "-" else Path(name) for name in names]
+    files = [file for path in paths for file in _files_at(path)]
+    count = f"{len(files)} text file{'s' * (len(files) > 1)}"
+    source = str(paths[0]) if files == paths[:1] == paths else f"{count} in {', '.join(map(str, paths))}"
+    name = re.sub(r"[^\w-]+", "-", paths[0].resolve().stem)[:40].strip("-")
+    return _corpus(name or "text", source, files, columns_of(data))
+
+
+def columns_of(data: DataConfig) -> Columns:
+    """The fields of a row that are its text."""
+    question, _, answer = (name.strip() for name in data.qa.partition(","))
+    return Columns(data.text_field, (question, answer) if data.qa else None)

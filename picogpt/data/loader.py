@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from picogpt.config import UserError
-from picogpt.data.shards import Shards
+from picogpt.data.shards import Shards, Span
 from picogpt.data.tokenizer import Ids
 from picogpt.rng import generator
 
@@ -37,7 +37,7 @@ class _Group:
     windows: npt.NDArray[np.int64]  # where each window starts in `tokens`, shuffled
 
 
-def _require_window(shards: Shards, context: int, text: str) -> None:
+def _require_window(shards: Shards | Span, context: int, text: str) -> None:
     if len(shards) <= context:
         raise UserError(
             f"the {text} text has {len(shards):,} tokens, but a window of {context:,} needs {context + 1:,}:"
@@ -56,7 +56,7 @@ class Loader:
     Its whole state is the position the caller passes; what it keeps is a cache.
     """
 
-    def __init__(self, shards: Shards, context: int, seed: int) -> None:
+    def __init__(self, shards: Shards | Span, context: int, seed: int) -> None:
         """Raises UserError when the text is shorter than one window and the token after it."""
         _require_window(shards, context, "training")
         self._shards = shards
@@ -117,7 +117,7 @@ class Loader:
         return _Group(epoch.number, start, np.concatenate(texts), order)
 
 
-def validation_windows(shards: Shards, context: int, count: int) -> Batch:
+def validation_windows(shards: Shards | Span, context: int, count: int) -> Batch:
     """`count` windows, or all there are if fewer: evenly spaced, none overlapping, in order: x and y, (count, context).
 
     Raises UserError when the text is shorter than one window and the token after it.

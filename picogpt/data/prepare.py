@@ -10,12 +10,17 @@ from hashlib import sha256
 from pathlib import Path
 
 from picogpt.config import DataConfig, UserError
-from picogpt.data.corpora import Corpus, open_corpus
-from picogpt.data.shards import Shards, ShardWriter, open_shards
-from picogpt.data.tokenizer import CharTokenizer, PicoTokenizer, Tokenizer, from_dict
+from picogpt.data.corpora import Corpus, Join, open_corpus
+from picogpt.data.shards import Shards, ShardWriter
+from picogpt.data.tokenizer import CharTokenizer, Ids, PicoTokenizer, Tokenizer, from_dict
 
 _TOKENIZER = "tokenizer.json"
 _LOOK = 100_000  # characters looked at for ones the tokenizer does not know
+_MANY = 20  # documents make a collection
+_VERIFIED = 1 << 28  # ids that are verified before they are used; of more, each block when it is first read
+
+Advance = Callable[[int, int], None]
+"""Told how many bytes more were read, and how many there are to read in all."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,11 @@ class Prepared:
 
 
 def prepare(
-    data: DataConfig, dataset_dir: Path, notify: Callable[[str], None], tokenizer: Tokenizer | None = None
+    data: DataConfig,
+    dataset_dir: Path,
+    notify: Callable[[str], None],
+    tokenizer: Tokenizer | None = None,
+    advance: Advance = lambda read, total: None,
 ) -> Prepared:
     """Tokens of the corpus, from `dataset_dir`/tokens when they are there and intact, else made now.
 
@@ -53,23 +62,35 @@ def prepare(
     try:
         if damaged:
             _discard(folder)
-        _build(folder, corpus, data, tokenizer, notify)
+        _build(folder, corpus, data, tokenizer, notify, advance)
     except OSError as error:
         raise UserError(f"the tokens cannot be written to {folder}: {error.strerror or error}") from error
     return _open(folder, corpus)
 
 
 def _open(folder: Path, corpus: Corpus) -> Prepared:
-    path = folder / _TOKENIZER
-    try:
-        tokenizer = from_dict(json.loads(path.read_bytes()))
-    except (OSError, ValueError, RecursionError, UserError):
-        raise UserError(f"{path} is not a tokenizer: delete {folder}; it is made again") from None
-    train, val = (open_shards(folder / part, tokenizer.fingerprint()) for part in ("train", "val"))
-    train.verify()
-    val.verify()
+    tokenizer = read_tokenizer(folder)
+    train, val = (Shards(folder / part, tokenizer.fingerprint()) for part in ("train", "val"))
+    if len(train) + len(val) <= _VERIFIED:
+        train.verify()
+        val.verify()
     facts = (tokenizer.fingerprint(), train.fingerprint(), val.fingerprint())
     return Prepared(corpus, tokenizer, train, val, sha256(repr(facts).encode()).hexdigest()[:16])
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a folder of tokens. Raises UserError where it is not there or damaged."""
+    path = folder / _TOKENIZER
+    try:
+        return from_dict(json.loads(path.read_bytes()))
+    except (OSError, ValueError, RecursionError, UserError):
+        raise UserError(f"{path} is not a tokenizer: delete {folder}; it is made again") from None
+
+
+def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
+    part = _beside(folder / _TOKENIZER)
+    part.write_text(json.dumps(tokenizer.to_dict()), encoding="utf-8")
+    os.replace(part, folder / _TOKENIZER)
 
 
 def _discard(folder: Path) -> None:
@@ -87,16 +108,25 @@ def _beside(folder: Path) -> Path:
 
 
 def _build(
-    folder: Path, corpus: Corpus, data: DataConfig, tokenizer: Tokenizer | None, notify: Callable[[str], None]
+    folder: Path,
+    corpus: Corpus,
+    data: DataConfig,
+    tokenizer: Tokenizer | None,
+    notify: Callable[[str], None],
+    advance: Advance,
 ) -> None:
     """Make `folder` under another name and rename it: other processes see all or nothing, and the first one wins."""
     work = _beside(folder)
     work.mkdir(parents=True)
+    total = 2 * corpus.size  # it is read twice
     try:
-        tokenizer, count, start = _survey(corpus, data, tokenizer)
-        _tell_unknown(start, tokenizer, notify)
-        (work / _TOKENIZER).write_text(json.dumps(tokenizer.to_dict()), encoding="utf-8")
-        _write(work, corpus, tokenizer, count, int(count * (1 - data.val_fraction)))
+        survey = _survey(corpus, data, tokenizer, lambda read: advance(read, total))
+        _tell_unknown(survey.start, survey.tokenizer, notify)
+        write_tokenizer(work, survey.tokenizer)
+        facts = (survey.tokenizer.dtype, survey.tokenizer.fingerprint(), corpus.signature)
+        with ShardWriter(work / "train", *facts) as train, ShardWriter(work / "val", *facts) as val:
+            if not _split(corpus, data, survey, train, val, lambda read: advance(read, total)):
+                raise UserError(f"{corpus.source} changed while it was read: try again")
         try:
             os.rename(work, folder)
         except OSError:
@@ -106,23 +136,37 @@ def _build(
         shutil.rmtree(work, ignore_errors=True)  # gone already when all went well
 
 
-def _survey(corpus: Corpus, data: DataConfig, tokenizer: Tokenizer | None) -> tuple[Tokenizer, int, str]:
-    """The first pass: (the tokenizer given, or else the corpus' own; characters of the corpus; the first of them)."""
-    count, start = 0, ""
+@dataclass(frozen=True)
+class _Survey:
+    """What the first pass over a corpus finds."""
+
+    tokenizer: Tokenizer
+    tokens: int
+    documents: int
+    start: str  # the first characters
+
+
+def _survey(corpus: Corpus, data: DataConfig, tokenizer: Tokenizer | None, advance: Callable[[int], None]) -> _Survey:
+    """The first pass. tokenizer: the one to use, in place of the corpus' own."""
+    count, documents, start = 0, 0, ""
+    marked = (tokenizer or PicoTokenizer()) if corpus.columns.is_marked and data.tokenizer != "chars" else None
 
     def counted() -> Iterator[str]:
-        nonlocal count, start
-        for piece in corpus.documents():
-            count += len(piece)
-            start = start or piece[:_LOOK]
-            yield piece
+        nonlocal count, documents, start
+        join = Join()
+        for document in corpus.documents(advance):
+            documents += 1
+            for piece in join(document):
+                count += len(marked.encode_marked(piece)) if marked else len(piece)
+                start = start or piece[:_LOOK]
+                yield piece
 
     if tokenizer is None and data.tokenizer == "chars":
         tokenizer = CharTokenizer.of(counted())
     else:
         for _ in counted():
             pass
-    return tokenizer or PicoTokenizer(), count, start
+    return _Survey(tokenizer or PicoTokenizer(), count, documents, start)
 
 
 def _tell_unknown(text: str, tokenizer: Tokenizer, notify: Callable[[str], None]) -> None:
@@ -135,16 +179,38 @@ def _tell_unknown(text: str, tokenizer: Tokenizer, notify: Callable[[str], None]
         )
 
 
-def _write(work: Path, corpus: Corpus, tokenizer: Tokenizer, count: int, train_count: int) -> None:
-    """The second pass: the first `train_count` of `count` tokens to work/train, the rest to work/val."""
-    seen = 0
-    facts = (tokenizer.dtype, tokenizer.fingerprint(), corpus.signature)
-    with ShardWriter(work / "train", *facts) as train, ShardWriter(work / "val", *facts) as val:
-        for piece in corpus.documents():
-            ids = tokenizer.encode(piece)
-            border = max(0, train_count - seen)
-            train.append(ids[:border])
-            val.append(ids[border:])
-            seen += len(ids)
-        if seen != count:
-            raise UserError(f"{corpus.source} changed while it was read: try again")
+def _split(
+    corpus: Corpus,
+    data: DataConfig,
+    survey: _Survey,
+    train: ShardWriter,
+    val: ShardWriter,
+    advance: Callable[[int], None],
+) -> bool:
+    """The second pass: of many documents some go to `val` whole, else it gets the end of the text.
+
+    Returns whether the text was as long as in the first.
+    """
+    encode = survey.tokenizer.encode_marked if corpus.columns.is_marked else survey.tokenizer.encode
+    share = val_share(data, survey.documents)
+    if survey.documents >= _MANY and survey.documents * share >= 1:
+        joins, documents = {train: Join(), val: Join()}, 0
+        for document in corpus.documents(advance):
+            documents += 1
+            part = val if int(documents * share) > int((documents - 1) * share) else train
+            for piece in joins[part](document):
+                part.append(encode(piece))
+        return documents == survey.documents
+    border, seen = int(survey.tokens * (1 - share)), 0
+    for piece in corpus.text(advance):
+        ids: Ids = encode(piece)
+        left = max(0, border - seen)
+        train.append(ids[:left])
+        val.append(ids[left:])
+        seen += len(ids)
+    return seen == survey.tokens
+
+
+def val_share(data: DataConfig, documents: int) -> float:
+    """The share that is kept for validation: of a collection's documents, or of a single text."""
+    return data.val_fraction or (0.05 if documents >= _MANY else 0.1)

@@ -1,33 +1,253 @@
-"""Fetch a file whose content is known beforehand."""
+"""HTTP: files fetched whole, and ranges of files that are too large for that."""
 
-import http.client
+import io
 import os
-import urllib.error
-import urllib.request
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+import urllib3
+from urllib3.exceptions import HTTPError
 
 from picogpt.config import UserError
 
-_TIMEOUT = 30.0  # seconds without a byte
 _BLOCK = 1 << 16
+_TIMEOUT = urllib3.Timeout(connect=10.0, read=30.0)  # seconds to a connection; seconds without a byte
+_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0  # seconds before a request is repeated: doubled each time
+_SLOW_SECONDS, _SLOW_BYTES = 20.0, 20_000  # a response that brings less is asked for anew
+_REDIRECTS = (301, 302, 303, 307, 308)
+_EXPIRED = (400, 401, 403, 404, 410)  # what a signed address answers when its time is over
 
 
-def _fetch(url: str, path: Path, checksum: str, size: int) -> None:
-    """Write exactly the expected bytes to `path`, or raise OSError, ValueError or HTTPException."""
-    digest = sha256()
-    left = size
-    with urllib.request.urlopen(url, timeout=_TIMEOUT) as response, path.open("xb") as file:
-        while block := response.read(_BLOCK):
-            left -= len(block)
-            if left < 0:
-                break
-            digest.update(block)
-            file.write(block)
-        file.flush()
-        os.fsync(file.fileno())
-    if left or digest.hexdigest() != checksum:
-        raise ValueError("it is not the file that was expected (wrong size or sha256)")
+class TroubleError(Exception):
+    """A request failed in a way that may pass. retry_after: seconds the server asks to wait, 0 where it does not."""
+
+    def __init__(self, reason: str, retry_after: float = 0.0) -> None:
+        super().__init__(reason)
+        self.retry_after = retry_after
+
+
+class MissingError(Exception):
+    """There is no such address."""
+
+
+class ChangedError(Exception):
+    """The file is another one than when it was first read."""
+
+
+class Web:
+    """GET requests over connections that are kept open.
+
+    waiting: told in a line why a request is about to be repeated, and when. token: of the hub, sent to no other host.
+    """
+
+    def __init__(self, waiting: Callable[[str], None], token: str = "") -> None:
+        self._waiting, self._token = waiting, token
+        self._pool = urllib3.PoolManager(timeout=_TIMEOUT, retries=False)
+
+    @contextmanager
+    def get(self, url: str, headers: Mapping[str, str] | None = None) -> Iterator[urllib3.BaseHTTPResponse]:
+        """One response, its body not yet read; errors on the way are TroubleError, also while the body is read."""
+        try:
+            response = self._pool.request(
+                "GET", url, headers=dict(headers or {}), redirect=False, preload_content=False, decode_content=False
+            )
+        except (HTTPError, OSError, ValueError) as error:
+            raise TroubleError(f"{_host(url)}: {_reason(error)}") from None
+        try:
+            if response.status in (408, 425, 429) or response.status >= 500:
+                raise TroubleError(f"{_host(url)} answers {response.status}", _retry_after(response.headers))
+            yield response
+            if response.length_remaining is not None and response.length_remaining < _BLOCK:
+                response.drain_conn()  # and so the connection can be used again
+        except (HTTPError, OSError) as error:
+            raise TroubleError(f"{_host(url)}: {_reason(error)}") from None
+        finally:
+            response.close()
+
+    def persistently(self, action: Callable[[], bool]) -> None:
+        """Repeat the action until it returns that all is done; after TroubleError with a pause, longer each time."""
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                if action():
+                    return
+                pause = _FIRST_PAUSE
+            except TroubleError as trouble:
+                delay = max(pause, trouble.retry_after)
+                self._waiting(f"{trouble}; trying again in {delay:.0f} s")
+                time.sleep(delay)
+                pause = min(_LONGEST_PAUSE, 2 * pause)
+
+    def hub(self, url: str) -> tuple[bytes, Mapping[str, str]]:
+        """Body and headers of a small answer of the hub. Raises MissingError, and UserError where it refuses."""
+        answer: list[tuple[bytes, Mapping[str, str]]] = []
+        address = url
+
+        def ask() -> bool:
+            nonlocal address
+            with self.get(address, self.credentials) as response:
+                if response.status in _REDIRECTS:
+                    address = urljoin(address, response.headers.get("Location", ""))
+                    return False
+                refuse(response.status, url)
+                answer.append((response.read(), response.headers))
+            return True
+
+        self.persistently(ask)
+        return answer[0]
+
+    @property
+    def credentials(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self._token}"} if self._token else {}
+
+
+def refuse(status: int, url: str) -> None:
+    """Raise for a status of the hub itself that no repetition would change."""
+    if status in (401, 403):
+        raise UserError(f"{url} is not public ({status}): set HF_TOKEN to a token that may read it")
+    if status in (404, 410):
+        raise MissingError(url)
+    if status >= 400:
+        raise UserError(f"{url} is refused ({status})")
+
+
+class RemoteFile(io.RawIOBase):
+    """A file of the hub as a seekable file: each read is a range request, repeated until all of it has come.
+
+    The hub's address redirects to a signed one, which is used until it expires. What arrived before a connection broke
+    is kept. Raises MissingError, ChangedError, and UserError where the hub refuses.
+    """
+
+    def __init__(self, web: Web, url: str) -> None:
+        self._web, self._url = web, url
+        self._signed = ""
+        self._position = 0
+        self._identity: tuple[int, str] | None = None  # bytes, and the server's name for this version
+        self.fetch(0, 1)
+
+    @property
+    def size(self) -> int:
+        assert self._identity is not None
+        return self._identity[0]
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}[whence]
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.fetch(self._position, min(self._position + len(buffer), self.size))
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+    def fetch(self, start: int, stop: int) -> bytes:
+        """Bytes start..stop - 1."""
+        got = bytearray()
+
+        def more() -> bool:
+            try:
+                self._get(start, stop, got)
+            except TroubleError:
+                if not self._fresh_bytes(got):
+                    raise
+            return len(got) >= stop - start
+
+        self._seen = 0
+        if stop > start:
+            self._web.persistently(more)
+        return bytes(got[: stop - start])
+
+    def _fresh_bytes(self, got: bytearray) -> bool:
+        """Whether anything has come since the last time this was asked."""
+        seen, self._seen = self._seen, len(got)
+        return self._seen > seen
+
+    def _get(self, start: int, stop: int, got: bytearray) -> None:
+        """One request for what is still missing; what comes of it is in `got` even if it fails."""
+        address = self._signed or self._url
+        begin = start + len(got)
+        headers = {"Range": f"bytes={begin}-{stop - 1}", **({} if self._signed else self._web.credentials)}
+        with self._web.get(address, headers) as response:
+            if response.status in _REDIRECTS:
+                self._signed = urljoin(address, response.headers.get("Location", ""))
+                return
+            if response.status in _EXPIRED and self._signed:
+                self._signed = ""
+                raise TroubleError("the signed address has expired")
+            refuse(response.status, address)
+            self._recognise(response, begin)
+            skip = begin if response.status == 200 else 0  # a server that knows no ranges sends everything
+            _read(response, skip, stop - begin, got)
+
+    def _recognise(self, response: urllib3.BaseHTTPResponse, begin: int) -> None:
+        """Raises ChangedError for another file than at first, TroubleError for an answer that makes no sense."""
+        if response.status == 206:
+            content = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
+            if content is None or int(content[1]) != begin:
+                raise TroubleError(f"the server sends another range ({response.headers.get('Content-Range')})")
+            size = int(content[2])
+        else:
+            size = int(response.headers.get("Content-Length", "0"))
+        identity = size, response.headers.get("ETag", "")
+        if self._identity is None:
+            self._identity = identity
+        elif identity != self._identity:
+            raise ChangedError(self._url)
+
+
+def _read(response: urllib3.BaseHTTPResponse, skip: int, wanted: int, got: bytearray) -> None:
+    """Add `wanted` bytes after the first `skip` to `got`. Raises TroubleError for a body that ends early or crawls."""
+    left, came, since = wanted, 0, time.monotonic()
+    while left:
+        piece = response.read1(min(_BLOCK, left + skip))
+        if not piece:
+            raise TroubleError("the connection ended early")
+        came += len(piece)
+        dropped = min(skip, len(piece))
+        got += piece[dropped:]
+        left, skip = left - (len(piece) - dropped), skip - dropped
+        if time.monotonic() - since > _SLOW_SECONDS:
+            if came < _SLOW_BYTES:
+                raise TroubleError("the connection is very slow")
+            came, since = 0, time.monotonic()
+
+
+def _host(url: str) -> str:
+    return urlsplit(url).netloc or url
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, without the library's objects: the last part of its message."""
+    return " ".join(str(error).split()).rsplit(": ", 1)[-1].strip("()'\" ") or type(error).__name__
+
+
+def _retry_after(headers: Mapping[str, str]) -> float:
+    """Seconds of a Retry-After header, which holds seconds or a date; 0 without a sensible one."""
+    value = headers.get("Retry-After", "")
+    try:
+        return min(3600.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return min(3600.0, max(0.0, parsedate_to_datetime(value).timestamp() - time.time()))
+    except ValueError:
+        return 0.0
 
 
 def download(url: str, path: Path, checksum: str, size: int) -> None:
@@ -44,10 +264,29 @@ def download(url: str, path: Path, checksum: str, size: int) -> None:
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        if isinstance(error, urllib.error.HTTPError):
-            error.close()  # it is also the open response
-        reason = " ".join(f"{error}".split())  # a server's nonsense may have lines
+    except (OSError, ValueError, TroubleError) as error:
         raise UserError(
-            f"could not download {url}: {reason}; put the file at {path} yourself, or use --data sample or --data PATH"
+            f"could not download {url}: {_reason(error)}; "
+            f"put the file at {path} yourself, or use --data sample or --data PATH"
         ) from error
+
+
+def _fetch(url: str, path: Path, checksum: str, size: int) -> None:
+    """Write exactly the expected bytes to `path`, or raise OSError, ValueError or TroubleError."""
+    web, got = Web(lambda _: None), bytearray()
+    for _ in range(5):
+        with web.get(url) as response:
+            if response.status in _REDIRECTS:
+                url = urljoin(url, response.headers.get("Location", ""))
+                continue
+            if response.status != 200:
+                raise ValueError(f"the server answers {response.status}")
+            while len(got) <= size and (piece := response.read1(_BLOCK)):
+                got += piece
+            break
+    if len(got) != size or sha256(got).hexdigest() != checksum:
+        raise ValueError("it is not the file that was expected (wrong size or sha256)")
+    with path.open("xb") as file:
+        file.write(got)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,15 +1,19 @@
-"""Token shards: files of raw ids, appended, sealed, and opened as read-only memory maps.
+"""Token shards: files of raw ids, appended, sealed, and read through short-lived memory maps.
 
 A shard is a 32-byte little-endian header (magic, version, dtype code, count, hash of the vocabulary) and the ids.
-A folder's index.json names the sealed shards and is replaced in one step, so a reader never sees a half-written one.
+A folder's index.json names the sealed shards, with a checksum for each block of a million ids and one of its own, and
+is replaced in one step: a reader never sees a half-written one, and what is not in it does not exist.
 """
 
 import json
 import os
 import struct
 import zlib
-from dataclasses import asdict, dataclass
+from bisect import bisect_right
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -21,12 +25,15 @@ from picogpt.config import UserError
 from picogpt.data.tokenizer import Ids
 
 SHARD_TOKENS = 1 << 26  # a shard is sealed when it holds so many
+INDEX = "index.json"
+BLOCK_TOKENS = 1 << 20  # a checksum is of so many ids, the last one's of fewer
 
 _HEADER = struct.Struct("<8sHH4xQ8s")
 _MAGIC = b"picogpt\0"
-_VERSION = 1
-_BLOCK = 1 << 20
-_INDEX = "index.json"
+_VERSION = 2
+
+Source = tuple[str, int]
+"""What a streamed shard was made from: a file of the corpus, and a row group of it."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,19 @@ class _Entry:
 
     file: str
     count: int
-    crc32: int
+    crc32: tuple[int, ...]  # of each block
+    source: Source | None
+
+
+@dataclass(frozen=True)
+class _Index:
+    """What index.json says."""
+
+    dtype: np.dtype[Any]
+    fingerprint: str  # the tokenizer's
+    signature: str  # the corpus'
+    shards: tuple[_Entry, ...]
+    sources: tuple[Source, ...]  # all that were sealed, those without a token included
 
 
 def _header(dtype: np.dtype[Any], count: int, fingerprint: str) -> bytes:
@@ -47,27 +66,58 @@ def _damaged(path: Path, reason: str) -> UserError:
 
 
 class ShardWriter:
-    """Writes a new folder of shards. As a context manager it seals at the end, or drops the unsealed on an error."""
+    """Writes a folder of shards. As a context manager it seals at the end, or drops the unsealed on an error."""
 
     def __init__(self, folder: Path, dtype: npt.DTypeLike, fingerprint: str, signature: str) -> None:
-        """`fingerprint` is the tokenizer's, `signature` the corpus's. Raises FileExistsError when `folder` exists."""
+        """`fingerprint` is the tokenizer's, `signature` the corpus'. Raises FileExistsError when `folder` exists."""
         folder.mkdir(parents=True)
-        self._folder = folder
-        self._dtype = np.dtype(dtype).newbyteorder("<")
-        self._fingerprint = fingerprint
-        self._signature = signature
-        self._sealed: list[_Entry] = []
-        self._file: BinaryIO | None = None
-        self._count = 0
-        self._crc32 = 0
+        self._begin(folder, _Index(np.dtype(dtype).newbyteorder("<"), fingerprint, signature, (), ()))
 
-    def append(self, ids: Ids) -> None:
-        """Add ids (n,) of the writer's dtype to the shard being written; a full shard is sealed."""
-        if ids.dtype != self._dtype:
-            raise TypeError(f"shards of {self._dtype} were given {ids.dtype}")
+    @classmethod
+    def resume(cls, folder: Path, fingerprint: str, sources: Collection[Source]) -> "ShardWriter":
+        """Go on with streamed shards, with those made from these sources; all other files of ids are deleted.
+
+        Raises UserError for a damaged index.
+        """
+        index = _read_index(folder / INDEX, fingerprint)
+        shards = tuple(entry for entry in index.shards if entry.source in sources)
+        if shards != index.shards[: len(shards)]:
+            raise _damaged(folder / INDEX, "names shards in another order")
+        for path in folder.glob("*.bin"):
+            if path.name not in {entry.file for entry in shards}:
+                path.unlink()
+        writer = cls.__new__(cls)
+        writer._begin(
+            folder, replace(index, shards=shards, sources=tuple(name for name in index.sources if name in sources))
+        )
+        return writer
+
+    def _begin(self, folder: Path, index: _Index) -> None:
+        self.folder, self._index = folder, index
+        self._sealed, self.sources = list(index.shards), list(index.sources)
+        self._file: BinaryIO | None = None
+        self._source: Source | None = None
+        self._clear()
+
+    def _clear(self) -> None:
+        self._count, self._crc32 = 0, [0]
+
+    @property
+    def tokens(self) -> int:
+        """Ids in sealed shards."""
+        return sum(entry.count for entry in self._sealed)
+
+    def append(self, ids: Ids, source: Source | None = None) -> None:
+        """Add ids (n,) of the writer's dtype to the shard being written; a full shard is sealed.
+
+        source: what they were made from. Readers see them only when it was sealed.
+        """
+        self._source = source
+        if ids.dtype != self._index.dtype:
+            raise TypeError(f"shards of {self._index.dtype} were given {ids.dtype}")
         while len(ids):
-            part = ids[: SHARD_TOKENS - self._count]
-            self._write(np.ascontiguousarray(part, self._dtype))
+            part = ids[: min(SHARD_TOKENS, self._count - self._count % BLOCK_TOKENS + BLOCK_TOKENS) - self._count]
+            self._write(np.ascontiguousarray(part, self._index.dtype))
             ids = ids[len(part) :]
             if self._count == SHARD_TOKENS:
                 self.seal()
@@ -76,36 +126,42 @@ class ShardWriter:
         if self._file is None:
             self._file = self._next_path().open("xb")
             self._file.write(bytes(_HEADER.size))  # no magic, so no shard until it is sealed
+        elif self._count % BLOCK_TOKENS == 0:
+            self._crc32.append(0)
         self._file.write(ids.data)
-        self._crc32 = zlib.crc32(ids.data, self._crc32)
+        self._crc32[-1] = zlib.crc32(ids.data, self._crc32[-1])
         self._count += len(ids)
 
     def _next_path(self) -> Path:
-        return self._folder / f"{len(self._sealed):05d}.bin"
+        return self.folder / f"{len(self._sealed):05d}.bin"
 
-    def seal(self) -> None:
-        """Make everything appended so far durable, and visible to readers."""
+    def seal(self, source: Source | None = None) -> None:
+        """Make everything appended so far durable, and visible to readers. source: one that all was appended of."""
         if self._file is not None:
             self._file.seek(0)
-            self._file.write(_header(self._dtype, self._count, self._fingerprint))
+            self._file.write(_header(self._index.dtype, self._count, self._index.fingerprint))
             _sync(self._file)
             self._file.close()
-            self._sealed.append(_Entry(self._next_path().name, self._count, self._crc32))
-            self._file, self._count, self._crc32 = None, 0, 0
+            self._sealed.append(_Entry(self._next_path().name, self._count, tuple(self._crc32), self._source))
+            self._file = None
+            self._clear()
+        if source is not None:
+            self.sources.append(source)
         self._write_index()
 
     def _write_index(self) -> None:
         index = {
             "version": _VERSION,
-            "dtype": self._dtype.name,
-            "tokenizer": self._fingerprint,
-            "corpus": self._signature,
+            "dtype": self._index.dtype.name,
+            "tokenizer": self._index.fingerprint,
+            "corpus": self._index.signature,
             "shards": [asdict(entry) for entry in self._sealed],
+            "sources": self.sources,
         }
-        path = self._folder / _INDEX
+        path = self.folder / INDEX
         part = path.with_suffix(".part")
         with part.open("wb") as file:
-            file.write(json.dumps(index, indent=1).encode())
+            file.write(json.dumps({**index, "sha256": _digest(index)}).encode())
             _sync(file)
         os.replace(part, path)
 
@@ -117,9 +173,15 @@ class ShardWriter:
             if kind is None:
                 self.seal()
         finally:
-            if self._file is not None:
-                self._file.close()
-                self._next_path().unlink()
+            self.drop()
+
+    def drop(self) -> None:
+        """Forget what is not sealed."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+            self._clear()
+            self._next_path().unlink()
 
 
 def _sync(file: BinaryIO) -> None:
@@ -127,48 +189,83 @@ def _sync(file: BinaryIO) -> None:
     os.fsync(file.fileno())
 
 
-class Shards:
-    """The sealed shards of a folder as one sequence of ids; `arrays` are read-only memory maps of `dtype`."""
+def _digest(index: dict[str, Any]) -> str:
+    return sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
 
-    def __init__(self, folder: Path, dtype: np.dtype[Any], entries: list[_Entry], arrays: list[Ids]) -> None:
-        self.folder = folder
-        self.dtype = dtype
-        self.arrays = arrays
-        self._entries = entries
-        self._count = sum(entry.count for entry in entries)
+
+class Shards:
+    """The sealed shards of a folder as one sequence of ids.
+
+    A block of ids is checked against its checksum when it is read for the first time, and nothing stays mapped: what is
+    read costs its own size in memory, however much there is.
+    """
+
+    def __init__(self, folder: Path, fingerprint: str) -> None:
+        self.folder, self._fingerprint = folder, fingerprint
+        self._checked: set[tuple[int, int]] = set()
+        self._entries: tuple[_Entry, ...] = ()
+        self.refresh()
+
+    def refresh(self) -> int:
+        """Look for shards that were sealed meanwhile. Returns the ids there are now. Raises UserError for damage."""
+        path = self.folder / INDEX
+        index = _read_index(path, self._fingerprint)
+        sealed = {None, *index.sources}
+        entries = tuple(entry for entry in index.shards if entry.source in sealed)
+        if entries[: len(self._entries)] != self._entries:
+            raise _damaged(path, "no longer names the shards it did")
+        for entry in entries[len(self._entries) :]:
+            _check_header(self.folder / entry.file, index.dtype, entry.count, self._fingerprint)
+        self.dtype, self._entries, self.sources = index.dtype, entries, frozenset(index.sources)
+        self._starts = [0, *accumulate(entry.count for entry in entries)]
+        return len(self)
 
     def __len__(self) -> int:
-        return self._count
+        return self._starts[-1]
 
     def read(self, start: int, stop: int) -> Ids:
-        """Ids start..stop - 1 across shard borders: (stop - start,), a read-only view where one shard holds them."""
+        """Ids start..stop - 1 across shard borders: (stop - start,). Raises UserError for a damaged block."""
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"tokens {start}:{stop} of {len(self)}")
-        parts = []
-        begin = 0
-        for array in self.arrays:
-            if begin < stop and start < begin + len(array):
-                parts.append(array[max(start - begin, 0) : stop - begin])
-            begin += len(array)
-        return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, self.dtype), *parts])
+        result, done = np.empty(stop - start, self.dtype), 0
+        while done < len(result):
+            shard = bisect_right(self._starts, start + done) - 1
+            block, inside = divmod(start + done - self._starts[shard], BLOCK_TOKENS)
+            ids = self._block(shard, block)[inside : inside + len(result) - done]
+            result[done : done + len(ids)] = ids
+            done += len(ids)
+        return result
+
+    def _block(self, shard: int, block: int) -> Ids:
+        """The ids of a block, mapped until the result is forgotten."""
+        entry = self._entries[shard]
+        path, start = self.folder / entry.file, block * BLOCK_TOKENS
+        shape = (min(BLOCK_TOKENS, entry.count - start),)
+        try:
+            ids = np.memmap(path, self.dtype, "r", _HEADER.size + start * self.dtype.itemsize, shape)
+        except (OSError, ValueError) as error:
+            raise _damaged(path, f"cannot be read ({error})") from None
+        if (shard, block) not in self._checked:
+            if zlib.crc32(ids.data) != entry.crc32[block]:
+                raise _damaged(path, f"has a wrong checksum of ids {start:,} to {start + len(ids):,}")
+            self._checked.add((shard, block))
+        return np.asarray(ids)
 
     def fingerprint(self) -> str:
-        """16 hexadecimal digits of the ids: of each shard's count and checksum."""
+        """16 hexadecimal digits of the ids: of each shard's count and checksums."""
         facts = [(entry.count, entry.crc32) for entry in self._entries]
         return sha256(repr((self.dtype.name, facts)).encode()).hexdigest()[:16]
 
     def verify(self) -> None:
         """Read everything and compare checksums. Raises UserError for ids that are not the ones written."""
-        for entry, array in zip(self._entries, self.arrays, strict=True):
-            crc32 = 0
-            for start in range(0, len(array), _BLOCK):
-                crc32 = zlib.crc32(array[start : start + _BLOCK].data, crc32)
-            if crc32 != entry.crc32:
-                raise _damaged(self.folder / entry.file, "has a wrong checksum")
+        self._checked.clear()
+        for shard, entry in enumerate(self._entries):
+            for block in range(len(entry.crc32)):
+                self._block(shard, block)
 
 
-def _read_index(path: Path) -> tuple[np.dtype[Any], str, list[_Entry]]:
-    """(dtype, the tokenizer's fingerprint, shards) of an index. Raises UserError."""
+def _read_index(path: Path, fingerprint: str) -> _Index:
+    """An index made with the tokenizer of that fingerprint. Raises UserError."""
     try:
         index = json.loads(path.read_bytes())
     except OSError as error:
@@ -178,22 +275,46 @@ def _read_index(path: Path) -> tuple[np.dtype[Any], str, list[_Entry]]:
     match index:
         case {"version": int(version)} if version != _VERSION:
             raise _damaged(path, f"has version {version}, not {_VERSION}")
-        case {"dtype": "uint8" | "uint16" as dtype, "tokenizer": str(fingerprint), "shards": list(shards)}:
-            entries = [_entry(path, number, shard) for number, shard in enumerate(shards)]
-            return np.dtype(dtype).newbyteorder("<"), fingerprint, entries
+        case {
+            "dtype": "uint8" | "uint16" as dtype,
+            "tokenizer": str(made_with),
+            "corpus": str(signature),
+            "shards": list(shards),
+            "sources": list(sources),
+            "sha256": str(digest),
+        }:
+            if digest != _digest({name: value for name, value in index.items() if name != "sha256"}):
+                raise _damaged(path, "has a wrong checksum")
+            if made_with != fingerprint:
+                raise _damaged(path, f"was made with another vocabulary ({made_with}, not {fingerprint})")
+            entries = tuple(_entry(path, number, shard) for number, shard in enumerate(shards))
+            groups = tuple(_source(path, source) for source in sources)
+            return _Index(np.dtype(dtype).newbyteorder("<"), made_with, signature, entries, groups)
     raise _damaged(path, "is not an index of shards")
 
 
 def _entry(path: Path, number: int, shard: Any) -> _Entry:
     """The index's `number`-th entry. A file has one name it can have, so no entry leads out of the folder."""
     match shard:
-        case {"file": str(file), "count": int(count), "crc32": int(crc32)} if file == f"{number:05d}.bin" and count > 0:
-            return _Entry(file, count, crc32)
+        case {"file": str(file), "count": int(count), "crc32": list(crc32), "source": source} if (
+            file == f"{number:05d}.bin"
+            and 0 < count <= SHARD_TOKENS
+            and len(crc32) == -(-count // BLOCK_TOKENS)
+            and all(type(value) is int for value in crc32)
+        ):
+            return _Entry(file, count, tuple(crc32), None if source is None else _source(path, source))
     raise _damaged(path, f"has a damaged entry {number}")
 
 
-def _map(path: Path, dtype: np.dtype[Any], count: int, fingerprint: str) -> Ids:
-    """The ids of one shard, (count,), after every check its header allows. Raises UserError."""
+def _source(path: Path, source: Any) -> Source:
+    match source:
+        case [str(file), int(group)]:
+            return file, group
+    raise _damaged(path, "has a damaged source")
+
+
+def _check_header(path: Path, dtype: np.dtype[Any], count: int, fingerprint: str) -> None:
+    """Every check of a shard that takes its header alone. Raises UserError."""
     try:
         with path.open("rb") as file:
             header = file.read(_HEADER.size)
@@ -211,17 +332,19 @@ def _map(path: Path, dtype: np.dtype[Any], count: int, fingerprint: str) -> Ids:
         raise _damaged(path, f"is not complete or not the one indexed ({size:,} bytes for {count:,} tokens)")
     if header != _header(dtype, count, fingerprint):
         raise _damaged(path, f"was made with another vocabulary ({vocabulary.hex()})")
-    return np.asarray(np.memmap(path, dtype, "r", _HEADER.size, (count,)))
 
 
-def open_shards(folder: Path, fingerprint: str) -> Shards:
-    """The sealed shards of `folder`, made with the tokenizer of that fingerprint.
+class Span:
+    """Ids start..stop - 1 of shards, as if they were all there are."""
 
-    Raises UserError naming the file, what is wrong with it and the repair.
-    """
-    path = folder / _INDEX
-    dtype, made_with, entries = _read_index(path)
-    if made_with != fingerprint:
-        raise _damaged(path, f"was made with another vocabulary ({made_with}, not {fingerprint})")
-    arrays = [_map(folder / entry.file, dtype, entry.count, fingerprint) for entry in entries]
-    return Shards(folder, dtype, entries, arrays)
+    def __init__(self, shards: Shards, start: int, stop: int) -> None:
+        self.dtype, self._shards, self._start, self._stop = shards.dtype, shards, start, stop
+
+    def __len__(self) -> int:
+        return self._stop - self._start
+
+    def read(self, start: int, stop: int) -> Ids:
+        """Ids start..stop - 1 of the span: (stop - start,). Raises UserError for a damaged block."""
+        if not 0 <= start <= stop <= len(self):
+            raise IndexError(f"tokens {start}:{stop} of {len(self)}")
+        return self._shards.read(self._start + start, self._start + stop)

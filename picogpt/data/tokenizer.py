@@ -1,6 +1,7 @@
 """Text <-> ids by table: exactly one id a character, so positions in the text and in its ids agree."""
 
 import json
+import re
 import string
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -40,6 +41,14 @@ class Tokenizer(ABC):
         self._symbols = symbols
         self._table = table
         self._ascii = table.take(np.arange(256), mode="clip").astype(np.uint8).tobytes()
+
+    def encode_marked(self, text: str) -> Ids:
+        """`encode`, but the names of special ids in the text become these ids."""
+        if not self.special:
+            return self.encode(text)
+        parts = re.split(f"({'|'.join(map(re.escape, self.special))})", text)
+        ids = [np.array([self.special[p]], self.dtype) if p in self.special else self.encode(p) for p in parts]
+        return np.concatenate(ids)
 
     def encode(self, text: str) -> Ids:
         """One id a character, lone surrogates included: (len(text),) of `dtype`."""

@@ -115,14 +115,21 @@ def latest(run_dir: Path) -> Path | None:
 
 
 def best(run_dir: Path) -> Path | None:
-    """The checkpoint folder with the lowest finite meta["val_loss"]; one without such a number does not count."""
+    """The checkpoint folder with the lowest finite meta["val_loss"]; one without such a number does not count.
+
+    Nor do those from before the last change of meta["text"], the text the losses are of.
+    """
     ranked: list[tuple[float, Path]] = []
+    text = None
     for folder in _complete(run_dir / "checkpoints"):
         try:
-            loss = _read_meta(folder)["meta"].get("val_loss")
+            meta = _read_meta(folder)["meta"]
         except _DamageError:
             continue  # it says no loss; load() tells its story to whoever asks for it
+        loss = meta.get("val_loss")
         if isinstance(loss, int | float) and -inf < loss < inf:
+            if meta.get("text") != text:
+                ranked, text = [], meta.get("text")
             ranked.append((loss, folder))
     return min(ranked)[1] if ranked else None
 

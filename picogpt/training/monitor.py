@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 from rich.console import Console
 from rich.padding import Padding
+from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 from rich.text import Text
@@ -143,8 +144,11 @@ class Screen:
             self._progress.update(task, completed=first_step / steps)
             self._progress.start()
 
-    def step(self, step: int, loss: float, tokens_per_second: float, elapsed_seconds: float) -> None:
-        """Tell of an optimizer step that is done. Cheap: the line is drawn about four times a second."""
+    def step(self, step: int, loss: float, tokens_per_second: float, elapsed_seconds: float, status: str = "") -> None:
+        """Tell of an optimizer step that is done. Cheap: the line is drawn about four times a second.
+
+        status: what else goes on.
+        """
         if self._began is None:
             self._began = self._work(step), elapsed_seconds
         now = time.monotonic()
@@ -152,12 +156,12 @@ class Screen:
             return
         self._drawn = now
         parts = [f"step {step:,}/{self._steps:,}", f"loss {loss:.3f}", f"{tokens_per_second:,.0f} tokens/s"]
-        parts += [_clock(elapsed_seconds), f"ETA {self._remaining(step, elapsed_seconds)}"]
+        parts += [_clock(elapsed_seconds), f"ETA {self._remaining(step, elapsed_seconds)}", status]
         done = step / self._steps
         if self._minutes:
             done = max(done, elapsed_seconds / (60 * self._minutes))
         task = self._progress.task_ids[0]
-        self._progress.update(task, description="  ".join(parts), completed=min(1.0, done), refresh=True)
+        self._progress.update(task, description="  ".join(filter(None, parts)), completed=min(1.0, done), refresh=True)
 
     def evaluation(self, entry: dict[str, Any]) -> None:
         """Print one evaluation, a dict with the fields of the run's log, and its sample below it."""
@@ -170,6 +174,13 @@ class Screen:
     def notice(self, text: str) -> None:
         """Print a line the user should see."""
         self._print(f"note: {text}", "yellow")
+
+    def warning(self, text: str) -> None:
+        """Print what nobody may miss: framed, and in capitals where there are no colours."""
+        if self._interactive:
+            self._console.print(Panel(Text(visible(text, self._console.encoding)), style="bold black on yellow"))
+        else:
+            self._print(f"WARNING: {text.upper()}")
 
     def close(self) -> None:
         """Give the terminal back. Closing twice is fine."""

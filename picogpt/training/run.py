@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from picogpt.config import GenerateConfig, RunConfig, UserError
-from picogpt.data.loader import Loader, validation_windows
-from picogpt.data.prepare import Prepared, prepare
+from picogpt.data.feed import Feed, open_feed
 from picogpt.data.tokenizer import Tokenizer, from_dict
 from picogpt.engine.backend import to_device, to_host
 from picogpt.inference.sampling import generate
@@ -31,7 +30,7 @@ from picogpt.training.runlog import RunLog
 from picogpt.training.trainer import Trainer
 
 # What may differ when a run goes on: how long it trains and how the machine does it, not what it learns.
-FREE = ("steps", "minutes", "micro_batch", "lanes", "device", "tf32", "recompute", "low_memory")
+FREE = ("steps", "minutes", "micro_batch", "lanes", "device", "tf32", "recompute", "low_memory", "data", "data_limit")
 EVALUATION_SHARE = 0.03  # of the time spent training
 SAMPLE = GenerateConfig(tokens=128, temperature=0.5)
 SAMPLE_PROMPT = "He is a"
@@ -55,11 +54,14 @@ class Run:
         tokenizer = from_dict(found.meta["tokenizer"]) if found and init_from else None
         if tokenizer and tokenizer.name != config.data.tokenizer:
             raise UserError(f"{init_from} was trained with the tokenizer {tokenizer.name}: leave --tokenizer out")
-        self.data: Prepared = prepare(config.data, dataset_dir, self.screen.notice, tokenizer)
-        self.config = fit_vocabulary(config, self.data.tokenizer)
         self.resumed = found if newest else None
+        meta = self.resumed.meta if self.resumed else {}
+        train = config.train
+        windows = max(8, round(EVALUATION_SHARE * 3 * train.eval_interval * train.batch_size))  # forward is 1/3
+        self.feed = open_feed(config, dataset_dir, self.screen.notice, tokenizer, windows, meta.get("feed"))
+        self.config = fit_vocabulary(config, self.feed.tokenizer)
         if self.resumed:
-            _refuse_differences(self.resumed, self.config, self.data)
+            _refuse_differences(self.resumed, self.config, self.feed)
         elif found and parameter_shapes(self.config.model) != {name: a.shape for name, a in found.model.items()}:
             raise UserError(f"{init_from} has another shape than the model asked for: leave the model's flags out")
         self.fitted = fitted_here(self.config, self.screen.notice)
@@ -68,10 +70,6 @@ class Run:
             self.arrays: Arrays = {name: found.model[name] for name in parameter_shapes(self.config.model)}
         else:
             self.arrays = initial_arrays(self.config.model, config.train.seed)
-        self.loader = Loader(self.data.train, self.config.context, config.train.seed)
-        train = config.train
-        windows = max(8, round(EVALUATION_SHARE * 3 * train.eval_interval * train.batch_size))  # forward is 1/3
-        self.validation = validation_windows(self.data.val, self.config.context, windows)
         if fresh:
             _remove_run(run_dir)
         about = {**self.config.to_dict(), "parameters": parameter_count(self.config.model)[0]}
@@ -80,7 +78,6 @@ class Run:
             raise UserError(f"{run_dir} has a log but no checkpoint to go on from: start over with --fresh")
         self.log.rewind(self.resumed.step if self.resumed else 0)
         self.plotter = Plotter(run_dir / "log.pkl", run_dir / "log.png")
-        meta = self.resumed.meta if self.resumed else {}
         self.done: int = self.resumed.step if self.resumed else 0
         self.seconds: float = meta.get("seconds", 0.0)
         self.recent: list[float] = meta.get("recent", [])  # training losses since the last evaluation
@@ -98,6 +95,7 @@ class Run:
         with ExitStack() as stack:
             lanes = stack.enter_context(open_lanes(self.fitted))
             stopped = stack.enter_context(_signals(self.screen.notice))
+            stack.callback(self.feed.close)
             stack.callback(self._finish_plot)
             stack.callback(self.screen.close)
             trainer = Trainer(self.fitted, self.arrays, lanes)
@@ -108,7 +106,11 @@ class Run:
                 self.resumed.model.clear()
             self.arrays.clear()  # the trainer has its own
             self.log.save()  # a folder that cannot be written to is found now, not at the first evaluation
+            self._tell(self.feed.begin(self.done * train.batch_size))
             self._announce(trainer)
+            if self.feed.warning:
+                self.screen.warning(self.feed.warning)
+                self.log.notice(self.feed.warning)
             depths = [max(1, trainer.depth_at(step / train.steps)) for step in range(train.steps)]
             work = np.concatenate([[0], np.cumsum(depths)])
             self.screen.start(self.done, train.steps, train.minutes, lambda step: float(work[min(step, train.steps)]))
@@ -130,7 +132,9 @@ class Run:
 
     def _step(self, trainer: Trainer, clock: "_Clock") -> None:
         train = self.config.train
-        x, y = self.loader.batch(self.done * train.batch_size, train.batch_size)
+        position = self.done * train.batch_size
+        self._tell(self.feed.look(position))
+        x, y = self.feed.batch(position, train.batch_size)
         self.factor, depth = (
             learning_rate_factor(train, self.done, self._progress()),
             trainer.depth_at(self._progress()),
@@ -143,7 +147,13 @@ class Run:
         self.recent.append(loss)
         self.seconds += clock.lap()
         clock.trained(y.size)
-        self.screen.step(self.done, loss, clock.tokens_per_second, self.seconds)
+        self.screen.step(self.done, loss, clock.tokens_per_second, self.seconds, self.feed.status())
+
+    def _tell(self, notices: list[str]) -> None:
+        """What the user should know now, and find in the log again."""
+        for notice in notices:
+            self.screen.notice(notice)
+            self.log.notice(notice)
 
     def _evaluate(self, trainer: Trainer, clock: "_Clock") -> None:
         entry: dict[str, Any] = {
@@ -151,10 +161,11 @@ class Run:
             "tokens": self.done * self.config.train.batch_size * self.config.context,
             "lr": self.config.train.learning_rate * self.factor,
             "train_loss": float(np.mean(self.recent)),
-            "val_loss": trainer.evaluate(*self.validation),
+            "val_loss": trainer.evaluate(*self.feed.validation),
             "tokens_per_second": clock.tokens_per_second,
             "memory_mb": monitor.peak_memory() / 2**20,
             "sample": self._sample(trainer),
+            **({"text": self.feed.text} if self.feed.text else {}),
         }
         self.seconds += clock.lap()
         entry["seconds"] = self.seconds
@@ -174,7 +185,7 @@ class Run:
             self.screen.notice(self.plotter.problem)
 
     def _sample(self, trainer: Trainer) -> str:
-        tokenizer = self.data.tokenizer
+        tokenizer = self.feed.tokenizer
         prompt = tokenizer.encode(SAMPLE_PROMPT)
         rng = generator(self.config.train.seed, "sample", self.done)
         decoder = Decoder(trainer.replicas[0])
@@ -184,8 +195,10 @@ class Run:
     def _save(self, trainer: Trainer, val_loss: float | None) -> None:
         meta = {
             "config": self.config.to_dict(),
-            "tokenizer": self.data.tokenizer.to_dict(),
-            "data": self.data.fingerprint,
+            "tokenizer": self.feed.tokenizer.to_dict(),
+            "data": self.feed.fingerprint,
+            "feed": self.feed.state,
+            "text": self.feed.text,
             "val_loss": val_loss,
             "seconds": self.seconds,
             "recent": self.recent,
@@ -198,11 +211,11 @@ class Run:
         checkpoint.prune(self.dir)
 
     def _announce(self, trainer: Trainer) -> None:
-        train, data = self.config.train, self.data
+        train = self.config.train
         place = gpu_in_words(self.fitted) if self.fitted.train.device == "cuda" else lanes_in_words(trainer.lanes.count)
         micro = f"{trainer.micro_batch} at a time" + (", recomputed" if self.fitted.train.recompute else "")
         self.screen.notice(
-            f"{data.corpus.source}: {len(data.train):,} tokens to train on, {len(data.val):,} to validate; a step is "
+            f"{self.feed.describe()}; a step is "
             f"{train.batch_size} sequences of {self.config.context}, {micro}, on {place}"
         )
         if self.resumed:
@@ -266,10 +279,10 @@ def _require_memory(config: RunConfig, notify: Callable[[str], None]) -> None:
         )
 
 
-def _refuse_differences(saved: Checkpoint, config: RunConfig, data: Prepared) -> None:
+def _refuse_differences(saved: Checkpoint, config: RunConfig, feed: Feed) -> None:
     """Raises UserError where a run was trained with other settings or on another text than asked for now."""
     before = RunConfig.from_dict(saved.meta["config"])
-    free = {name: getattr(config.train, name) for name in FREE}
+    free = {name: getattr(config.train, name) for name in FREE if hasattr(config.train, name)}
     # One window is the default context, and it is the text that counts, not what it is called.
     old = replace(before.train, context=before.context, **free)
     new = replace(config.train, context=config.context)
@@ -277,10 +290,10 @@ def _refuse_differences(saved: Checkpoint, config: RunConfig, data: Prepared) ->
         f"{field.name} was {getattr(mine, field.name)}, now {getattr(yours, field.name)}"
         for mine, yours in ((before.model, config.model), (before.data, config.data), (old, new))
         for field in fields(mine)
-        if field.name != "data" and getattr(mine, field.name) != getattr(yours, field.name)
+        if field.name not in FREE and getattr(mine, field.name) != getattr(yours, field.name)
     ]
-    if not differences and saved.meta["data"] != data.fingerprint:
-        differences = [f"the text of {data.corpus.source} has changed"]
+    if not differences and saved.meta["data"] != feed.fingerprint:
+        differences = [f"the text of {feed.source} has changed"]
     if differences:
         name = saved.path.parent.parent.name
         raise UserError(

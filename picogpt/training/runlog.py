@@ -59,8 +59,10 @@ class RunLog:
 
     @property
     def best_loss(self) -> float | None:
-        """Lowest finite validation loss."""
-        return min((entry["val_loss"] for entry in self.evaluations if is_finite(entry["val_loss"])), default=None)
+        """Lowest finite validation loss on the text of the last evaluation."""
+        text = self.evaluations[-1].get("text") if self.evaluations else None
+        losses = [entry["val_loss"] for entry in self.evaluations if entry.get("text") == text]
+        return min(filter(is_finite, losses), default=None)
 
     def save(self) -> None:
         """Replace the file atomically. Raises UserError when the disk refuses."""

@@ -1,0 +1,230 @@
+"""Files -> documents: plain text, JSON lines and parquet, compressed or not.
+
+A document is an iterable of pieces of text, so that none is ever held whole that need not be.
+"""
+
+import bz2
+import codecs
+import gzip
+import io
+import json
+import lzma
+import shutil
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from picogpt.config import UserError
+
+_BLOCK = 1 << 20  # bytes read at once
+PLAIN = (".txt", ".md")
+_KINDS = (*PLAIN, ".jsonl", ".parquet")
+_COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+KNOWN = f"{', '.join(_KINDS)}, or one of these compressed ({', '.join(_COMPRESSED)})"
+
+Document = Iterable[str]
+
+
+class DamagedFileError(UserError):
+    """What is in the file is not what its format says."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which fields of a row are its text: one, or a question and its answer."""
+
+    text: str = "text"
+    qa: tuple[str, str] | None = None
+
+    @property
+    def is_marked(self) -> bool:
+        """Whether documents hold the names of special ids."""
+        return self.qa is not None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.qa or (self.text,)
+
+    def document(self, row: Sequence[Any]) -> str:
+        """The text of a row's fields, "" where one is missing; questions and answers in PicoGPT's marks."""
+        values = [value if isinstance(value, str) else "" for value in row]
+        if self.qa is None:
+            return values[0]
+        return f"<Q>{values[0]}</Q>\n<A>{values[1]}</A>" if all(values) else ""
+
+
+TEXT = Columns()
+
+
+def kind_of(path: Path) -> str:
+    """The suffix that says what is in the file, without that of its compression; "" for one that is not known."""
+    suffix = Path(path.stem).suffix if path.suffix.lower() in _COMPRESSED else path.suffix
+    return suffix.lower() if suffix.lower() in _KINDS else ""
+
+
+def documents(path: Path, columns: Columns, advance: Callable[[int], None] = lambda _: None) -> Iterator[Document]:
+    """The documents of one file. advance: told how many bytes of the file were read.
+
+    Raises UserError for a file that cannot be read, is damaged, is not UTF-8 or has no such field.
+    """
+    with _naming(path), path.open("rb") as raw, closing(_decompressed(path, raw)) as file:
+        counted = _Counted(raw, advance)
+        kind = kind_of(path)
+        if kind == ".jsonl":
+            found: Iterator[Document] = ((text,) for text in _json_lines(path, file, columns))
+        elif kind == ".parquet":
+            found = ((text,) for text in _parquet(path, file, columns))
+        else:
+            found = iter([_pieces(path, file, counted)])
+        for document in found:
+            yield document
+            counted()
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """What goes wrong with a file is told with its name."""
+    try:
+        yield
+    except (EOFError, zlib.error, lzma.LZMAError) as error:
+        raise UserError(f"{path} is damaged ({error}): get it again") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+class _Counted:
+    """Tells how far a file has been read since the last time."""
+
+    def __init__(self, raw: BinaryIO, advance: Callable[[int], None]) -> None:
+        self._raw, self._advance, self._last = raw, advance, 0
+
+    def __call__(self) -> None:
+        now = self._raw.tell()
+        self._advance(now - self._last)
+        self._last = now
+
+
+def _decompressed(path: Path, raw: BinaryIO) -> BinaryIO:
+    match path.suffix.lower():
+        case ".gz":
+            return cast(BinaryIO, gzip.GzipFile(fileobj=raw))
+        case ".bz2":
+            return cast(BinaryIO, bz2.BZ2File(raw))
+        case ".xz":
+            return cast(BinaryIO, lzma.LZMAFile(raw))
+        case ".zst":
+            import pyarrow
+
+            return cast(BinaryIO, io.BufferedReader(pyarrow.CompressedInputStream(raw, "zstd")))
+    return raw
+
+
+def _pieces(path: Path, file: BinaryIO, counted: Callable[[], None]) -> Iterator[str]:
+    """The file's text in pieces of at least one character: UTF-8, a byte order mark dropped, every line end as \\n."""
+    newlines = io.IncrementalNewlineDecoder(None, translate=True)
+    start, pending, first = 0, b"", True  # start: offset of the first byte that is not decoded yet
+    while True:
+        with _naming(path):
+            block = file.read(_BLOCK)
+        encoded = pending + block
+        if first and len(encoded) < len(codecs.BOM_UTF8) and block:
+            pending = encoded
+            continue
+        if first and encoded.startswith(codecs.BOM_UTF8):
+            start, encoded = len(codecs.BOM_UTF8), encoded[len(codecs.BOM_UTF8) :]
+        first = False
+        try:
+            text, used = codecs.utf_8_decode(encoded, "strict", not block)
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is not UTF-8 at byte {start + error.start:,}: convert it to UTF-8") from None
+        if piece := newlines.decode(text, not block):
+            yield piece
+        counted()
+        if not block:
+            return
+        pending = encoded[used:]
+        start += used
+
+
+def _json_lines(path: Path, file: BinaryIO, columns: Columns) -> Iterator[str]:
+    for number, line in enumerate(file, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            raise UserError(f"{path} has no JSON in line {number:,}: mend that line") from None
+        missing = [name for name in columns.names if not isinstance(row, dict) or name not in row]
+        if missing:
+            there = ", ".join(list(row)[:8]) if isinstance(row, dict) else "no object"
+            raise UserError(
+                f"{path} has no field {missing[0]!r} in line {number:,} (it has {there}): use --text-field or --qa"
+            )
+        if text := columns.document([row[name] for name in columns.names]):
+            yield text
+
+
+def _parquet(path: Path, file: BinaryIO, columns: Columns) -> Iterator[str]:
+    with _seekable(file, path.suffix.lower() in _COMPRESSED) as seekable:
+        table = open_parquet(str(path), seekable, columns)
+        for group in range(table.num_row_groups):
+            yield from row_group(str(path), table, group, columns)
+
+
+@contextmanager
+def _seekable(file: BinaryIO, compressed: bool) -> Iterator[BinaryIO]:
+    """The file itself, or a copy on the disk of one that can only be read from its beginning."""
+    if not compressed:
+        yield file
+        return
+    with tempfile.TemporaryFile() as copy:
+        shutil.copyfileobj(file, copy, _BLOCK)
+        yield cast(BinaryIO, copy)
+
+
+def open_parquet(name: str, file: Any, columns: Columns, buffer_size: int = 0) -> Any:
+    """A pyarrow ParquetFile that has these columns as text. Raises DamagedFileError for another file, UserError without
+    them.
+
+    buffer_size: bytes of a column read at once; 0: all there are in a row group.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        table = parquet.ParquetFile(file, buffer_size=buffer_size, page_checksum_verification=True)
+    except pyarrow.ArrowInvalid as error:
+        raise DamagedFileError(f"{name} is no parquet file ({_line(error)}): get it again") from None
+    schema = table.schema_arrow
+    for column in columns.names:
+        if column not in schema.names:
+            there = ", ".join(schema.names[:8])
+            raise UserError(f"{name} has no column {column!r} (it has {there}): use --text-field or --qa")
+        kind = schema.field(column).type
+        if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
+            raise UserError(f"{name} has no text in its column {column!r} but {kind}: use --text-field or --qa")
+    return table
+
+
+def row_group(name: str, table: Any, group: int, columns: Columns) -> Iterator[str]:
+    """The documents of one row group. Raises DamagedFileError."""
+    import pyarrow
+
+    try:
+        # Batches, because a row group may be the whole file.
+        for batch in table.iter_batches(batch_size=1024, row_groups=[group], columns=list(columns.names)):
+            for row in zip(*(batch.column(column).to_pylist() for column in columns.names), strict=True):
+                if text := columns.document(row):
+                    yield text
+    except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno:  # the system's word, not the library's
+            raise
+        raise DamagedFileError(f"{name} is damaged in row group {group} ({_line(error)}): get it again") from None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:120]

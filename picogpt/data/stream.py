@@ -1,0 +1,344 @@
+"""A data set of the hub -> token shards, by a process in the background, while they are trained on.
+
+Row groups come in a random order over all files, always the same one, so that what has arrived is at any time a uniform
+sample of the whole. Each is fetched by range, tokenized, and sealed as a shard of its own before the next is begun: an
+interruption costs the one in hand. Nothing else touches the disk.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from filelock import FileLock
+
+from picogpt.config import DataConfig, UserError
+from picogpt.data.corpora import columns_of
+from picogpt.data.formats import Columns, DamagedFileError, open_parquet, row_group
+from picogpt.data.hub import Dataset, Hub, HubFile
+from picogpt.data.prepare import read_tokenizer, val_share, write_tokenizer
+from picogpt.data.remote import ChangedError, MissingError
+from picogpt.data.shards import INDEX, Shards, ShardWriter, Source
+from picogpt.data.tokenizer import PicoTokenizer, Tokenizer
+from picogpt.rng import generator
+
+_SEED = 0  # of the order: one for all runs, so that they share what was fetched
+_MOST = 20 * 1000**3  # bytes of tokens, where nothing else is asked for
+_KEPT_FREE = 0.05  # of the disk
+_READ = 8 << 20  # bytes of a column fetched at once
+_OPEN_FILES = 64  # parquet files whose footer is kept
+_ATTEMPTS = 3  # to read a row group that seems damaged
+_RESTART_SECONDS = 10.0
+
+PARTS = ("train", "val")
+
+State = Literal["working", "waiting", "complete", "failed"]
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a stream is doing. text: a line for people."""
+
+    state: State
+    text: str
+    tokens: int = 0
+    time: float = 0.0  # when that was, in seconds since 1970
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to stream, and where to."""
+
+    dataset: Dataset
+    columns: Columns
+    val_fraction: float
+    folder: Path
+    limit: int  # bytes of tokens
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), default=str)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Plan":
+        plan = json.loads(text)
+        qa = plan["columns"]["qa"]
+        columns = Columns(plan["columns"]["text"], tuple(qa) if qa else None)
+        return cls(Dataset(**plan["dataset"]), columns, plan["val_fraction"], Path(plan["folder"]), plan["limit"])
+
+
+def plan_for(dataset: Dataset, data: DataConfig, tokenizer: Tokenizer | None, dataset_dir: Path) -> Plan:
+    """The plan of a data set, its folder made. tokenizer: that of a model to fine-tune; PicoGPT's where it is None.
+
+    Raises UserError where the text would have to be known before the first token, or the disk refuses.
+    """
+    if tokenizer is None and data.tokenizer != PicoTokenizer.name:
+        raise UserError(f"{dataset} is streamed, so its characters are not known beforehand: use --tokenizer picogpt")
+    tokenizer = tokenizer or PicoTokenizer()
+    share, columns = data.val_fraction or val_share(data, sys.maxsize), columns_of(data)
+    facts = (dataset, columns, share, tokenizer.fingerprint())
+    folder = dataset_dir / "tokens" / f"{dataset.name}-{sha256(repr(facts).encode()).hexdigest()[:12]}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "tokenizer.json").exists():
+            write_tokenizer(folder, tokenizer)
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise UserError(f"the tokens cannot be written to {folder}: {error.strerror or error}") from error
+    return Plan(dataset, columns, share, folder, data.limit_bytes or min(_MOST, free // 4))
+
+
+def shards_of(plan: Plan) -> tuple[Shards, Shards] | None:
+    """The shards to train on and to validate with, None before there are any. Raises UserError for damaged ones."""
+    tokenizer = read_tokenizer(plan.folder)
+    folders = [plan.folder / part for part in PARTS]
+    if not all((folder / INDEX).exists() for folder in folders):
+        return None
+    train, val = (Shards(folder, tokenizer.fingerprint()) for folder in folders)
+    return train, val
+
+
+def fill(plan: Plan, tell: Callable[[Status], None]) -> None:
+    """Stream until the limit, the end of the data set or of the disk's free space. It never gives up on a network.
+
+    tell: after every row group, before every pause, and at the end. Raises UserError for what no repetition mends.
+    """
+    tokenizer = read_tokenizer(plan.folder)
+    fingerprint = tokenizer.fingerprint()
+    with FileLock(plan.folder / "lock"):
+        for folder in (plan.folder / part for part in PARTS):
+            if not (folder / INDEX).exists():
+                shutil.rmtree(folder, ignore_errors=True)  # begun and never sealed
+                with ShardWriter(folder, tokenizer.dtype, fingerprint, str(plan.dataset)):
+                    pass
+        # A row group counts from the moment the index of `train` names it, which is written last.
+        done = Shards(plan.folder / "train", fingerprint).sources
+        train, val = (ShardWriter.resume(plan.folder / part, fingerprint, done) for part in PARTS)
+        tell(_working(plan, train, val))
+        _Filling(plan, tokenizer, train, val, tell).run()
+
+
+def _working(plan: Plan, train: ShardWriter, val: ShardWriter) -> Status:
+    tokens = train.tokens + val.tokens
+    return Status("working", f"{plan.dataset}: {tokens:,} tokens of {len(train.sources):,} row groups", tokens)
+
+
+class _Filling:
+    """One pass of `fill`."""
+
+    def __init__(
+        self, plan: Plan, tokenizer: Tokenizer, train: ShardWriter, val: ShardWriter, tell: Callable[[Status], None]
+    ) -> None:
+        self._plan, self._tokenizer, self._train, self._val, self._tell = plan, tokenizer, train, val, tell
+        self._hub = Hub(lambda reason: tell(self._waiting(reason)))
+        self._tables: dict[str, Any] = {}
+        self._failures: dict[Source, int] = {}
+        self._groups: dict[str, int] = {}  # row groups of a file, where that is known
+
+    def run(self) -> None:
+        files = self._hub.files(self._plan.dataset)
+        while not (reason := self._full()):
+            source = self._draw(files)
+            if source is None:
+                reason = "all of it is here"
+                break
+            try:
+                self._add(source)
+            except (MissingError, ChangedError):  # by its next draw it is another file, or none
+                self._forget(source[0])
+            except DamagedFileError as error:
+                self._damaged(source, error)
+        done = _working(self._plan, self._train, self._val)
+        if not self._train.sources and not self._full():
+            raise UserError(f"{self._hub.endpoint} has no sound file of {self._plan.dataset}")
+        self._tell(replace(done, state="complete", text=f"{done.text}; {reason}"))
+
+    def _waiting(self, reason: str) -> Status:
+        return replace(_working(self._plan, self._train, self._val), state="waiting", text=reason)
+
+    def _full(self) -> str:
+        """Why nothing more fits, or nothing."""
+        tokens = self._train.tokens + self._val.tokens
+        if tokens * self._tokenizer.dtype.itemsize >= self._plan.limit:
+            return f"the limit of {self._plan.limit / 1e9:.3g} GB is reached (--data-limit)"
+        usage = shutil.disk_usage(self._plan.folder)
+        return "the disk is nearly full" if usage.free < _KEPT_FREE * usage.total else ""
+
+    def _draw(self, files: list[HubFile]) -> Source | None:
+        """The next row group, which the number of those before it decides: a file by its size, then any left of it."""
+        done: dict[str, set[int]] = {}
+        for path, group in self._train.sources:
+            done.setdefault(path, set()).add(group)
+        rng = generator(_SEED, "draw", len(self._train.sources))
+        left = list(files)
+        while left:
+            sizes = np.array([file.size or 1 for file in left], np.float64)
+            file = left.pop(int(rng.choice(len(left), p=sizes / sizes.sum())))
+            rest = sorted(set(range(self._groups_of(file))) - done.get(file.path, set()))
+            if rest:
+                return file.path, int(rest[rng.integers(len(rest))])
+        return None
+
+    def _groups_of(self, file: HubFile) -> int:
+        """Row groups of a file, none where the hub does not have it."""
+        if self._groups.get(file.path) != 0 and file.path not in self._tables:
+            try:
+                self._groups[file.path] = self._table(file).num_row_groups
+            except MissingError:
+                self._tell(self._waiting(f"{self._hub.endpoint} has no sound {file.path}: going on without it"))
+                self._groups[file.path] = 0
+        return self._groups[file.path]
+
+    def _forget(self, path: str) -> None:
+        self._tables.pop(path, None)
+        self._groups.pop(path, None)
+
+    def _damaged(self, source: Source, error: DamagedFileError) -> None:
+        """What came over the wire may be better the next time; what is damaged at its source is left out."""
+        self._forget(source[0])
+        self._failures[source] = self._failures.get(source, 0) + 1
+        if self._failures[source] < _ATTEMPTS:
+            self._tell(self._waiting(str(error)))
+            time.sleep(self._failures[source])
+            return
+        self._val.seal(source)
+        self._train.seal(source)
+
+    def _table(self, file: HubFile) -> Any:
+        if file.path not in self._tables:
+            while len(self._tables) >= _OPEN_FILES:
+                del self._tables[next(iter(self._tables))]
+            self._tables[file.path] = self._opened(file)
+        return self._tables[file.path]
+
+    def _opened(self, file: HubFile) -> Any:
+        """Raises MissingError where the hub has no such file, or what it has is no parquet file."""
+        for attempt in range(_ATTEMPTS):
+            remote = self._hub.open(self._plan.dataset, file)
+            try:
+                return open_parquet(file.path, remote, self._plan.columns, _READ)
+            except DamagedFileError as error:
+                self._tell(self._waiting(str(error)))
+                time.sleep(attempt)
+        raise MissingError(file.path)
+
+    def _add(self, source: Source) -> None:
+        """Fetch, tokenize and seal one row group."""
+        path, group = source
+        rng = generator(_SEED, "split", len(self._train.sources))
+        encode = self._tokenizer.encode_marked if self._plan.columns.is_marked else self._tokenizer.encode
+        first = not self._train.sources
+        try:
+            for number, text in enumerate(row_group(path, self._tables[path], group, self._plan.columns)):
+                # The very first row group has to have something to validate with.
+                kept = rng.random() < self._plan.val_fraction or (first and number == 1)
+                (self._val if kept else self._train).append(encode(f"{text}\n\n"), source)
+            self._val.seal(source)
+            self._train.seal(source)
+        except BaseException:
+            self._val.drop()
+            self._train.drop()
+            raise
+        self._tell(_working(self._plan, self._train, self._val))
+
+
+class Stream:
+    """The process in the background, as the run that started it sees it."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self._process: subprocess.Popen[bytes] | None = None
+        self._began = 0.0
+        self._started = time.time()
+
+    def start(self) -> None:
+        """Begin, or begin again."""
+        self.close()
+        package = Path(__file__).resolve().parents[2]
+        path = os.pathsep.join([str(package), *filter(None, [os.environ.get("PYTHONPATH")])])
+        with (self.plan.folder / "stream.err").open("wb") as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "picogpt.data.stream", self.plan.to_json()],
+                stdin=subprocess.PIPE,  # whose end tells it that we are gone
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                env={**os.environ, "PYTHONPATH": path},
+            )
+        self._began = time.monotonic()
+
+    def status(self) -> Status:
+        """The newest. A process that died is started again, some time later."""
+        found = _read_status(self.plan.folder)
+        fresh = found if found and found.time >= self._started else Status("working", f"asking for {self.plan.dataset}")
+        died = self._process is not None and self._process.poll() is not None
+        if died and fresh.state not in ("failed", "complete"):
+            if time.monotonic() - self._began > _RESTART_SECONDS:
+                self.start()
+            return replace(
+                fresh, state="waiting", text=f"the stream ended by itself ({self._last_words()}); begun anew"
+            )
+        return fresh
+
+    def _last_words(self) -> str:
+        with suppress(OSError):
+            lines = (self.plan.folder / "stream.err").read_text(encoding="utf-8", errors="replace").splitlines()
+            if lines:
+                return lines[-1][:120]
+        assert self._process is not None
+        return f"status {self._process.returncode}"
+
+    def close(self) -> None:
+        """End it. What it has not sealed is fetched again another time."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            if self._process.stdin:
+                self._process.stdin.close()
+            self._process = None
+
+
+def _write_status(folder: Path, status: Status) -> None:
+    part = folder / "status.part"
+    part.write_text(json.dumps(asdict(replace(status, time=time.time()))), encoding="utf-8")
+    with suppress(PermissionError):  # Windows, while it is being read: the next one will do
+        os.replace(part, folder / "status.json")
+
+
+def _read_status(folder: Path) -> Status | None:
+    try:
+        return Status(**json.loads((folder / "status.json").read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _end_with_parent() -> None:
+    while os.read(0, 1):  # not sys.stdin, whose lock would be in the way at the end
+        pass
+    os._exit(0)
+
+
+def main(argv: Iterable[str]) -> None:
+    """The process in the background. What goes wrong ends in its folder's status."""
+    plan = Plan.from_json(next(iter(argv)))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run, which ends this when it is through
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if hasattr(os, "nice"):
+        os.nice(5)
+    try:
+        fill(plan, lambda status: _write_status(plan.folder, status))
+    except (UserError, OSError) as error:
+        _write_status(plan.folder, Status("failed", str(error)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

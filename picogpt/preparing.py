@@ -1,0 +1,55 @@
+"""`picogpt prepare`: the tokens of a text, made before any run needs them, with a bar that shows how far it is."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from picogpt.config import DataConfig, UserError
+from picogpt.data.hub import dataset_named, is_offline
+from picogpt.data.prepare import prepare
+from picogpt.data.stream import Status, fill, plan_for
+from picogpt.training.monitor import Screen
+
+
+def prepare_ahead(data: DataConfig, dataset_dir: Path) -> None:
+    """Make the tokens `data` names, of a data set of the hub up to its limit. Ctrl-C keeps what is sealed.
+
+    Raises UserError for what is wrong with the text, the disk or the network.
+    """
+    screen = Screen()
+    datasets = [dataset_named(name) for name in data.names]
+    columns = (
+        BarColumn(24),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=None)
+        if not any(datasets):
+            prepared = prepare(
+                data,
+                dataset_dir,
+                screen.notice,
+                advance=lambda read, total: progress.update(task, advance=read, total=total),
+            )
+            train, val = len(prepared.train), len(prepared.val)
+            screen.notice(f"{prepared.corpus.source}: {train:,} tokens to train on, {val:,} to validate")
+            return
+        if len(datasets) > 1 or datasets[0] is None:
+            raise UserError("a data set of the hub is streamed by itself: give --data one name")
+        if is_offline():
+            raise UserError("HF_HUB_OFFLINE is set: take it away to fetch a data set of the hub")
+        plan, last = plan_for(datasets[0], data, None, dataset_dir), Status("working", "")
+
+        def tell(status: Status) -> None:
+            nonlocal last
+            progress.update(task, completed=status.tokens, total=plan.limit, description=status.text)
+            if status.state == "waiting":
+                screen.notice(status.text)
+            last = status
+
+        fill(plan, tell)
+        screen.notice(last.text)

@@ -1,0 +1,162 @@
+"""Files of every kind -> the same documents."""
+
+import bz2
+import gzip
+import json
+import lzma
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from picogpt.config import DataConfig, UserError
+from picogpt.data.corpora import columns_of, open_corpus
+from picogpt.data.formats import Columns, documents, kind_of
+from picogpt.data.prepare import prepare
+
+COMPRESS = {
+    "": lambda raw: raw,
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": lambda raw: pa.compress(raw, "zstd", asbytes=True),
+}
+TEXTS = st.lists(
+    st.text(st.characters(codec="utf-8", exclude_characters="\r\ufeff"), min_size=1), min_size=1, max_size=8
+)
+
+
+def as_jsonl(texts: list[str], field: str = "text") -> bytes:
+    return "\n\n".join(json.dumps({"n": 1, field: text}) for text in texts).encode()
+
+
+def as_parquet(texts: list[str], field: str = "text", rows: int = 3) -> bytes:
+    sink = pa.BufferOutputStream()
+    parquet.write_table(pa.table({"n": range(len(texts)), field: texts}), sink, row_group_size=rows)
+    return sink.getvalue().to_pybytes()
+
+
+def read(path: Path, columns: Columns = Columns()) -> list[str]:  # noqa: B008
+    return ["".join(document) for document in documents(path, columns)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("formats")
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+@settings(max_examples=20, deadline=None)
+@given(texts=TEXTS)
+def test_every_kind_gives_its_documents_back(folder: Path, suffix: str, texts: list[str]) -> None:
+    kinds = {
+        ".txt": texts[0].encode(),
+        ".md": texts[0].encode(),
+        ".jsonl": as_jsonl(texts),
+        ".parquet": as_parquet(texts),
+    }
+    for kind, raw in kinds.items():
+        path = folder / f"file{kind}{suffix}"
+        path.write_bytes(COMPRESS[suffix](raw))
+        assert read(path) == (texts if kind in (".jsonl", ".parquet") else texts[:1]), kind
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("a.txt", ".txt"), ("a.TXT.GZ", ".txt"), ("a.jsonl.zst", ".jsonl"), ("a.gz", ""), ("a.csv", ""), ("a", "")],
+)
+def test_kinds(name: str, kind: str) -> None:
+    assert kind_of(Path(name)) == kind
+
+
+def test_other_fields_and_rows_without_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"body": "one"}\n{"body": null}\n{"body": ""}\n{"body": "two", "text": "no"}\n', encoding="utf-8")
+    assert read(path, Columns("body")) == ["one", "two"]
+
+
+def test_questions_and_answers(tmp_path: Path) -> None:
+    rows = [{"question": "Who?", "response": "Me."}, {"question": "What?", "response": ""}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    columns = columns_of(DataConfig(qa=" question, response"))
+    for name in ("a.jsonl", "a.parquet"):
+        assert read(tmp_path / name, columns) == ["<Q>Who?</Q>\n<A>Me.</A>"]
+    prepared = prepare(DataConfig(str(tmp_path / "a.jsonl"), qa="question,response", val_fraction=0.5), tmp_path, print)
+    ids = [*prepared.train.read(0, len(prepared.train)), *prepared.val.read(0, len(prepared.val))]
+    special = prepared.tokenizer.special
+    marks = [special[name] for name in ("<Q>", "</Q>", "<A>", "</A>")]
+    assert [token for token in ids if token >= 75] == marks
+    assert prepared.tokenizer.decode(ids) == "<Q>who?</Q>\n<A>me.</A>"
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "reason"),
+    [
+        ("a.jsonl", b'{"text": "good"}\n{"text": \n', "has no JSON in line 2"),
+        ("a.jsonl", b'{"body": "x"}', r"no field 'text' in line 1 \(it has body\): use --text-field"),
+        ("a.jsonl", b"[1]", "no field 'text' in line 1 .it has no object"),
+        ("a.jsonl", b'{"text": "\xff"}', "has no JSON in line 1"),
+        ("a.parquet", b"PAR1 is not enough PAR1", "is no parquet file"),
+        ("a.parquet", as_parquet(["x"], "body"), r"no column 'text' \(it has n, body\): use --text-field"),
+        ("a.txt.gz", b"this is not gzip", "cannot be read: Not a gzipped file"),
+        ("a.txt.gz", gzip.compress(b"whole" * 100)[:-9], "is damaged"),
+        ("a.txt.bz2", b"this is not bzip2", "cannot be read"),
+        ("a.txt.xz", b"this is not xz", "is damaged"),
+        ("a.txt.zst", b"this is not zstd", "cannot be read"),
+        ("a.txt.xz", lzma.compress(b"bad \xff"), "is not UTF-8 at byte 4"),
+    ],
+)
+def test_damage_is_one_line(tmp_path: Path, name: str, raw: bytes, reason: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(raw)
+    with pytest.raises(UserError, match=reason) as caught:
+        read(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_column_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(as_parquet(["x"]))
+    with pytest.raises(UserError, match="no text in its column 'n' but int64"):
+        read(tmp_path / "a.parquet", Columns("n"))
+
+
+def test_a_damaged_row_group(tmp_path: Path) -> None:
+    raw = bytearray(as_parquet(["some text that is stored as it is " * 50], rows=1))
+    raw[4:400] = bytes(396)
+    (tmp_path / "a.parquet").write_bytes(raw)
+    with pytest.raises(UserError, match="is damaged in row group 0"):
+        read(tmp_path / "a.parquet")
+
+
+def test_several_paths_are_read_in_order(tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    for name, text in (("b.txt", "first\n"), ("more/c.md", "second"), ("more/a.jsonl", '{"text": "third"}')):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    data = DataConfig((str(tmp_path / "b.txt"), str(tmp_path / "more")))
+    corpus = open_corpus(data, tmp_path)
+    assert "".join(corpus.text()) == "first\n\nthird\n\nsecond"
+    assert corpus.name == "b" and "3 text files" in corpus.source
+
+
+def test_documents_of_a_collection_are_split_whole(tmp_path: Path) -> None:
+    texts = [f"document {number:03d} ends." for number in range(100)]
+    (tmp_path / "a.jsonl").write_bytes(as_jsonl(texts))
+    prepared = prepare(DataConfig(str(tmp_path / "a.jsonl")), tmp_path, print)
+    parts = [prepared.tokenizer.decode(part.read(0, len(part))) for part in (prepared.train, prepared.val)]
+    train, val = (part.split("\n\n") for part in parts)
+    assert len(train) == 95 and len(val) == 5
+    assert sorted(train + val) == texts
+
+
+def test_progress_counts_every_byte_twice(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("some text " * 1000, encoding="utf-8")
+    read: list[int] = []
+    totals = set()
+    prepare(
+        DataConfig(str(tmp_path / "a.txt")), tmp_path, print, advance=lambda n, of: (read.append(n), totals.add(of))
+    )
+    assert sum(read) == 20_000 and totals == {20_000}

@@ -1,0 +1,129 @@
+"""Ranges of remote files, whatever the network does meanwhile."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hubserver import Hub, serving
+
+from picogpt.config import UserError
+from picogpt.data import remote
+from picogpt.data.remote import ChangedError, MissingError, RemoteFile, TroubleError, Web
+
+CONTENT = bytes(i * i % 251 for i in range(300_000))
+REPO = "some/body"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    monkeypatch.setattr(remote, "_FIRST_PAUSE", 0.01)
+    (tmp_path / REPO).mkdir(parents=True)
+    (tmp_path / REPO / "file").write_bytes(CONTENT)
+    with serving(Hub(tmp_path)) as hub:
+        yield hub
+
+
+@pytest.fixture
+def waits() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def file(hub: Hub, waits: list[str]) -> RemoteFile:
+    return RemoteFile(Web(waits.append), f"{hub.url}/datasets/{REPO}/resolve/main/file")
+
+
+def test_it_is_a_file(file: RemoteFile) -> None:
+    assert file.size == len(CONTENT) and file.readable() and file.seekable()
+    assert file.seek(-10, io.SEEK_END) == len(CONTENT) - 10 and file.read(100) == CONTENT[-10:] and file.read(5) == b""
+    file.seek(1000)
+    assert file.read(7) == CONTENT[1000:1007] and file.tell() == 1007
+    assert file.seek(3, io.SEEK_CUR) == 1010 and file.fetch(5, 5) == b""
+
+
+def test_the_signed_address_is_asked_for_once(hub: Hub, file: RemoteFile) -> None:
+    for start in range(0, 5000, 1000):
+        assert file.fetch(start, start + 1000) == CONTENT[start : start + 1000]
+    assert sum(path.startswith("/datasets") for path in hub.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("faults", "said"),
+    [
+        (["reset"], ""),
+        (["truncate"], ""),
+        (["truncate", "reset", "truncate"], ""),
+        (["slow"], None),
+        (["500", "503"], "answers 503"),
+        (["429"], "answers 429; trying again in 1 s"),
+        (["no ranges"], None),
+    ],
+)
+def test_trouble_passes(hub: Hub, file: RemoteFile, waits: list[str], faults: list[str], said: str | None) -> None:
+    hub.faults += faults
+    assert file.fetch(100_000, 250_000) == CONTENT[100_000:250_000]
+    assert not hub.faults
+    assert not waits if said is None else said in waits[-1] if waits else said == ""
+
+
+def test_what_came_before_a_break_is_not_asked_for_again(hub: Hub, file: RemoteFile) -> None:
+    hub.headers.clear()
+    hub.faults.append("truncate")
+    assert file.fetch(0, 200_000) == CONTENT[:200_000]
+    starts = [int(headers["Range"].removeprefix("bytes=").split("-")[0]) for headers in hub.headers]
+    assert starts[0] == 0 and 0 < starts[1] <= 100_000
+
+
+def test_an_expired_address_is_asked_for_again(hub: Hub, file: RemoteFile) -> None:
+    hub.expire()
+    assert file.fetch(10, 20) == CONTENT[10:20]
+    hub.faults.append(hub.expire)  # while the request is under way
+    assert file.fetch(10, 20) == CONTENT[10:20]
+
+
+def test_a_changed_file_is_noticed(hub: Hub, file: RemoteFile, tmp_path: Path) -> None:
+    (tmp_path / REPO / "file").write_bytes(CONTENT[:-1] + b"!")
+    with pytest.raises(ChangedError):
+        file.fetch(0, 10)
+
+
+def test_what_no_repetition_mends(hub: Hub, waits: list[str]) -> None:
+    with pytest.raises(MissingError):
+        RemoteFile(Web(waits.append), f"{hub.url}/datasets/{REPO}/resolve/main/none")
+    with pytest.raises(UserError, match=r"not public \(401\): set HF_TOKEN"):
+        remote.refuse(401, "address")
+    with pytest.raises(UserError, match=r"refused \(451\)"):
+        remote.refuse(451, "address")
+    assert not waits
+
+
+def test_the_token_goes_to_the_hub_alone(hub: Hub) -> None:
+    RemoteFile(Web(print, token="secret"), f"{hub.url}/datasets/{REPO}/resolve/main/file").fetch(0, 9)
+    sent = {
+        path.split("/")[1]: "Authorization" in headers for path, headers in zip(hub.requests, hub.headers, strict=True)
+    }
+    assert sent == {"datasets": True, "signed": False}
+
+
+def test_pauses_grow_and_shrink_again(monkeypatch: pytest.MonkeyPatch, waits: list[str]) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(remote.time, "sleep", slept.append)
+    answers: list[Exception | bool] = [TroubleError("no")] * 7 + [False, TroubleError("no", 99.0), True]
+
+    def action() -> bool:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    Web(waits.append).persistently(action)
+    assert slept == [1, 2, 4, 8, 16, 30, 30, 99]
+    assert waits[0] == "no; trying again in 1 s"
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"), [("7", 7), ("", 0), ("soon", 0), ("Wed, 21 Oct 2015 07:28:00 GMT", 0), ("99999999", 3600)]
+)
+def test_retry_after(value: str, seconds: float) -> None:
+    assert remote._retry_after({"Retry-After": value}) == seconds

@@ -1,0 +1,449 @@
+"""Data sets of a hub, streamed to shards and trained on meanwhile, whatever goes wrong."""
+
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hubserver import WIKI, Hub, article, serving, wiki_files, write_parquet
+from running import MODEL, log_of
+
+from picogpt.config import DataConfig, RunConfig, TrainConfig, UserError
+from picogpt.data import feed as feed_module
+from picogpt.data import remote, stream
+from picogpt.data.feed import Feed, StreamFeed, open_feed
+from picogpt.data.hub import Dataset, dataset_named
+from picogpt.data.shards import Shards
+from picogpt.data.stream import Plan, Status, Stream, fill, plan_for, shards_of
+from picogpt.data.tokenizer import CharTokenizer, PicoTokenizer
+from picogpt.training import checkpoint
+from picogpt.training.run import Run
+
+ROOT = Path(__file__).resolve().parents[1]
+PICO = PicoTokenizer()
+FILES, GROUPS, ROWS = 3, 4, 30
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    monkeypatch.setattr(remote, "_FIRST_PAUSE", 0.01)
+    wiki_files(tmp_path / "hub", files=FILES, groups=GROUPS, rows=ROWS)
+    with serving(Hub(tmp_path / "hub")) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        yield hub
+
+
+def plan_of(folder: Path, name: str = "wiki", **data: Any) -> Plan:
+    dataset = dataset_named(name)
+    assert dataset is not None
+    return plan_for(dataset, DataConfig(name, **data), None, folder)
+
+
+def filled(folder: Path, name: str = "wiki", **data: Any) -> tuple[Plan, list[Status]]:
+    told: list[Status] = []
+    plan = plan_of(folder, name, **data)
+    fill(plan, told.append)
+    return plan, told
+
+
+def texts_of(plan: Plan) -> list[str]:
+    """What was streamed, to train on and to validate with."""
+    shards = shards_of(plan)
+    assert shards is not None
+    return [PICO.decode(part.read(0, len(part))) for part in shards]
+
+
+def articles(text: str) -> list[int]:
+    """The numbers of the articles in it, after a check that each is whole."""
+    numbers = [int(number) for number in re.findall(r"article (\d+)", text)]
+    assert text == "".join(f"{article(number)}\n\n" for number in numbers)
+    return numbers
+
+
+def numbers_of(plan: Plan) -> list[int]:
+    """The numbers of all articles that were streamed."""
+    return [number for text in texts_of(plan) for number in articles(text)]
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file of the shards."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.glob("*/*")) if path.is_file()}
+
+
+# Filling
+
+
+def test_every_article_comes_once_in_whole_and_in_a_random_order(hub: Hub, tmp_path: Path) -> None:
+    plan, told = filled(tmp_path)
+    train, val = map(articles, texts_of(plan))
+    assert sorted(train + val) == list(range(FILES * GROUPS * ROWS)) and 2 <= len(val) <= 40
+    firsts = [number // ROWS for number in train[:: ROWS // 2]]
+    assert firsts != sorted(firsts) and len({first // GROUPS for first in firsts[: len(firsts) // 2]}) > 1
+    assert told[-1].state == "complete" and told[-1].text.endswith("12 row groups; all of it is here")
+    assert {path.name for path in plan.folder.iterdir()} == {"tokenizer.json", "train", "val", "lock"}
+
+
+def test_only_the_text_is_fetched(hub: Hub, tmp_path: Path) -> None:
+    table = {"title": ["x" * 40_000 + str(i) for i in range(60)], "text": [article(i) for i in range(60)]}
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    path = tmp_path / "hub" / "a" / "b" / "train.parquet"
+    path.parent.mkdir(parents=True)
+    parquet.write_table(pa.table(table), path, row_group_size=20, compression="none", use_dictionary=False)
+    hub.headers.clear()
+    filled(tmp_path, "hf:a/b")
+    ranges = [headers["Range"].removeprefix("bytes=").split("-") for headers in hub.headers if "Range" in headers]
+    assert sum(int(last) + 1 - int(first) for first, last in ranges) < path.stat().st_size / 5
+
+
+FAULTS = ["429", "reset", "truncate", "slow", "503", "garbage", "truncate", "reset", "500", "garbage", "reset", "slow"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_trouble_changes_nothing(hub: Hub, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, _ = filled(tmp_path / "quiet")
+    monkeypatch.setattr(stream.time, "sleep", lambda seconds: None)
+    hub.faults += [*random.Random(seed).sample([*FAULTS, *[""] * 20], 32), hub.expire]
+    troubled, told = filled(tmp_path / "troubled")
+    assert content(troubled.folder) == content(plan.folder)
+    assert any(status.state == "waiting" for status in told)
+
+
+def test_a_changed_file_is_read_anew(hub: Hub, tmp_path: Path) -> None:
+    path = tmp_path / "hub" / WIKI / "20231101.en" / "train-00001-of-00003.parquet"
+    plan = plan_of(tmp_path)
+
+    def change(status: Status) -> None:
+        shards = shards_of(plan)
+        if shards and len(shards[0].sources) == 6:
+            write_parquet(path, 10_000, GROUPS, ROWS)
+
+    fill(plan, change)
+    train, val = map(articles, texts_of(plan))
+    assert len(train) + len(val) == FILES * GROUPS * ROWS == len({*train, *val})
+    assert {number for number in train if number >= 10_000}
+
+
+def test_a_file_that_is_missing_is_left_out(hub: Hub, tmp_path: Path) -> None:
+    hub.listing = False  # so that 41 files are expected
+    shutil.rmtree(tmp_path / "hub" / WIKI / "20231101.en")
+    write_parquet(tmp_path / "hub" / WIKI / "20231101.en" / "train-00007-of-00041.parquet", 0, 2, 10)
+    plan, told = filled(tmp_path)
+    assert sorted(numbers_of(plan)) == list(range(20))
+    assert sum("going on without it" in status.text for status in told) == 40
+
+
+def test_nothing_there_is_a_user_error(hub: Hub, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no parquet files of no/body"):
+        filled(tmp_path, "hf:no/body")
+    with pytest.raises(UserError, match=r"no column 'body' \(it has id, title, text\): use --text-field"):
+        filled(tmp_path, text_field="body")
+    with pytest.raises(UserError, match="use --tokenizer picogpt"):
+        filled(tmp_path, tokenizer="chars")
+
+
+def test_a_row_group_damaged_at_its_source_is_left_out(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream.time, "sleep", lambda seconds: None)
+    path = tmp_path / "hub" / WIKI / "20231101.en" / "train-00001-of-00003.parquet"
+    raw = bytearray(path.read_bytes())
+    raw[4:300] = bytes(296)
+    path.write_bytes(raw)
+    plan = plan_of(tmp_path)
+    fill(plan, lambda status: None)
+    numbers = numbers_of(plan)
+    assert len(numbers) == len(set(numbers)) >= FILES * GROUPS * ROWS - ROWS
+
+
+def test_the_limit_is_kept_and_may_be_raised(hub: Hub, tmp_path: Path) -> None:
+    plan, told = filled(tmp_path, data_limit="40KB")
+    tokens = sum(map(len, texts_of(plan)))
+    assert 40_000 <= tokens < 80_000 and "the limit of 4e-05 GB is reached (--data-limit)" in told[-1].text
+    more, _ = filled(tmp_path, data_limit="1GB")
+    assert more.folder == plan.folder and sum(map(len, texts_of(more))) > tokens
+    assert content(filled(tmp_path / "at once")[0].folder) == content(more.folder)
+
+
+def test_a_full_disk_is_the_end(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    plan = plan_of(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=usage.total // 25))
+    told: list[Status] = []
+    fill(plan, told.append)
+    assert told[-1].state == "complete" and told[-1].text.endswith("the disk is nearly full")
+
+
+def test_questions_and_answers_are_streamed_with_their_marks(hub: Hub, tmp_path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    rows = [{"question": f"what is {i}?", "response": f"{i}."} for i in range(30)]
+    path = tmp_path / "hub" / "Open-Orca" / "OpenOrca" / "1M-GPT4-Augmented.parquet"
+    path.parent.mkdir(parents=True)
+    parquet.write_table(pa.Table.from_pylist(rows), path)
+    plan, _ = filled(tmp_path, "hf:Open-Orca/OpenOrca", qa="question,response", val_fraction=0.2)
+    texts = texts_of(plan)
+    assert "<Q>what is 7?</Q>\n<A>7.</A>\n\n" in "".join(texts) and all(texts)
+    shards = shards_of(plan)
+    assert shards and sum(int((part.read(0, len(part)) == PICO.special["<A>"]).sum()) for part in shards) == 30
+
+
+# Interruptions
+
+KILLS = 10
+FILL = """
+import sys
+from picogpt.data import stream
+stream.fill(stream.Plan.from_json(sys.argv[1]), lambda status: print(status.text, flush=True))
+"""
+
+
+def test_killed_at_any_moment_it_ends_as_if_undisturbed(hub: Hub, tmp_path: Path) -> None:
+    quiet, _ = filled(tmp_path / "quiet")
+    plan, chance, seen = plan_of(tmp_path / "killed"), random.Random(0), []
+    for _ in range(KILLS):
+        hub.faults = ["slow", "", "", ""] * 30  # a quarter of a second now and then
+        process = subprocess.Popen([sys.executable, "-c", FILL, plan.to_json()], stdout=subprocess.PIPE, cwd=ROOT)
+        assert process.stdout is not None
+        process.stdout.readline()  # it is under way
+        time.sleep(chance.random() * 0.8)
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        if shards := shards_of(plan):  # whole articles only, at any moment
+            seen.append(len(articles(PICO.decode(shards[0].read(0, len(shards[0]))))))
+    assert seen == sorted(seen) and len(set(seen)) > 2
+    hub.faults = []
+    fill(plan, lambda status: None)
+    assert content(plan.folder) == content(quiet.folder)
+
+
+def test_a_second_one_waits_for_the_first(hub: Hub, tmp_path: Path) -> None:
+    plan = plan_of(tmp_path)
+    streams = [Stream(plan), Stream(plan)]
+    for one in streams:
+        one.start()
+    assert wait_for(lambda: all(one._process is not None and one._process.poll() == 0 for one in streams))
+    assert sorted(numbers_of(plan)) == list(range(FILES * GROUPS * ROWS))
+    assert streams[0].status().state == streams[1].status().state == "complete"
+    for one in streams:
+        one.close()
+
+
+def test_it_ends_with_the_run_that_began_it(hub: Hub, tmp_path: Path) -> None:
+    hub.down = True
+    plan = plan_of(tmp_path)
+    code = "import sys, time; from picogpt.data.stream import *; s = Stream(Plan.from_json(sys.argv[1])); s.start(); "
+    code += "print(s._process.pid, flush=True); time.sleep(100)"
+    run = subprocess.Popen([sys.executable, "-c", code, plan.to_json()], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert run.stdout is not None
+    child = int(run.stdout.readline())
+    assert wait_for(lambda: (plan.folder / "status.json").exists())
+    run.kill()
+    run.wait()
+    run.stdout.close()
+    import psutil
+
+    assert wait_for(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == "zombie")
+
+
+def test_one_that_dies_is_begun_again(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "_RESTART_SECONDS", 0.0)
+    hub.down = True
+    one = Stream(plan_of(tmp_path))
+    one.start()
+    assert one._process is not None
+    first = one._process
+    assert wait_for(lambda: one.status().state == "waiting")
+    first.kill()
+    first.wait()
+    assert one.status().text.startswith("the stream ended by itself")
+    hub.down = False
+    assert wait_for(lambda: one.status().state == "complete")
+    assert one._process is not first
+    one.close()
+
+
+def test_a_failure_is_told(hub: Hub, tmp_path: Path) -> None:
+    one = Stream(plan_of(tmp_path, "hf:no/body"))
+    one.start()
+    assert wait_for(lambda: one.status().state == "failed")
+    assert "has no parquet files of no/body" in one.status().text
+    one.close()
+
+
+def wait_for(condition: Any, seconds: float = 30.0) -> bool:
+    until = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+# Feeding
+
+
+def config_of(name: str = "wiki", **train: Any) -> RunConfig:
+    settings = {"steps": 12, "batch_size": 4, "lanes": 1, "eval_interval": 4, "warmup_steps": 2, **train}
+    return RunConfig(MODEL, DataConfig(name), TrainConfig(**settings))
+
+
+def feed_of(folder: Path, state: Any = None) -> StreamFeed:
+    found = open_feed(config_of(), folder, print, None, 8, state)
+    assert isinstance(found, StreamFeed)
+    return found
+
+
+def starts_of(batch: Any) -> list[bytes]:
+    return [row.tobytes() for row in batch[0]]
+
+
+def test_the_sample_stands_in_until_text_is_sealed(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed_module, "_LOOK_SECONDS", 0.0)
+    hub.down = True
+    feed = feed_of(tmp_path)
+    notices = feed.begin(0)
+    assert "training on the embedded sample" in feed.warning and "trying again" in notices[0]
+    assert feed.text == "sample" and "ON THE SAMPLE" in feed.status()
+    sample, validation = feed.batch(0, 4), feed.validation
+    hub.down = False
+    assert wait_for(lambda: bool(feed.look(4)) and feed.text == "stream")
+    assert (not feed.warning and "tokens here" in feed.status()) or "all of it" in feed.status()
+    real = feed.batch(4, 4)
+    assert not {*starts_of(sample)} & {*starts_of(real)} and not np.array_equal(feed.validation[0], validation[0])
+    feed.close()
+
+
+def test_parts_visit_every_window_once_and_resume_to_the_same_bits(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, _ = filled(tmp_path, data_limit="40KB")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    feed = feed_of(tmp_path)
+    assert "HF_HUB_OFFLINE" in feed.begin(0)[0] and feed.text == "stream"
+    shards = shards_of(plan)
+    assert shards
+    batches = [feed.batch(position, 7) for position in range(0, len(shards[0]) // 16 - 20, 7)]
+    assert len({row for batch in batches for row in starts_of(batch)}) == 7 * len(batches)
+    state = json.loads(json.dumps(feed.state))
+    position = 7 * len(batches)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    filled(tmp_path)  # more has arrived meanwhile
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    again = feed_of(tmp_path, state)
+    expected = [feed.batch(position + i * 7, 7) for i in range(40)]
+    assert all(starts_of(again.batch(position + i * 7, 7)) == starts_of(batch) for i, batch in enumerate(expected))
+    assert again.state == feed.state and feed.state and feed.state["number"] == 2
+    assert feed.state["start"] == state["stop"]  # what arrived comes before what was read
+    assert np.array_equal(again.validation[0], feed.validation[0])
+
+
+def test_without_anything_new_it_is_read_again(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled(tmp_path, data_limit="10KB")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    feed = feed_of(tmp_path)
+    feed.begin(0)
+    orders = [starts_of(feed.batch(position, 100)) for position in range(0, 3000, 100)]
+    assert feed.state and feed.state["number"] >= 3 and feed.state["start"] == 0
+    assert orders[0] != orders[-1]
+
+
+def test_lost_text_is_told(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, _ = filled(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    feed = feed_of(tmp_path)
+    feed.begin(0)
+    state = feed.state
+    shutil.rmtree(plan.folder)
+    with pytest.raises(UserError, match="has lost text this run was reading"):
+        feed_of(tmp_path, state)
+
+
+def test_two_names_with_a_stream_among_them_are_refused(tmp_path: Path) -> None:
+    config = RunConfig(MODEL, DataConfig(("wiki", "sample")), TrainConfig())
+    with pytest.raises(UserError, match="streamed by itself"):
+        open_feed(config, tmp_path, print, None, 8, None)
+
+
+def test_a_tokenizer_to_fine_tune_with(tmp_path: Path) -> None:
+    plans = [plan_for(Dataset("a/b"), DataConfig(), one, tmp_path) for one in (None, CharTokenizer("abc"))]
+    assert plans[0].folder != plans[1].folder
+
+
+# Training
+
+
+def train(folder: Path, *options: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    small = ["--n-layer", "1", "--n-head", "1", "--n-embd", "8", "--context-len", "16", "--batch-size", "2"]
+    return subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *options, *small, "--lanes", "1"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        timeout=120,
+    )
+
+
+def test_train_on_a_hub(hub: Hub, tmp_path: Path) -> None:
+    done = train(tmp_path, "--data", "wiki", "--steps", "30", "--run", "w")
+    assert done.returncode == 0, done.stderr
+    assert "tokens so far" in done.stdout and "done: best" in done.stdout
+    last = checkpoint.latest(tmp_path / "logs" / "w")
+    assert last is not None
+    meta = checkpoint.load(last).meta
+    assert meta["text"] == "stream" and meta["feed"]["text"] == "stream"
+    more = train(tmp_path, "--data", "wiki", "--steps", "40", "--run", "w", "--data-limit", "9MB", HF_HUB_OFFLINE="1")
+    assert more.returncode == 0 and "going on with run w after step 30" in more.stdout
+
+
+def test_train_without_a_network(tmp_path: Path) -> None:
+    done = train(tmp_path, "--data", "wiki", "--steps", "30", "--run", "w", HF_ENDPOINT="http://127.0.0.1:9")
+    assert done.returncode == 0, done.stderr
+    assert "WARNING: TRAINING ON THE EMBEDDED SAMPLE" in done.stdout and "Connection refused" in done.stdout
+    assert not done.stderr
+
+
+def test_train_on_nothing(hub: Hub, tmp_path: Path) -> None:
+    done = train(tmp_path, "--data", "hf:no/body", "--steps", "30", "--run", "w")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "has no parquet files of no/body" in done.stderr
+    assert not (tmp_path / "logs" / "w" / "checkpoints").exists()
+
+
+def test_losses_on_the_sample_are_no_best_of_the_real_text(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_plots: None
+) -> None:
+    filled(tmp_path / "dataset")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    arrived = StreamFeed._arrived
+    monkeypatch.setattr(StreamFeed, "_arrived", lambda self: run.done >= 6 and arrived(self))
+    monkeypatch.setattr(feed_module, "_LOOK_SECONDS", 0.0)
+    run = Run(config_of(), tmp_path / "logs" / "run", tmp_path / "dataset")
+    monkeypatch.setattr(Run, "_sample", lambda self, trainer: "")
+    run.train()
+    log = log_of(run)
+    assert [entry["text"] for entry in log["evaluations"]] == ["sample", "stream", "stream"]
+    assert log["best_loss"] == min(log["losses"]["val"][1:])
+    best = checkpoint.best(run.dir)
+    assert best is not None and checkpoint.load(best).meta["val_loss"] == log["best_loss"]
+    assert any("embedded sample" in notice for notice in log["notices"])
+    assert any("has arrived" in notice for notice in log["notices"])
+
+
+def test_text_that_is_all_there_needs_no_state(tmp_path: Path) -> None:
+    feed = open_feed(RunConfig(MODEL, DataConfig(), TrainConfig()), tmp_path, print, None, 8, None)
+    assert type(feed) is Feed and feed.state is None and not feed.look(0) and not feed.begin(0) and not feed.status()
+    assert isinstance(Shards, type)
