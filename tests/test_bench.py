@@ -16,6 +16,7 @@ from picogpt.bench.roof import MatmulBound
 from picogpt.bench.time_to_loss import full_loss, race
 from picogpt.config import PRESETS, ModelConfig, RunConfig, preset
 from picogpt.data.loader import validation_windows
+from picogpt.data.prepare import prepare
 from picogpt.data.shards import Shards, ShardWriter
 from picogpt.engine.lanes import Lanes
 from picogpt.model.gpt import GPT
@@ -176,9 +177,10 @@ def test_the_race_is_the_run(text: Path, tmp_path: Path) -> None:
     run = open_run(config)
     run.train()
     outcome = race(config, 0.0, tmp_path / "other")
+    val = prepare(config.data, tmp_path / "other", print).val
     with Lanes(2) as lanes:
         arrays = checkpoint.load(checkpoint.latest(run.dir) or Path()).model
-        assert outcome.val_loss == full_loss(Trainer(run.config, arrays, lanes), run.data.val)
+        assert outcome.val_loss == full_loss(Trainer(run.config, arrays, lanes), val)
     assert (outcome.reached, outcome.steps) == (False, 12)
 
 

@@ -4,9 +4,13 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from hubserver import Hub, serving, wiki_files
+from pyarrow import parquet
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -79,7 +83,22 @@ def test_the_second_command_is_this_suite() -> None:
     assert marked("tests").endswith("&& .venv/bin/python -m pytest")
 
 
-def test_every_other_command(tmp_path: Path) -> None:
+@pytest.fixture
+def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A hub on this machine with a little of what the pages ask for."""
+    root = tmp_path_factory.mktemp("hub")
+    wiki_files(root)
+    wiki_files(root, "20231101.simple")
+    path = root / "Open-Orca" / "OpenOrca" / "1M-GPT4-Augmented.parquet"
+    path.parent.mkdir(parents=True)
+    rows = [{"question": f"what is {i}?", "response": f"{i}."} for i in range(50)]
+    parquet.write_table(pa.Table.from_pylist(rows), path)
+    with serving(Hub(root)) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        yield
+
+
+def test_every_other_command(tmp_path: Path, hub: None) -> None:
     found = commands(PAGES)
     assert len(found) >= 10
     for command in found:
@@ -108,7 +127,8 @@ def test_every_other_command(tmp_path: Path) -> None:
 QUICK = {
     "bench train": ["--seconds", "0.1", "--batch-size", "2"],
     "bench time-to-loss": ["--seeds", "1", "--steps", "2", "--data", "sample"],
-    "bench data": ["--megabytes", "1", "--seconds", "0.1"],
+    "bench data --gigabytes": ["--gigabytes", "1", "--megabytes", "1", "--seconds", "0.1"],
+    "bench data ": ["--megabytes", "1", "--seconds", "0.1"],
     "bench generate": ["--tokens", "4"],
     "benchmarks.compare": ["--seconds", "0.1", "--rounds", "1"],
 }
@@ -117,7 +137,7 @@ QUICK = {
 @pytest.mark.parametrize("command", commands(BENCHMARKS))
 def test_every_benchmark(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # they are run in the repository's folder
-    [extra] = [options for kind, options in QUICK.items() if kind in command]
+    extra = next(options for kind, options in QUICK.items() if kind in command)
     assert run(command, tmp_path, extra)
 
 

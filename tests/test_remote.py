@@ -118,7 +118,7 @@ def test_pauses_grow_and_shrink_again(monkeypatch: pytest.MonkeyPatch, waits: li
         return answer
 
     Web(waits.append).persistently(action)
-    assert slept == [1, 2, 4, 8, 16, 30, 30, 99]
+    assert slept == [1, 2, 4, 8, 10, 10, 10, 99]
     assert waits[0] == "no; trying again in 1 s"
 
 

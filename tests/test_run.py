@@ -149,14 +149,14 @@ def test_init_from_keeps_weights_and_tokenizer(text: Path, tmp_path: Path) -> No
     config = config_for(new_text, base.config.model, tokenizer="chars", optimizer="adamw", steps=1, batch_size=6)
     tuned = open_run(config, "tuned", init_from=origin)
     assert (tuned.done, tuned.resumed, tuned.seconds, tuned.recent) == (0, None, 0.0, [])
-    assert tuned.data.tokenizer.to_dict() == base.data.tokenizer.to_dict()
-    assert tuned.data.fingerprint != base.data.fingerprint
+    assert tuned.feed.tokenizer.to_dict() == base.feed.tokenizer.to_dict()
+    assert tuned.feed.fingerprint != base.feed.fingerprint
     assert {name: array.tobytes() for name, array in tuned.arrays.items()} == {
         name: array.tobytes() for name, array in found.model.items()
     }
     with Lanes(2) as lanes:  # the first step is that of an optimizer without a past, on the new text
         expected = Trainer(config, tuned.arrays, lanes)
-        expected.step(*tuned.loader.batch(0, 6), 0, 0.5)
+        expected.step(*tuned.feed.batch(0, 6), 0, 0.5)
     tuned.train()
     saved = checkpoint.latest(tuned.dir)
     assert saved is not None and saved.name == "00000001"
@@ -244,7 +244,7 @@ def test_a_checkpoint_knows_how_it_came_about(text: Path) -> None:
     assert folder is not None
     meta = checkpoint.load(folder).meta
     assert RunConfig.from_dict(meta["config"]) == run.config
-    assert meta["tokenizer"] == run.data.tokenizer.to_dict() and meta["data"] == run.data.fingerprint
+    assert meta["tokenizer"] == run.feed.tokenizer.to_dict() and meta["data"] == run.feed.fingerprint
     json.dumps(meta, allow_nan=False)
 
 
@@ -253,11 +253,11 @@ def test_evaluation_is_deterministic(text: Path) -> None:
     arrays = initial_arrays(run.config.model, 0)
     with Lanes(2) as lanes:
         trainer = Trainer(run.config, arrays, lanes)
-        first = trainer.evaluate(*run.validation)
-        assert [trainer.evaluate(*run.validation) for _ in range(3)] == [first] * 3
+        first = trainer.evaluate(*run.feed.validation)
+        assert [trainer.evaluate(*run.feed.validation) for _ in range(3)] == [first] * 3
     assert abs(first - np.log(88)) < 0.1
-    x, y = open_run(config_for(text, seed=9)).validation  # the same text whatever the seed
-    assert np.array_equal(x, run.validation[0]) and np.array_equal(y, run.validation[1])
+    x, y = open_run(config_for(text, seed=9)).feed.validation  # the same text whatever the seed
+    assert np.array_equal(x, run.feed.validation[0]) and np.array_equal(y, run.feed.validation[1])
 
 
 def test_a_diverging_run_keeps_its_checkpoint(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -165,7 +165,7 @@ def test_damaged_indexes_are_refused(tmp_path, fields, reason):
     with pytest.raises(UserError, match=r"wrong checksum|version 3|not an index"):
         Shards(folder, "vocabulary")
     del index["sha256"]
-    (folder / "index.json").write_text(json.dumps({**index, "sha256": shards._digest(index)}), encoding="utf-8")
+    shards.write_index(folder, index)
     with pytest.raises(UserError, match=reason):
         Shards(folder, "vocabulary")
 

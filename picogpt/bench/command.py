@@ -53,6 +53,8 @@ class BenchData(Preset):
     """The text is repeated until it has so many megabytes. 0: once."""
     seconds: float = 5.0
     """How long to read batches."""
+    gigabytes: int = 0
+    """Also read 10,000 batches from shards of so many GB, which take 64 MB of the disk while they are there."""
     json: bool = False
     """Print one JSON object."""
 
@@ -99,11 +101,12 @@ def bench_time_to_loss(program: str, argv: Sequence[str]) -> None:
 
 def bench_data(program: str, argv: Sequence[str]) -> None:
     from picogpt.api import DATASET
-    from picogpt.bench.data import measure
+    from picogpt.bench.data import measure, measure_large
 
     start = preset(preset_name(Preset, program, argv))
     args = parse(BenchData, program, argv, BenchData(config=start))
-    _show(measure(args.config, args.megabytes, args.seconds, DATASET), args.json)
+    large = measure_large(args.config, args.gigabytes) if args.gigabytes else {}
+    _show({**measure(args.config, args.megabytes, args.seconds, DATASET), **large}, args.json)
 
 
 def bench_generate(program: str, argv: Sequence[str]) -> None:

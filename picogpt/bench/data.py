@@ -1,16 +1,24 @@
 """`picogpt bench data`: how fast text becomes token shards, and token shards become batches."""
 
+import json
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+
 from picogpt.config import RunConfig, UserError
 from picogpt.data.corpora import Corpus, open_corpus
 from picogpt.data.loader import Loader
 from picogpt.data.prepare import prepare
+from picogpt.data.shards import INDEX, SHARD_TOKENS, Shards, ShardWriter, write_index
+from picogpt.rng import generator
 from picogpt.training import monitor
+
+BATCHES = 10_000
 
 
 def measure(config: RunConfig, megabytes: int, seconds: float, dataset_dir: Path) -> dict[str, Any]:
@@ -75,3 +83,43 @@ def _measure(config: RunConfig, text: Path, seconds: float, dataset_dir: Path) -
         "batch_size": config.train.batch_size,
         "context": config.context,
     }
+
+
+def measure_large(config: RunConfig, gigabytes: int) -> dict[str, Any]:
+    """Read batches from shards of so many GB: random ids, one shard on the disk that goes by many names.
+
+    large_rss_growth_mb: the most that the process held more than after its first batch. Raises UserError for less than
+    a gigabyte.
+    """
+    if gigabytes < 1:
+        raise UserError(f"gigabytes must be positive, not {gigabytes}")
+    with TemporaryDirectory(ignore_cleanup_errors=True) as name:
+        shards = _many_names(Path(name) / "train", gigabytes * 10**9)
+        loader, count = Loader(shards, config.context, config.train.seed), config.train.batch_size
+        loader.batch(0, count)
+        resident, most = monitor.resident_memory(), 0
+        began = time.perf_counter()
+        for batch in range(BATCHES):
+            # As far apart as in a run of so many steps that it sees everything.
+            loader.batch(batch * (loader.windows_per_epoch // BATCHES), count)
+            most = max(most, monitor.resident_memory() - resident) if batch % 100 == 0 else most
+        seconds = time.perf_counter() - began
+    return {
+        "large_gb": gigabytes,
+        "large_batches_per_second": round(BATCHES / seconds, 1),
+        "large_rss_growth_mb": round(most / 2**20, 1),
+    }
+
+
+def _many_names(folder: Path, tokens: int) -> Shards:
+    """A full shard of random ids, linked until there are so many tokens."""
+    with ShardWriter(folder, np.uint8, "random", "random") as writer:
+        writer.append(generator(0, "shard").integers(0, 88, SHARD_TOKENS, dtype=np.uint8))
+    index = json.loads((folder / INDEX).read_bytes())
+    [entry] = index["shards"]
+    names = [f"{number:05d}.bin" for number in range(max(1, tokens // SHARD_TOKENS))]
+    for name in names[1:]:
+        os.link(folder / entry["file"], folder / name)
+    del index["sha256"]
+    write_index(folder, {**index, "shards": [{**entry, "file": name} for name in names]})
+    return Shards(folder, "random")

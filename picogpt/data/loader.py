@@ -99,6 +99,7 @@ class Loader:
             epoch = self._epoch
             if epoch.number != number:
                 self._epoch = epoch = self._plan(number)
+            self._group = group = None  # two at once would be twice the memory
             self._group = group = self._load(epoch, int(np.searchsorted(epoch.ends, inside, "right")) // GROUP_CHUNKS)
         return group
 

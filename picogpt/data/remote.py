@@ -11,6 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import urllib3
 from urllib3.exceptions import HTTPError
@@ -19,7 +20,7 @@ from picogpt.config import UserError
 
 _BLOCK = 1 << 16
 _TIMEOUT = urllib3.Timeout(connect=10.0, read=30.0)  # seconds to a connection; seconds without a byte
-_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0  # seconds before a request is repeated: doubled each time
+_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 10.0  # seconds before a request is repeated: doubled each time
 _SLOW_SECONDS, _SLOW_BYTES = 20.0, 20_000  # a response that brings less is asked for anew
 _REDIRECTS = (301, 302, 303, 307, 308)
 _EXPIRED = (400, 401, 403, 404, 410)  # what a signed address answers when its time is over
@@ -49,13 +50,13 @@ class Web:
 
     def __init__(self, waiting: Callable[[str], None], token: str = "") -> None:
         self._waiting, self._token = waiting, token
-        self._pool = urllib3.PoolManager(timeout=_TIMEOUT, retries=False)
+        self._pools: dict[str, urllib3.PoolManager] = {}  # by the proxy they go through, "" for none
 
     @contextmanager
     def get(self, url: str, headers: Mapping[str, str] | None = None) -> Iterator[urllib3.BaseHTTPResponse]:
         """One response, its body not yet read; errors on the way are TroubleError, also while the body is read."""
         try:
-            response = self._pool.request(
+            response = self._pool(url).request(
                 "GET", url, headers=dict(headers or {}), redirect=False, preload_content=False, decode_content=False
             )
         except (HTTPError, OSError, ValueError) as error:
@@ -70,6 +71,15 @@ class Web:
             raise TroubleError(f"{_host(url)}: {_reason(error)}") from None
         finally:
             response.close()
+
+    def _pool(self, url: str) -> urllib3.PoolManager:
+        """The connections to use for a url: through a proxy where the environment or the system names one for it."""
+        parts = urlsplit(url)
+        proxy = "" if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme, "")
+        if proxy not in self._pools:
+            options: Any = {"timeout": _TIMEOUT, "retries": False}
+            self._pools[proxy] = urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
+        return self._pools[proxy]
 
     def persistently(self, action: Callable[[], bool]) -> None:
         """Repeat the action until it returns that all is done; after TroubleError with a pause, longer each time."""

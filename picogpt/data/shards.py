@@ -158,12 +158,7 @@ class ShardWriter:
             "shards": [asdict(entry) for entry in self._sealed],
             "sources": self.sources,
         }
-        path = self.folder / INDEX
-        part = path.with_suffix(".part")
-        with part.open("wb") as file:
-            file.write(json.dumps({**index, "sha256": _digest(index)}).encode())
-            _sync(file)
-        os.replace(part, path)
+        write_index(self.folder, index)
 
     def __enter__(self) -> "ShardWriter":
         return self
@@ -187,6 +182,16 @@ class ShardWriter:
 def _sync(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
+
+
+def write_index(folder: Path, index: dict[str, Any]) -> None:
+    """Replace a folder's index in one step; its checksum is added here."""
+    path = folder / INDEX
+    part = path.with_suffix(".part")
+    with part.open("wb") as file:
+        file.write(json.dumps({**index, "sha256": _digest(index)}).encode())
+        _sync(file)
+    os.replace(part, path)
 
 
 def _digest(index: dict[str, Any]) -> str:

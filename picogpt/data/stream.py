@@ -39,7 +39,7 @@ _KEPT_FREE = 0.05  # of the disk
 _READ = 8 << 20  # bytes of a column fetched at once
 _OPEN_FILES = 64  # parquet files whose footer is kept
 _ATTEMPTS = 3  # to read a row group that seems damaged
-_RESTART_SECONDS = 10.0
+_AFTER_DYING, _AFTER_FAILING = 10.0, 60.0  # seconds before it is begun again
 
 PARTS = ("train", "val")
 
@@ -128,9 +128,10 @@ def fill(plan: Plan, tell: Callable[[Status], None]) -> None:
         _Filling(plan, tokenizer, train, val, tell).run()
 
 
-def _working(plan: Plan, train: ShardWriter, val: ShardWriter) -> Status:
+def _working(plan: Plan, train: ShardWriter, val: ShardWriter, missing: int = 0) -> Status:
     tokens = train.tokens + val.tokens
-    return Status("working", f"{plan.dataset}: {tokens:,} tokens of {len(train.sources):,} row groups", tokens)
+    without = f", without {missing} files that are missing or empty" if missing else ""
+    return Status("working", f"{plan.dataset}: {tokens:,} tokens of {len(train.sources):,} row groups{without}", tokens)
 
 
 class _Filling:
@@ -158,13 +159,16 @@ class _Filling:
                 self._forget(source[0])
             except DamagedFileError as error:
                 self._damaged(source, error)
-        done = _working(self._plan, self._train, self._val)
+        done = self._working()
         if not self._train.sources and not self._full():
             raise UserError(f"{self._hub.endpoint} has no sound file of {self._plan.dataset}")
         self._tell(replace(done, state="complete", text=f"{done.text}; {reason}"))
 
     def _waiting(self, reason: str) -> Status:
-        return replace(_working(self._plan, self._train, self._val), state="waiting", text=reason)
+        return replace(self._working(), state="waiting", text=reason)
+
+    def _working(self) -> Status:
+        return _working(self._plan, self._train, self._val, list(self._groups.values()).count(0))
 
     def _full(self) -> str:
         """Why nothing more fits, or nothing."""
@@ -195,7 +199,6 @@ class _Filling:
             try:
                 self._groups[file.path] = self._table(file).num_row_groups
             except MissingError:
-                self._tell(self._waiting(f"{self._hub.endpoint} has no sound {file.path}: going on without it"))
                 self._groups[file.path] = 0
         return self._groups[file.path]
 
@@ -249,7 +252,7 @@ class _Filling:
             self._val.drop()
             self._train.drop()
             raise
-        self._tell(_working(self._plan, self._train, self._val))
+        self._tell(self._working())
 
 
 class Stream:
@@ -280,14 +283,14 @@ class Stream:
         """The newest. A process that died is started again, some time later."""
         found = _read_status(self.plan.folder)
         fresh = found if found and found.time >= self._started else Status("working", f"asking for {self.plan.dataset}")
-        died = self._process is not None and self._process.poll() is not None
-        if died and fresh.state not in ("failed", "complete"):
-            if time.monotonic() - self._began > _RESTART_SECONDS:
-                self.start()
-            return replace(
-                fresh, state="waiting", text=f"the stream ended by itself ({self._last_words()}); begun anew"
-            )
-        return fresh
+        if self._process is None or self._process.poll() is None or fresh.state == "complete":
+            return fresh
+        failed = fresh.state == "failed"
+        if time.monotonic() - self._began > (_AFTER_FAILING if failed else _AFTER_DYING):
+            self.start()
+        if failed:
+            return fresh
+        return replace(fresh, state="waiting", text=f"the stream ended by itself ({self._last_words()}); begun anew")
 
     def _last_words(self) -> str:
         with suppress(OSError):
