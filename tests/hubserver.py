@@ -160,11 +160,17 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *args: Any) -> None:
+        """A client that is gone is what tests are about."""
+
+
 @contextmanager
 def serving(hub: Hub, port: int = 0) -> Iterator[Hub]:
     """While open, the hub answers at its `url`."""
-    server = ThreadingHTTPServer(("127.0.0.1", port), _handler(hub))
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", port), _handler(hub))
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     hub.url = f"http://127.0.0.1:{server.server_port}"

@@ -1,5 +1,6 @@
 """Names and paths to text, and the download behind one of them."""
 
+import io
 import threading
 from collections.abc import Iterator
 from hashlib import sha256
@@ -226,3 +227,19 @@ def test_shakespeare_is_downloaded_once(tmp_path, monkeypatch, server):
     (tmp_path / "tinyshakespeare.txt").write_text("hi", encoding="utf-8")
     with pytest.raises(UserError, match="is not tiny Shakespeare"):
         open_corpus(DataConfig(data="shakespeare"), tmp_path)
+
+
+def test_standard_input_is_kept_by_its_content(tmp_path, monkeypatch):
+    def opened(raw: bytes) -> Corpus:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(raw)))
+        return open_corpus(DataConfig("-"), tmp_path / "dataset")
+
+    first = opened(b"some text")
+    assert text_of(first) == "some text" and opened(b"some text").signature == first.signature
+    assert opened(b"other text").signature != first.signature
+    with pytest.raises(UserError, match="the standard input is empty"):
+        opened(b"")
+    assert sorted(path.suffix for path in (tmp_path / "dataset").iterdir()) == [".txt", ".txt"]
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(UserError, match="no standard input"):
+        open_corpus(DataConfig("-"), tmp_path)

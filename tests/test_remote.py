@@ -127,3 +127,13 @@ def test_pauses_grow_and_shrink_again(monkeypatch: pytest.MonkeyPatch, waits: li
 )
 def test_retry_after(value: str, seconds: float) -> None:
     assert remote._retry_after({"Retry-After": value}) == seconds
+
+
+def test_a_proxy_of_the_environment_is_used(hub: Hub, monkeypatch: pytest.MonkeyPatch, waits: list[str]) -> None:
+    monkeypatch.setenv("http_proxy", hub.url)
+    monkeypatch.delenv("no_proxy", raising=False)
+    with Web(waits.append).get("http://far.away/datasets/some/body/resolve/main/file") as response:
+        assert response.status == 302
+    assert hub.requests[-1] == "/datasets/some/body/resolve/main/file"
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    assert RemoteFile(Web(waits.append), f"{hub.url}/datasets/{REPO}/resolve/main/file").size == len(CONTENT)

@@ -223,6 +223,7 @@ def test_what_a_source_left_unfinished_is_never_seen_and_made_again(tmp_path, mo
     assert read_all(Shards(folder, "vocabulary")).tolist() == IDS.tolist()
     writer._file.close()  # as if it had been killed
     again = ShardWriter.resume(folder, "vocabulary", Shards(folder, "vocabulary").sources)
+    assert len(shards._read_index(folder / "index.json", "vocabulary").shards) == 3  # and killed here it would be sound
     assert sorted(path.name for path in folder.glob("*.bin")) == ["00000.bin", "00001.bin", "00002.bin"]
     again.append(IDS[:3], ("a", 1))
     again.seal(("a", 1))

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import BinaryIO
 
 from picogpt.config import DataConfig, UserError
 from picogpt.data.formats import KNOWN, TEXT, Columns, Document, documents, kind_of
@@ -134,8 +133,11 @@ def _files_at(path: Path) -> list[Path]:
     return [path]
 
 
-def _input(stream: BinaryIO, dataset_dir: Path) -> Path:
+def _input(dataset_dir: Path) -> Path:
     """Standard input as a file named after its content, so that the same text is tokenized once."""
+    if sys.stdin is None:
+        raise UserError("there is no standard input: name a file")
+    stream = sys.stdin.buffer
     part = dataset_dir / f"input.{os.getpid()}.part"
     digest = sha256()
     try:
@@ -144,6 +146,8 @@ def _input(stream: BinaryIO, dataset_dir: Path) -> Path:
             while block := stream.read(_BLOCK):
                 digest.update(block)
                 file.write(block)
+        if not part.stat().st_size:
+            raise UserError("the standard input is empty: pipe some text into it, or name a file")
         path = dataset_dir / f"input-{digest.hexdigest()[:12]}.txt"
         if not path.exists():
             os.replace(part, path)
@@ -166,7 +170,7 @@ def open_corpus(data: DataConfig, dataset_dir: Path) -> Corpus:
         return _shakespeare(dataset_dir)
     if not all(names):
         raise UserError(f"there is no corpus without a name: --data takes {_NAMES}")
-    paths = [_input(sys.stdin.buffer, dataset_dir) if name == "-" else Path(name) for name in names]
+    paths = [_input(dataset_dir) if name == "-" else Path(name) for name in names]
     files = [file for path in paths for file in _files_at(path)]
     count = f"{len(files)} text file{'s' * (len(files) > 1)}"
     source = str(paths[0]) if files == paths[:1] == paths else f"{count} in {', '.join(map(str, paths))}"

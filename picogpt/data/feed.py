@@ -99,8 +99,6 @@ class StreamFeed(Feed):
         self._looked, self._seen = 0.0, Status("working", f"asking for {plan.dataset}")
         train, val = self._stand_in
         self._enter(_Part(**state) if state else _Part(_SAMPLE, 0, 0, 0, len(train), len(val)))
-        if not is_offline():
-            self._stream.start()
 
     def describe(self) -> str:
         if self._part.text == _STREAM and self._shards:
@@ -108,7 +106,12 @@ class StreamFeed(Feed):
         return f"{self.source}: nothing of it here yet"
 
     def begin(self, position: int) -> list[str]:
-        """Waits a moment for the first row group, but not where there is trouble. Raises UserError where it fails."""
+        """Start the stream, and wait a moment for the first row group unless there is trouble.
+
+        Raises UserError where the data set cannot be had at all.
+        """
+        if not is_offline():
+            self._stream.start()
         notices, until = self.look(position, at_once=True), time.monotonic() + _PATIENCE
         while self._part.text == _SAMPLE and self._seen.state == "working" and time.monotonic() < until:
             time.sleep(0.05)
@@ -166,8 +169,8 @@ class StreamFeed(Feed):
 
     def _arrived(self) -> bool:
         """Whether there is enough of the text to train on and to validate with."""
-        self._shards = self._shards or shards_of(self._plan)
-        return self._shards is not None and all(shards.refresh() > self._context for shards in self._shards)
+        self._shards = shards_of(self._plan)
+        return self._shards is not None and all(len(shards) > self._context for shards in self._shards)
 
     def _next(self, position: int) -> _Part:
         """The part after one that was read to its end."""

@@ -244,7 +244,8 @@ def _host(url: str) -> str:
 
 def _reason(error: Exception) -> str:
     """What went wrong, without the library's objects: the last part of its message."""
-    return " ".join(str(error).split()).rsplit(": ", 1)[-1].strip("()'\" ") or type(error).__name__
+    words = " ".join(str(error).split()).rsplit(": ", 1)[-1].strip("()'\" ")
+    return re.sub(r"^\[Errno -?\d+\] ", "", words) or type(error).__name__
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:

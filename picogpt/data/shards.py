@@ -83,13 +83,14 @@ class ShardWriter:
         shards = tuple(entry for entry in index.shards if entry.source in sources)
         if shards != index.shards[: len(shards)]:
             raise _damaged(folder / INDEX, "names shards in another order")
+        cut = replace(index, shards=shards, sources=tuple(name for name in index.sources if name in sources))
+        writer = cls.__new__(cls)
+        writer._begin(folder, cut)
+        if cut != index:
+            writer._write_index()  # first, for what an index names has to be there
         for path in folder.glob("*.bin"):
             if path.name not in {entry.file for entry in shards}:
                 path.unlink()
-        writer = cls.__new__(cls)
-        writer._begin(
-            folder, replace(index, shards=shards, sources=tuple(name for name in index.sources if name in sources))
-        )
         return writer
 
     def _begin(self, folder: Path, index: _Index) -> None:

@@ -98,6 +98,7 @@ class Run:
             stack.callback(self.feed.close)
             stack.callback(self._finish_plot)
             stack.callback(self.screen.close)
+            self._tell(self.feed.begin(self.done * train.batch_size))
             trainer = Trainer(self.fitted, self.arrays, lanes)
             if self.resumed:
                 for name, array in trainer.optimizer.state.items():
@@ -106,7 +107,6 @@ class Run:
                 self.resumed.model.clear()
             self.arrays.clear()  # the trainer has its own
             self.log.save()  # a folder that cannot be written to is found now, not at the first evaluation
-            self._tell(self.feed.begin(self.done * train.batch_size))
             self._announce(trainer)
             if self.feed.warning:
                 self.screen.warning(self.feed.warning)
