@@ -51,5 +51,5 @@ def prepare_ahead(data: DataConfig, dataset_dir: Path) -> None:
                 screen.notice(status.text)
             last = status
 
-        fill(plan, tell)
+        fill(plan, tell, lambda: screen.notice("another run is fetching this data set: waiting for it"))
         screen.notice(last.text)

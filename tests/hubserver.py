@@ -59,6 +59,7 @@ class Hub:
         self.generation = 0  # of signed addresses: an older one has expired
         self.listing = True
         self.down = False
+        self.redirect = ""  # where all requests for files are sent
         self.url = ""
 
     def expire(self) -> None:
@@ -117,6 +118,8 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             return self.answer(200, json.dumps(entries).encode())
 
         def resolve(self, repo: str, path: str) -> None:
+            if hub.redirect:
+                return self.answer(302, Location=hub.redirect)
             if not (hub.root / repo / path).is_file():
                 return self.answer(404)
             return self.answer(302, Location=f"/signed/{hub.generation}/{repo}/{path}")

@@ -105,7 +105,7 @@ def test_an_empty_run_name_is_the_default(recorder: type[Recorder]) -> None:
         ("info", "--n-layr", "4"),
         ("bench", "train", "--seconds", "long"),
         ("bench", "time-to-loss", "--seeds", "one"),
-        ("bench", "data", "--gigabytes", "1"),
+        ("bench", "data", "--terabytes", "1"),
         ("bench", "generate", "--n-layer", "1"),
         ("logs",),
     ],

@@ -229,6 +229,12 @@ def test_shakespeare_is_downloaded_once(tmp_path, monkeypatch, server):
         open_corpus(DataConfig(data="shakespeare"), tmp_path)
 
 
+@pytest.mark.parametrize("names", [("sample", "x.txt"), ("x.txt", "shakespeare"), ("wiki",), ("x.txt", "hf:a/b")])
+def test_names_that_are_no_files(tmp_path, names):
+    with pytest.raises(UserError, match=r"by itself|is streamed"):
+        open_corpus(DataConfig(names), tmp_path)
+
+
 def test_standard_input_is_kept_by_its_content(tmp_path, monkeypatch):
     def opened(raw: bytes) -> Corpus:
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(raw)))

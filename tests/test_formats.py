@@ -132,6 +132,18 @@ def test_a_damaged_row_group(tmp_path: Path) -> None:
         read(tmp_path / "a.parquet")
 
 
+def test_a_damaged_footer_and_a_column_twice(tmp_path: Path) -> None:
+    raw = bytearray(as_parquet(["x"]))
+    raw[-60:-8] = bytes(52)
+    (tmp_path / "a.parquet").write_bytes(raw)
+    with pytest.raises(UserError, match="is no parquet file") as caught:
+        read(tmp_path / "a.parquet")
+    assert "\n" not in str(caught.value)
+    parquet.write_table(pa.table([["x"], ["y"]], names=["text", "text"]), tmp_path / "b.parquet")
+    with pytest.raises(UserError, match="has several columns 'text'"):
+        read(tmp_path / "b.parquet")
+
+
 def test_several_paths_are_read_in_order(tmp_path: Path) -> None:
     (tmp_path / "more").mkdir()
     for name, text in (("b.txt", "first\n"), ("more/c.md", "second"), ("more/a.jsonl", '{"text": "third"}')):

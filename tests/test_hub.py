@@ -74,6 +74,12 @@ def test_open_reads_the_file(server: Server, tmp_path: Path) -> None:
     assert Hub(print).open(Dataset("a/b"), HubFile("c d.parquet", 0)).read() == content
 
 
+def test_an_endpoint_that_is_no_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "huggingface.example")
+    with pytest.raises(UserError, match=r"HF_ENDPOINT is 'huggingface.example': set it"):
+        Hub(print)
+
+
 @pytest.mark.parametrize(("value", "offline"), [("1", True), ("TRUE", True), ("", False), ("0", False)])
 def test_offline(monkeypatch: pytest.MonkeyPatch, value: str, offline: bool) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", value)

@@ -9,8 +9,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Layer by layer, and within a layer in order. An `__init__` is the last of its own folder.
 LAYERS = """
-L0   config  rng  engine.workspace  engine.backend  data.tokenizer  data.remote  inference.sampling  inference
-L1   engine.tape  engine.tensor  data.formats  data.corpora  data.hub  data.shards
+L0   config  files  rng  engine.workspace  engine.backend  data.tokenizer  data.remote  inference.sampling  inference
+L1   engine.tape  engine.tensor  data.formats  data.hub  data.corpora  data.shards
      training.checkpoint  training.runlog  training.logview  training.plot  training.monitor
 L2   engine.lanes  engine.ops.linear  engine.ops.activation  engine.ops.norm  engine.ops.attention  engine.ops.loss
      engine.ops  engine  data.prepare  data.loader  data.stream  data.feed  data

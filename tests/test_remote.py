@@ -98,14 +98,6 @@ def test_what_no_repetition_mends(hub: Hub, waits: list[str]) -> None:
     assert not waits
 
 
-def test_the_token_goes_to_the_hub_alone(hub: Hub) -> None:
-    RemoteFile(Web(print, token="secret"), f"{hub.url}/datasets/{REPO}/resolve/main/file").fetch(0, 9)
-    sent = {
-        path.split("/")[1]: "Authorization" in headers for path, headers in zip(hub.requests, hub.headers, strict=True)
-    }
-    assert sent == {"datasets": True, "signed": False}
-
-
 def test_pauses_grow_and_shrink_again(monkeypatch: pytest.MonkeyPatch, waits: list[str]) -> None:
     slept: list[float] = []
     monkeypatch.setattr(remote.time, "sleep", slept.append)
@@ -137,3 +129,53 @@ def test_a_proxy_of_the_environment_is_used(hub: Hub, monkeypatch: pytest.Monkey
     assert hub.requests[-1] == "/datasets/some/body/resolve/main/file"
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     assert RemoteFile(Web(waits.append), f"{hub.url}/datasets/{REPO}/resolve/main/file").size == len(CONTENT)
+
+
+def test_a_token_stays_at_home_wherever_a_redirect_leads(hub: Hub, tmp_path: Path) -> None:
+    with serving(Hub(tmp_path)) as other:
+        hub.faults = []
+        hub.redirect = f"{other.url}/datasets/{REPO}/resolve/main/file"
+        web = Web(print, hub.url, "secret")
+        assert RemoteFile(web, f"{hub.url}/datasets/{REPO}/resolve/main/file").fetch(0, 9) == CONTENT[:9]
+        assert not any("Authorization" in headers for headers in other.headers)
+        assert all("Authorization" in headers for headers in hub.headers)
+
+
+def test_a_circle_of_redirects_is_an_error(hub: Hub, waits: list[str]) -> None:
+    address = f"{hub.url}/datasets/{REPO}/resolve/main/file"
+    hub.redirect = address
+    for ask in (lambda: RemoteFile(Web(waits.append), address), lambda: Web(waits.append).hub(address)):
+        with pytest.raises(UserError, match="redirects in a circle"):
+            ask()
+    assert len(hub.requests) < 40
+
+
+def test_a_fresh_address_that_is_always_refused_is_an_error(hub: Hub, waits: list[str]) -> None:
+    hub.faults = ["403"] * 50
+    with pytest.raises(UserError, match=r"not public \(403\)"):
+        RemoteFile(Web(waits.append), f"{hub.url}/datasets/{REPO}/resolve/main/file")
+
+
+def test_less_than_there_was_is_another_file(hub: Hub, file: RemoteFile) -> None:
+    hub.faults = ["416"]
+    with pytest.raises(ChangedError):
+        file.fetch(0, 10)
+    hub.faults = ["416"]
+    with pytest.raises(MissingError):
+        RemoteFile(Web(print), f"{hub.url}/datasets/{REPO}/resolve/main/file")
+
+
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:9", "http://[bad"])
+def test_a_proxy_that_cannot_be_used_is_an_error(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    monkeypatch.setenv("http_proxy", proxy)
+    monkeypatch.setenv("no_proxy", "")
+    with pytest.raises(UserError, match="cannot be asked for"), Web(print).get("http://far.away/file"):
+        pass
+
+
+def test_a_proxy_is_told_name_and_password(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", hub.url.replace("//", "//me:se%3Acret@"))
+    monkeypatch.setenv("no_proxy", "")
+    with Web(print).get("http://far.away/file"):
+        pass
+    assert hub.headers[-1]["proxy-authorization"] == "Basic bWU6c2U6Y3JldA=="

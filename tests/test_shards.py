@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import threading
 import zlib
 from pathlib import Path
@@ -254,7 +255,7 @@ class Case:
         return prepare(data, self.dataset, self.notices.append)
 
     def folders(self) -> list[Path]:
-        return list((self.dataset / "tokens").iterdir())
+        return [path for path in (self.dataset / "tokens").iterdir() if path.name != ".lock"]
 
 
 @pytest.fixture
@@ -338,6 +339,15 @@ def test_prepare_at_once_in_many_threads(case):
         thread.join()
     assert len(fingerprints) == 4 and len(set(fingerprints)) == 1
     assert len(case.folders()) == 1
+
+
+def test_prepare_clears_up_after_one_that_was_killed(case):
+    fingerprint = case.prepare().fingerprint
+    [folder] = case.folders()
+    shutil.copytree(folder, folder.with_name(f"{folder.name}.12345678.tmp"))
+    shutil.rmtree(folder)
+    assert case.prepare().fingerprint == fingerprint
+    assert case.folders() == [folder]
 
 
 def test_prepare_leaves_nothing_behind_on_an_error(case, monkeypatch):

@@ -20,7 +20,9 @@ from running import MODEL, log_of
 from picogpt.config import DataConfig, RunConfig, TrainConfig, UserError
 from picogpt.data import feed as feed_module
 from picogpt.data import remote, stream
+from picogpt.data import shards as shards_module
 from picogpt.data.feed import Feed, StreamFeed, open_feed
+from picogpt.data.formats import DamagedFileError
 from picogpt.data.hub import Dataset, dataset_named
 from picogpt.data.shards import Shards
 from picogpt.data.stream import Plan, Status, Stream, fill, plan_for, shards_of
@@ -166,10 +168,56 @@ def test_a_row_group_damaged_at_its_source_is_left_out(
     assert len(numbers) == len(set(numbers)) >= FILES * GROUPS * ROWS - ROWS
 
 
+def test_a_row_group_of_many_shards_is_whole_or_not_there(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards_module, "SHARD_TOKENS", 3000)
+    monkeypatch.setattr(stream.time, "sleep", lambda seconds: None)
+    original, failing = stream.row_group, [False, False, True, False, True, True, True]
+
+    def damaged(*how: Any) -> Iterator[str]:
+        for number, text in enumerate(original(*how)):
+            if number == 20 and failing and failing.pop(0):
+                raise DamagedFileError("as it happens")
+            yield text
+
+    monkeypatch.setattr(stream, "row_group", damaged)
+    plan, _ = filled(tmp_path)
+    numbers = numbers_of(plan)
+    assert len(numbers) == len(set(numbers)) == (FILES * GROUPS - 1) * ROWS  # the third failure in a row was the last
+    kept = {path.name for path in (plan.folder / "train").glob("*.bin")}
+    assert kept == {f"{number:05d}.bin" for number in range(len(kept))}
+
+
+def test_a_file_that_changes_before_its_footer_is_read(hub: Hub, tmp_path: Path) -> None:
+    path = tmp_path / "hub" / WIKI / "20231101.en" / "train-00001-of-00003.parquet"
+    hub.faults = ["", "", "", lambda: write_parquet(path, 10_000, GROUPS, ROWS)]
+    plan, _ = filled(tmp_path)
+    assert len(set(numbers_of(plan))) == FILES * GROUPS * ROWS
+
+
+def test_what_was_taken_away_is_fetched_again(hub: Hub, tmp_path: Path) -> None:
+    plan, _ = filled(tmp_path)
+    before = content(plan.folder)
+    shutil.rmtree(plan.folder / "val")
+    assert shards_of(plan) is None
+    assert content(filled(tmp_path)[0].folder) == before
+
+
+def test_the_default_limit_counts_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=8000))
+    plan = plan_of(tmp_path)
+    assert plan.limit == 2000
+    (plan.folder / "train").mkdir()
+    (plan.folder / "train" / "00000.bin").write_bytes(bytes(4000))
+    assert plan_of(tmp_path).limit == 3000
+
+
 def test_the_limit_is_kept_and_may_be_raised(hub: Hub, tmp_path: Path) -> None:
     plan, told = filled(tmp_path, data_limit="40KB")
     tokens = sum(map(len, texts_of(plan)))
-    assert 40_000 <= tokens < 80_000 and "the limit of 4e-05 GB is reached (--data-limit)" in told[-1].text
+    assert 20_000 <= tokens <= 40_000 and "the limit of 4e-05 GB is reached (--data-limit)" in told[-1].text
     more, _ = filled(tmp_path, data_limit="1GB")
     assert more.folder == plan.folder and sum(map(len, texts_of(more))) > tokens
     assert content(filled(tmp_path / "at once")[0].folder) == content(more.folder)
@@ -320,7 +368,7 @@ def test_the_sample_stands_in_until_text_is_sealed(hub: Hub, tmp_path: Path, mon
     sample, validation = feed.batch(0, 4), feed.validation
     hub.down = False
     assert wait_for(lambda: bool(feed.look(4)) and feed.text == "stream")
-    assert (not feed.warning and "tokens here" in feed.status()) or "all of it" in feed.status()
+    assert not feed.warning and "SAMPLE" not in feed.status()
     real = feed.batch(4, 4)
     assert not {*starts_of(sample)} & {*starts_of(real)} and not np.array_equal(feed.validation[0], validation[0])
     feed.close()
@@ -369,6 +417,21 @@ def test_lost_text_is_told(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyP
     shutil.rmtree(plan.folder)
     with pytest.raises(UserError, match="has lost text this run was reading"):
         feed_of(tmp_path, state)
+
+
+def test_text_that_can_never_be_enough_is_an_error(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_parquet(tmp_path / "hub" / "one" / "row" / "train.parquet", 0, 1, 1)
+    found = open_feed(config_of("hf:one/row"), tmp_path, print, None, 8, None)
+    with pytest.raises(UserError, match="all of it is here, and it is too short for a window"):
+        found.begin(0)
+    found.close()
+    monkeypatch.setattr(feed_module, "_PATIENCE", 0.0)
+    monkeypatch.setattr(feed_module, "_LOOK_SECONDS", 0.0)
+    late = open_feed(config_of("hf:no/body"), tmp_path, print, None, 8, None)
+    late.begin(0)
+    with pytest.raises(UserError, match="has no parquet files of no/body"):
+        wait_for(lambda: late.look(0) and False)
+    late.close()
 
 
 def test_two_names_with_a_stream_among_them_are_refused(tmp_path: Path) -> None:
@@ -423,15 +486,26 @@ def test_train_on_nothing(hub: Hub, tmp_path: Path) -> None:
     assert not (tmp_path / "logs").exists()
 
 
+def test_a_wrong_name_costs_nothing(hub: Hub, tmp_path: Path) -> None:
+    assert train(tmp_path, "--data", "sample", "--steps", "2", "--run", "w").returncode == 0
+    before = (tmp_path / "logs" / "w" / "log.pkl").read_bytes()
+    done = train(tmp_path, "--data", "hf:no/body", "--steps", "2", "--run", "w", "--fresh")
+    assert done.returncode == 2 and (tmp_path / "logs" / "w" / "log.pkl").read_bytes() == before
+    other = train(tmp_path, "--data", "wiki", "--steps", "4", "--run", "w")
+    assert other.returncode == 2 and "the text of wikimedia/wikipedia (20231101.en) has changed" in other.stderr
+
+
 def test_losses_on_the_sample_are_no_best_of_the_real_text(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_plots: None
 ) -> None:
     filled(tmp_path / "dataset")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     arrived = StreamFeed._arrived
-    monkeypatch.setattr(StreamFeed, "_arrived", lambda self: run.done >= 6 and arrived(self))
+    runs: list[Run] = []
+    monkeypatch.setattr(StreamFeed, "_arrived", lambda self: bool(runs) and runs[0].done >= 6 and arrived(self))
     monkeypatch.setattr(feed_module, "_LOOK_SECONDS", 0.0)
     run = Run(config_of(), tmp_path / "logs" / "run", tmp_path / "dataset")
+    runs.append(run)
     monkeypatch.setattr(Run, "_sample", lambda self, trainer: "")
     run.train()
     log = log_of(run)

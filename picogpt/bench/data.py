@@ -46,7 +46,7 @@ def _repeated(corpus: Corpus, megabytes: int, path: Path) -> Path:
     with path.open("wb") as file:
         while not file.tell() or file.tell() < megabytes << 20:
             for piece in corpus.text():
-                file.write(piece.encode())
+                file.write(piece.encode(errors="replace"))
     return path
 
 
@@ -61,7 +61,7 @@ def _measure(config: RunConfig, text: Path, seconds: float, dataset_dir: Path) -
         began = time.perf_counter()
         data.tokenizer.encode(piece)
         encoding += time.perf_counter() - began
-        characters, encoded = characters + len(piece), encoded + len(piece.encode())
+        characters, encoded = characters + len(piece), encoded + len(piece.encode(errors="replace"))
 
     loader, sequences = Loader(data.train, config.context, config.train.seed), 0
     began = time.perf_counter()

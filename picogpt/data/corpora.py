@@ -10,6 +10,7 @@ from pathlib import Path
 
 from picogpt.config import DataConfig, UserError
 from picogpt.data.formats import KNOWN, TEXT, Columns, Document, documents, kind_of
+from picogpt.data.hub import dataset_named
 from picogpt.data.remote import download
 
 _BLOCK = 1 << 20  # bytes read at once
@@ -168,6 +169,11 @@ def open_corpus(data: DataConfig, dataset_dir: Path) -> Corpus:
         return sample()
     if names == ("shakespeare",):
         return _shakespeare(dataset_dir)
+    for name in names:
+        if name in ("sample", "shakespeare"):
+            raise UserError(f"{name} is a text by itself: give --data no other name beside it")
+        if dataset_named(name):
+            raise UserError(f"{name} is a data set that is streamed, by train.py and picogpt prepare: name a text here")
     if not all(names):
         raise UserError(f"there is no corpus without a name: --data takes {_NAMES}")
     paths = [_input(dataset_dir) if name == "-" else Path(name) for name in names]

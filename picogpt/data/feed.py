@@ -98,6 +98,8 @@ class StreamFeed(Feed):
         self._stream, self._shards = Stream(plan), shards_of(plan)
         self._looked, self._seen = 0.0, Status("working", f"asking for {plan.dataset}")
         train, val = self._stand_in
+        if state and state.pop("of") != self.fingerprint:
+            state = None  # another text's: it is for the run to refuse
         self._enter(_Part(**state) if state else _Part(_SAMPLE, 0, 0, 0, len(train), len(val)))
 
     def describe(self) -> str:
@@ -117,14 +119,12 @@ class StreamFeed(Feed):
             time.sleep(0.05)
             notices += self.look(position, at_once=True)
         if self._part.text == _SAMPLE:
-            if self._seen.state == "failed":
-                raise UserError(self._seen.text)
-            self.warning = (
-                f"training on the embedded sample until text of {self.source} arrives; it is asked for all along"
-            )
+            how = OFFLINE if is_offline() else "it is asked for again and again"
+            self.warning = f"training on the embedded sample until text of {self.source} arrives: {how}"
         return notices
 
     def look(self, position: int, at_once: bool = False) -> list[str]:
+        """Raises UserError where there is nothing to hope for but the sample."""
         now = time.monotonic()
         if now - self._looked < _LOOK_SECONDS and not at_once:
             return []
@@ -139,6 +139,10 @@ class StreamFeed(Feed):
             self._enter(_Part(_STREAM, 1, position, 0, train, val))
             self.warning = ""
             notices.append(f"text of {self.source} has arrived: training on it from here, {train:,} tokens so far")
+        elif self._part.text == _SAMPLE and self._seen.state == "failed":
+            raise UserError(self._seen.text)
+        elif self._part.text == _SAMPLE and self._seen.state == "complete":
+            raise UserError(f"{self._seen.text}, and it is too short for a window of {self._context} tokens")
         return notices
 
     def status(self) -> str:
@@ -162,7 +166,7 @@ class StreamFeed(Feed):
 
     @property
     def state(self) -> dict[str, Any] | None:
-        return asdict(self._part)
+        return {"of": self.fingerprint, **asdict(self._part)}
 
     def close(self) -> None:
         self._stream.close()

@@ -195,15 +195,15 @@ def open_parquet(name: str, file: Any, columns: Columns, buffer_size: int = 0) -
     import pyarrow
     from pyarrow import parquet
 
-    try:
+    with _damage(f"{name} is no parquet file"):
         table = parquet.ParquetFile(file, buffer_size=buffer_size, page_checksum_verification=True)
-    except pyarrow.ArrowInvalid as error:
-        raise DamagedFileError(f"{name} is no parquet file ({_line(error)}): get it again") from None
     schema = table.schema_arrow
     for column in columns.names:
         if column not in schema.names:
             there = ", ".join(schema.names[:8])
             raise UserError(f"{name} has no column {column!r} (it has {there}): use --text-field or --qa")
+        if schema.names.count(column) > 1:
+            raise UserError(f"{name} has several columns {column!r}: use --text-field or --qa")
         kind = schema.field(column).type
         if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
             raise UserError(f"{name} has no text in its column {column!r} but {kind}: use --text-field or --qa")
@@ -212,18 +212,32 @@ def open_parquet(name: str, file: Any, columns: Columns, buffer_size: int = 0) -
 
 def row_group(name: str, table: Any, group: int, columns: Columns) -> Iterator[str]:
     """The documents of one row group. Raises DamagedFileError."""
-    import pyarrow
-
-    try:
+    with _damage(f"{name} is damaged in row group {group}"):
         # Batches, because a row group may be the whole file.
         for batch in table.iter_batches(batch_size=1024, row_groups=[group], columns=list(columns.names)):
             for row in zip(*(batch.column(column).to_pylist() for column in columns.names), strict=True):
                 if text := columns.document(row):
                     yield text
+
+
+def size_of(table: Any, group: int, columns: Columns) -> int:
+    """Bytes that the columns of a row group take when they are unpacked."""
+    facts = table.metadata.row_group(group)
+    found = [facts.column(i) for i in range(facts.num_columns)]
+    return sum(column.total_uncompressed_size for column in found if column.path_in_schema in columns.names)
+
+
+@contextmanager
+def _damage(what: str) -> Iterator[None]:
+    """pyarrow's exceptions as DamagedFileError."""
+    import pyarrow
+
+    try:
+        yield
     except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
         if isinstance(error, OSError) and error.errno:  # the system's word, not the library's
             raise
-        raise DamagedFileError(f"{name} is damaged in row group {group} ({_line(error)}): get it again") from None
+        raise DamagedFileError(f"{what} ({_line(error)}): get it again") from None
 
 
 def _line(error: Exception) -> str:

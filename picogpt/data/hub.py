@@ -74,7 +74,9 @@ class Hub:
 
     def __init__(self, waiting: Callable[[str], None]) -> None:
         self.endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
-        self._web = Web(waiting, _token())
+        if not self.endpoint.startswith(("http://", "https://")):
+            raise UserError(f"HF_ENDPOINT is {self.endpoint!r}: set it to an address such as https://huggingface.co")
+        self._web = Web(waiting, self.endpoint, _token())
 
     def files(self, dataset: Dataset) -> list[HubFile]:
         """The parquet files of a data set, in the order of their names. Raises UserError where there are none."""
@@ -105,7 +107,7 @@ class Hub:
             body, headers = self._web.hub(url)
             for entry in _list(body):
                 match entry:
-                    case {"type": "file", "path": str(path), "size": int(size)}:
+                    case {"type": "file", "path": str(path), "size": int(size)} if size:
                         found.append(HubFile(path, size))
             more = re.search(r'<([^>]+)>;\s*rel="next"', headers.get("Link", ""))
             url = more[1] if more else ""

@@ -1,5 +1,6 @@
 """A corpus -> its tokenizer and token shards, made once and then reused."""
 
+import glob
 import json
 import os
 import secrets
@@ -8,6 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+
+from filelock import FileLock
 
 from picogpt.config import DataConfig, UserError
 from picogpt.data.corpora import Corpus, Join, open_corpus
@@ -115,9 +118,26 @@ def _build(
     notify: Callable[[str], None],
     advance: Advance,
 ) -> None:
-    """Make `folder` under another name and rename it: other processes see all or nothing, and the first one wins."""
+    """Make `folder` under another name and rename it: other processes wait, and see all or nothing."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(".lock")):
+        if folder.exists():
+            return
+        for stale in folder.parent.glob(f"{glob.escape(folder.name)}.*.tmp"):
+            shutil.rmtree(stale, ignore_errors=True)  # of a process that was killed: nobody else has the lock
+        _make(folder, corpus, data, tokenizer, notify, advance)
+
+
+def _make(
+    folder: Path,
+    corpus: Corpus,
+    data: DataConfig,
+    tokenizer: Tokenizer | None,
+    notify: Callable[[str], None],
+    advance: Advance,
+) -> None:
     work = _beside(folder)
-    work.mkdir(parents=True)
+    work.mkdir()
     total = 2 * corpus.size  # it is read twice
     try:
         survey = _survey(corpus, data, tokenizer, lambda read: advance(read, total))
@@ -127,11 +147,7 @@ def _build(
         with ShardWriter(work / "train", *facts) as train, ShardWriter(work / "val", *facts) as val:
             if not _split(corpus, data, survey, train, val, lambda read: advance(read, total)):
                 raise UserError(f"{corpus.source} changed while it was read: try again")
-        try:
-            os.rename(work, folder)
-        except OSError:
-            if not folder.exists():
-                raise
+        os.rename(work, folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)  # gone already when all went well
 

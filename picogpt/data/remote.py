@@ -10,11 +10,12 @@ from email.utils import parsedate_to_datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import urllib3
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, LocationParseError, LocationValueError, ProxySchemeUnknown
+from urllib3.util import parse_url
 
 from picogpt.config import UserError
 
@@ -22,6 +23,8 @@ _BLOCK = 1 << 16
 _TIMEOUT = urllib3.Timeout(connect=10.0, read=30.0)  # seconds to a connection; seconds without a byte
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 10.0  # seconds before a request is repeated: doubled each time
 _SLOW_SECONDS, _SLOW_BYTES = 20.0, 20_000  # a response that brings less is asked for anew
+_MOST_REDIRECTS = 10  # before they are taken for a circle
+_MOST_REJECTIONS = 3  # of a signed address, before it is more than its time being over
 _REDIRECTS = (301, 302, 303, 307, 308)
 _EXPIRED = (400, 401, 403, 404, 410)  # what a signed address answers when its time is over
 
@@ -45,11 +48,11 @@ class ChangedError(Exception):
 class Web:
     """GET requests over connections that are kept open.
 
-    waiting: told in a line why a request is about to be repeated, and when. token: of the hub, sent to no other host.
+    waiting: told in a line why a request is about to be repeated, and when. token: sent to `home` and no other address.
     """
 
-    def __init__(self, waiting: Callable[[str], None], token: str = "") -> None:
-        self._waiting, self._token = waiting, token
+    def __init__(self, waiting: Callable[[str], None], home: str = "", token: str = "") -> None:
+        self._waiting, self._home, self._token = waiting, home, token
         self._pools: dict[str, urllib3.PoolManager] = {}  # by the proxy they go through, "" for none
 
     @contextmanager
@@ -57,8 +60,15 @@ class Web:
         """One response, its body not yet read; errors on the way are TroubleError, also while the body is read."""
         try:
             response = self._pool(url).request(
-                "GET", url, headers=dict(headers or {}), redirect=False, preload_content=False, decode_content=False
+                "GET",
+                url,
+                headers={**self._credentials(url), **(headers or {})},
+                redirect=False,
+                preload_content=False,
+                decode_content=False,
             )
+        except (LocationValueError, LocationParseError, ProxySchemeUnknown) as error:
+            raise UserError(f"{url} cannot be asked for: {_reason(error)}") from None
         except (HTTPError, OSError, ValueError) as error:
             raise TroubleError(f"{_host(url)}: {_reason(error)}") from None
         try:
@@ -78,7 +88,7 @@ class Web:
         proxy = "" if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme, "")
         if proxy not in self._pools:
             options: Any = {"timeout": _TIMEOUT, "retries": False}
-            self._pools[proxy] = urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
+            self._pools[proxy] = _through(proxy, options) if proxy else urllib3.PoolManager(**options)
         return self._pools[proxy]
 
     def persistently(self, action: Callable[[], bool]) -> None:
@@ -98,13 +108,13 @@ class Web:
     def hub(self, url: str) -> tuple[bytes, Mapping[str, str]]:
         """Body and headers of a small answer of the hub. Raises MissingError, and UserError where it refuses."""
         answer: list[tuple[bytes, Mapping[str, str]]] = []
-        address = url
+        address, redirects = url, 0
 
         def ask() -> bool:
-            nonlocal address
-            with self.get(address, self.credentials) as response:
-                if response.status in _REDIRECTS:
-                    address = urljoin(address, response.headers.get("Location", ""))
+            nonlocal address, redirects
+            with self.get(address) as response:
+                if response.status in _REDIRECTS and redirects < _MOST_REDIRECTS:
+                    address, redirects = urljoin(address, response.headers.get("Location", "")), redirects + 1
                     return False
                 refuse(response.status, url)
                 answer.append((response.read(), response.headers))
@@ -113,9 +123,16 @@ class Web:
         self.persistently(ask)
         return answer[0]
 
-    @property
-    def credentials(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self._token}"} if self._token else {}
+    def _credentials(self, url: str) -> dict[str, str]:
+        at_home = self._token and urlsplit(url)[:2] == urlsplit(self._home)[:2]
+        return {"Authorization": f"Bearer {self._token}"} if at_home else {}
+
+
+def _through(proxy: str, options: dict[str, Any]) -> urllib3.ProxyManager:
+    """Connections through a proxy; its address may hold a name and a password."""
+    auth = parse_url(proxy).auth
+    headers = urllib3.make_headers(proxy_basic_auth=unquote(auth)) if auth else None
+    return urllib3.ProxyManager(proxy, proxy_headers=headers, **options)
 
 
 def refuse(status: int, url: str) -> None:
@@ -124,6 +141,8 @@ def refuse(status: int, url: str) -> None:
         raise UserError(f"{url} is not public ({status}): set HF_TOKEN to a token that may read it")
     if status in (404, 410):
         raise MissingError(url)
+    if status in _REDIRECTS:
+        raise UserError(f"{url} redirects in a circle")
     if status >= 400:
         raise UserError(f"{url} is refused ({status})")
 
@@ -138,6 +157,7 @@ class RemoteFile(io.RawIOBase):
     def __init__(self, web: Web, url: str) -> None:
         self._web, self._url = web, url
         self._signed = ""
+        self._redirects = self._rejections = 0  # of a signed address, since the last byte
         self._position = 0
         self._identity: tuple[int, str] | None = None  # bytes, and the server's name for this version
         self.fetch(0, 1)
@@ -192,15 +212,18 @@ class RemoteFile(io.RawIOBase):
         """One request for what is still missing; what comes of it is in `got` even if it fails."""
         address = self._signed or self._url
         begin = start + len(got)
-        headers = {"Range": f"bytes={begin}-{stop - 1}", **({} if self._signed else self._web.credentials)}
-        with self._web.get(address, headers) as response:
-            if response.status in _REDIRECTS:
+        with self._web.get(address, {"Range": f"bytes={begin}-{stop - 1}"}) as response:
+            if response.status in _REDIRECTS and self._redirects < _MOST_REDIRECTS:
+                self._redirects += 1
                 self._signed = urljoin(address, response.headers.get("Location", ""))
                 return
-            if response.status in _EXPIRED and self._signed:
-                self._signed = ""
+            if response.status in _EXPIRED and self._signed and self._rejections < _MOST_REJECTIONS:
+                self._signed, self._rejections = "", self._rejections + 1
                 raise TroubleError("the signed address has expired")
+            if response.status == 416:  # there is less of it than there was, or nothing at all
+                raise ChangedError(f"{self._url} has changed") if self._identity else MissingError(self._url)
             refuse(response.status, address)
+            self._redirects = self._rejections = 0
             self._recognise(response, begin)
             skip = begin if response.status == 200 else 0  # a server that knows no ranges sends everything
             _read(response, skip, stop - begin, got)
@@ -218,7 +241,7 @@ class RemoteFile(io.RawIOBase):
         if self._identity is None:
             self._identity = identity
         elif identity != self._identity:
-            raise ChangedError(self._url)
+            raise ChangedError(f"{self._url} has changed")
 
 
 def _read(response: urllib3.BaseHTTPResponse, skip: int, wanted: int, got: bytearray) -> None:
@@ -242,9 +265,12 @@ def _host(url: str) -> str:
     return urlsplit(url).netloc or url
 
 
-def _reason(error: Exception) -> str:
-    """What went wrong, without the library's objects: the last part of its message."""
-    words = " ".join(str(error).split()).rsplit(": ", 1)[-1].strip("()'\" ")
+def _reason(error: BaseException) -> str:
+    """What went wrong in the innermost of nested exceptions, without the library's objects."""
+    for inner in error.args:
+        if isinstance(inner, BaseException):
+            return _reason(inner)
+    words = " ".join(str(error).split()).rsplit(": ", 1)[-1]
     return re.sub(r"^\[Errno -?\d+\] ", "", words) or type(error).__name__
 
 
@@ -275,7 +301,7 @@ def download(url: str, path: Path, checksum: str, size: int) -> None:
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)
-    except (OSError, ValueError, TroubleError) as error:
+    except (OSError, ValueError, TroubleError, UserError) as error:
         raise UserError(
             f"could not download {url}: {_reason(error)}; "
             f"put the file at {path} yourself, or use --data sample or --data PATH"

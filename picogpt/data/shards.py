@@ -23,6 +23,8 @@ import numpy.typing as npt
 
 from picogpt.config import UserError
 from picogpt.data.tokenizer import Ids
+from picogpt.files import read_bytes
+from picogpt.files import replace as replace_file
 
 SHARD_TOKENS = 1 << 26  # a shard is sealed when it holds so many
 INDEX = "index.json"
@@ -172,12 +174,18 @@ class ShardWriter:
             self.drop()
 
     def drop(self) -> None:
-        """Forget what is not sealed."""
+        """Forget what is not sealed, and the full shards of a source that is not."""
         if self._file is not None:
             self._file.close()
             self._file = None
             self._clear()
             self._next_path().unlink()
+        begun = [entry for entry in self._sealed if entry.source is not None and entry.source not in self.sources]
+        if begun:
+            self._sealed = [entry for entry in self._sealed if entry not in begun]
+            self._write_index()  # first, for what an index names has to be there
+            for entry in begun:
+                (self.folder / entry.file).unlink()
 
 
 def _sync(file: BinaryIO) -> None:
@@ -192,7 +200,7 @@ def write_index(folder: Path, index: dict[str, Any]) -> None:
     with part.open("wb") as file:
         file.write(json.dumps({**index, "sha256": _digest(index)}).encode())
         _sync(file)
-    os.replace(part, path)
+    replace_file(part, path)
 
 
 def _digest(index: dict[str, Any]) -> str:
@@ -273,7 +281,7 @@ class Shards:
 def _read_index(path: Path, fingerprint: str) -> _Index:
     """An index made with the tokenizer of that fingerprint. Raises UserError."""
     try:
-        index = json.loads(path.read_bytes())
+        index = json.loads(read_bytes(path))
     except OSError as error:
         raise _damaged(path, f"cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError):

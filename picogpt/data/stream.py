@@ -13,19 +13,19 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from picogpt.config import DataConfig, UserError
 from picogpt.data.corpora import columns_of
-from picogpt.data.formats import Columns, DamagedFileError, open_parquet, row_group
+from picogpt.data.formats import Columns, DamagedFileError, open_parquet, row_group, size_of
 from picogpt.data.hub import Dataset, Hub, HubFile
 from picogpt.data.prepare import read_tokenizer, val_share, write_tokenizer
 from picogpt.data.remote import ChangedError, MissingError
@@ -92,10 +92,10 @@ def plan_for(dataset: Dataset, data: DataConfig, tokenizer: Tokenizer | None, da
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "tokenizer.json").exists():
             write_tokenizer(folder, tokenizer)
-        free = shutil.disk_usage(folder).free
+        room = shutil.disk_usage(folder).free + sum(path.stat().st_size for path in folder.glob("*/*.bin"))
     except OSError as error:
         raise UserError(f"the tokens cannot be written to {folder}: {error.strerror or error}") from error
-    return Plan(dataset, columns, share, folder, data.limit_bytes or min(_MOST, free // 4))
+    return Plan(dataset, columns, share, folder, data.limit_bytes or min(_MOST, room // 4))
 
 
 def shards_of(plan: Plan) -> tuple[Shards, Shards] | None:
@@ -108,17 +108,19 @@ def shards_of(plan: Plan) -> tuple[Shards, Shards] | None:
     return train, val
 
 
-def fill(plan: Plan, tell: Callable[[Status], None]) -> None:
+def fill(plan: Plan, tell: Callable[[Status], None], busy: Callable[[], None] = lambda: None) -> None:
     """Stream until the limit, the end of the data set or of the disk's free space. It never gives up on a network.
 
-    tell: after every row group, before every pause, and at the end. Raises UserError for what no repetition mends.
+    tell: after every row group, before every pause, and at the end. busy: called before it waits for another process
+    that fills the same folder. Raises UserError for what no repetition mends.
     """
     tokenizer = read_tokenizer(plan.folder)
     fingerprint = tokenizer.fingerprint()
-    with FileLock(plan.folder / "lock"):
-        for folder in (plan.folder / part for part in PARTS):
-            if not (folder / INDEX).exists():
-                shutil.rmtree(folder, ignore_errors=True)  # begun and never sealed
+    with _locked(plan.folder / "lock", busy):
+        folders = [plan.folder / part for part in PARTS]
+        if not all((folder / INDEX).exists() for folder in folders):  # begun and never sealed, or taken away
+            for folder in folders:
+                shutil.rmtree(folder, ignore_errors=True)
                 with ShardWriter(folder, tokenizer.dtype, fingerprint, str(plan.dataset)):
                     pass
         # A row group counts from the moment the index of `train` names it, which is written last.
@@ -132,6 +134,20 @@ def _working(plan: Plan, train: ShardWriter, val: ShardWriter, missing: int = 0)
     tokens = train.tokens + val.tokens
     without = f", without {missing} files that are missing or empty" if missing else ""
     return Status("working", f"{plan.dataset}: {tokens:,} tokens of {len(train.sources):,} row groups{without}", tokens)
+
+
+@contextmanager
+def _locked(path: Path, busy: Callable[[], None]) -> Iterator[None]:
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        busy()
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class _Filling:
@@ -148,19 +164,21 @@ class _Filling:
 
     def run(self) -> None:
         files = self._hub.files(self._plan.dataset)
-        while not (reason := self._full()):
+        while not (reason := self._full(0)):
             source = self._draw(files)
             if source is None:
                 reason = "all of it is here"
                 break
+            if reason := self._full(size_of(self._tables[source[0]], source[1], self._plan.columns)):
+                break
             try:
                 self._add(source)
-            except (MissingError, ChangedError):  # by its next draw it is another file, or none
+            except MissingError:  # by its next draw it is known to have none
                 self._forget(source[0])
-            except DamagedFileError as error:
+            except (DamagedFileError, ChangedError) as error:
                 self._damaged(source, error)
         done = self._working()
-        if not self._train.sources and not self._full():
+        if not self._train.sources and not self._full(0):
             raise UserError(f"{self._hub.endpoint} has no sound file of {self._plan.dataset}")
         self._tell(replace(done, state="complete", text=f"{done.text}; {reason}"))
 
@@ -170,13 +188,14 @@ class _Filling:
     def _working(self) -> Status:
         return _working(self._plan, self._train, self._val, list(self._groups.values()).count(0))
 
-    def _full(self) -> str:
-        """Why nothing more fits, or nothing."""
+    def _full(self, more: int) -> str:
+        """Why so many bytes more do not fit, or nothing. The first row group may be larger than the limit."""
         tokens = self._train.tokens + self._val.tokens
-        if tokens * self._tokenizer.dtype.itemsize >= self._plan.limit:
+        held = tokens * self._tokenizer.dtype.itemsize
+        if held >= self._plan.limit or (held and held + more > self._plan.limit):
             return f"the limit of {self._plan.limit / 1e9:.3g} GB is reached (--data-limit)"
         usage = shutil.disk_usage(self._plan.folder)
-        return "the disk is nearly full" if usage.free < _KEPT_FREE * usage.total else ""
+        return "the disk is nearly full" if usage.free - more < _KEPT_FREE * usage.total else ""
 
     def _draw(self, files: list[HubFile]) -> Source | None:
         """The next row group, which the number of those before it decides: a file by its size, then any left of it."""
@@ -206,7 +225,7 @@ class _Filling:
         self._tables.pop(path, None)
         self._groups.pop(path, None)
 
-    def _damaged(self, source: Source, error: DamagedFileError) -> None:
+    def _damaged(self, source: Source, error: Exception) -> None:
         """What came over the wire may be better the next time; what is damaged at its source is left out."""
         self._forget(source[0])
         self._failures[source] = self._failures.get(source, 0) + 1
@@ -230,7 +249,7 @@ class _Filling:
             remote = self._hub.open(self._plan.dataset, file)
             try:
                 return open_parquet(file.path, remote, self._plan.columns, _READ)
-            except DamagedFileError as error:
+            except (DamagedFileError, ChangedError) as error:
                 self._tell(self._waiting(str(error)))
                 time.sleep(attempt)
         raise MissingError(file.path)

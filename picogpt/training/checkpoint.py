@@ -10,7 +10,6 @@ import json
 import os
 import re
 import shutil
-import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from picogpt.config import UserError
+from picogpt.files import replace
 
 Array = npt.NDArray[np.float32]
 
@@ -55,16 +55,6 @@ class _DamageError(Exception):
 
     def __init__(self, file: Path, reason: str) -> None:
         super().__init__(f"{file} {reason}")
-
-
-def replace(source: Path, target: Path) -> None:
-    """`os.replace` that waits up to a second for Windows, which refuses while another program has the file open."""
-    for _ in range(20):
-        try:
-            return os.replace(source, target)
-        except PermissionError:
-            time.sleep(0.05)
-    os.replace(source, target)
 
 
 def save(

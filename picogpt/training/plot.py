@@ -15,7 +15,7 @@ import numpy.typing as npt
 import psutil
 
 from picogpt.config import UserError
-from picogpt.training.checkpoint import replace
+from picogpt.files import replace
 from picogpt.training.runlog import entries, read_log, series, visible
 
 _ROOT = Path(__file__).parents[2]  # the folder picogpt is imported from

@@ -70,6 +70,8 @@ class Run:
             self.arrays: Arrays = {name: found.model[name] for name in parameter_shapes(self.config.model)}
         else:
             self.arrays = initial_arrays(self.config.model, config.train.seed)
+        self.done: int = self.resumed.step if self.resumed else 0
+        self._begun = self.feed.begin(self.done * train.batch_size)  # it may fail: before anything is removed
         if fresh:
             _remove_run(run_dir)
         about = {**self.config.to_dict(), "parameters": parameter_count(self.config.model)[0]}
@@ -78,7 +80,6 @@ class Run:
             raise UserError(f"{run_dir} has a log but no checkpoint to go on from: start over with --fresh")
         self.log.rewind(self.resumed.step if self.resumed else 0)
         self.plotter = Plotter(run_dir / "log.pkl", run_dir / "log.png")
-        self.done: int = self.resumed.step if self.resumed else 0
         self.seconds: float = meta.get("seconds", 0.0)
         self.recent: list[float] = meta.get("recent", [])  # training losses since the last evaluation
         self.depth = self.config.model.n_layer  # blocks that train
@@ -91,6 +92,7 @@ class Run:
                 f"run {self.dir.name} has trained its {self.done} steps already: raise --steps or --minutes to go on, "
                 "or start over with --fresh"
             )
+            self.feed.close()
             return
         with ExitStack() as stack:
             lanes = stack.enter_context(open_lanes(self.fitted))
@@ -98,7 +100,7 @@ class Run:
             stack.callback(self.feed.close)
             stack.callback(self._finish_plot)
             stack.callback(self.screen.close)
-            self._tell(self.feed.begin(self.done * train.batch_size))
+            self._tell(self._begun)
             trainer = Trainer(self.fitted, self.arrays, lanes)
             if self.resumed:
                 for name, array in trainer.optimizer.state.items():

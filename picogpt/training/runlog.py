@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from picogpt.config import UserError
-from picogpt.training.checkpoint import replace
+from picogpt.files import replace
 
 _SIZE_LIMIT = 32 << 20  # bytes; ten thousand evaluations are about 6 MB
 _OPCODE_LIMIT = 4_000_000  # each may make an object, so this bounds memory; an evaluation has about 30
