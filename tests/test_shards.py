@@ -350,6 +350,35 @@ def test_prepare_clears_up_after_one_that_was_killed(case):
     assert case.folders() == [folder]
 
 
+@pytest.mark.parametrize("tokenizer", ["picogpt", "chars"])
+def test_prepare_goes_on_after_what_was_sealed(case, monkeypatch, tokenizer):
+    case.path.write_text("".join(f"line {number} of many\n" for number in range(2000)), encoding="utf-8")
+    monkeypatch.setattr(shards, "SHARD_TOKENS", 1000)
+    monkeypatch.setattr(formats, "_BLOCK", 777)
+    undisturbed = case.prepare(tokenizer)
+    [folder] = case.folders()
+    shutil.rmtree(folder)
+    original, calls = ShardWriter.append, 0
+
+    def append(writer: ShardWriter, ids: np.ndarray) -> None:
+        nonlocal calls
+        calls += 1
+        if calls in (30, 70):
+            raise KeyboardInterrupt
+        original(writer, ids)
+
+    monkeypatch.setattr(ShardWriter, "append", append)
+    times = []
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            case.prepare(tokenizer)
+        [work] = case.folders()
+        times.append({path.name: path.stat().st_mtime_ns for path in (work / "train").glob("*.bin")})
+    assert times[0] and times[0].items() < times[1].items()  # what was sealed is not written again
+    again = case.prepare(tokenizer)
+    assert again.fingerprint == undisturbed.fingerprint and case.folders() == [folder]
+
+
 def test_prepare_leaves_nothing_behind_on_an_error(case, monkeypatch):
     case.path.write_bytes(b"good, then bad: \xff")
     with pytest.raises(UserError, match="not UTF-8 at byte 16"):

@@ -147,7 +147,7 @@ class StreamFeed(Feed):
 
     def status(self) -> str:
         if self._part.text == _SAMPLE:
-            return "ON THE SAMPLE"
+            return "ON THE SAMPLE: " + self._seen.text
         return f"{self._seen.tokens / 1e6:,.0f}M tokens here" if self._seen.state == "working" else self._seen.text
 
     def batch(self, position: int, count: int) -> Batch:

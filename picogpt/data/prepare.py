@@ -24,6 +24,7 @@ _VERIFIED = 1 << 28  # ids that are verified before they are used; of more, each
 
 Advance = Callable[[int, int], None]
 """Told how many bytes more were read, and how many there are to read in all."""
+Append = Callable[[Ids], None]
 
 
 @dataclass(frozen=True)
@@ -136,20 +137,47 @@ def _make(
     notify: Callable[[str], None],
     advance: Advance,
 ) -> None:
-    work = _beside(folder)
-    work.mkdir()
+    work = folder.with_name(f"{folder.name}.part")
     total = 2 * corpus.size  # it is read twice
     try:
         survey = _survey(corpus, data, tokenizer, lambda read: advance(read, total))
         _tell_unknown(survey.start, survey.tokenizer, notify)
-        write_tokenizer(work, survey.tokenizer)
-        facts = (survey.tokenizer.dtype, survey.tokenizer.fingerprint(), corpus.signature)
-        with ShardWriter(work / "train", *facts) as train, ShardWriter(work / "val", *facts) as val:
-            if not _split(corpus, data, survey, train, val, lambda read: advance(read, total)):
+        train, val = _writers(work, survey.tokenizer, corpus)
+        with train, val:
+            if not _split(corpus, data, survey, _append(train), _append(val), lambda read: advance(read, total)):
                 raise UserError(f"{corpus.source} changed while it was read: try again")
         os.rename(work, folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)  # gone already when all went well
+    except (UserError, OSError):  # anything else, such as Ctrl-C or a kill, leaves what is sealed for the next time
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+
+
+def _writers(work: Path, tokenizer: Tokenizer, corpus: Corpus) -> list[ShardWriter]:
+    """To train on and to validate with: those of one that was interrupted here, or new ones."""
+    folders = [work / part for part in ("train", "val")]
+    try:
+        return [ShardWriter.resume(folder, tokenizer.fingerprint(), {None}) for folder in folders]
+    except UserError:
+        shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    write_tokenizer(work, tokenizer)
+    writers = [ShardWriter(folder, tokenizer.dtype, tokenizer.fingerprint(), corpus.signature) for folder in folders]
+    for writer in writers:
+        writer.seal()  # so that there is an index to go on from
+    return writers
+
+
+def _append(writer: ShardWriter) -> Append:
+    """`append` for one that is given everything from the beginning: what the writer has sealed is left out."""
+    left = writer.tokens
+
+    def append(ids: Ids) -> None:
+        nonlocal left
+        known = min(left, len(ids))
+        left -= known
+        writer.append(ids[known:])
+
+    return append
 
 
 @dataclass(frozen=True)
@@ -199,8 +227,8 @@ def _split(
     corpus: Corpus,
     data: DataConfig,
     survey: _Survey,
-    train: ShardWriter,
-    val: ShardWriter,
+    train: Append,
+    val: Append,
     advance: Callable[[int], None],
 ) -> bool:
     """The second pass: of many documents some go to `val` whole, else it gets the end of the text.
@@ -215,14 +243,14 @@ def _split(
             documents += 1
             part = val if int(documents * share) > int((documents - 1) * share) else train
             for piece in joins[part](document):
-                part.append(encode(piece))
+                part(encode(piece))
         return documents == survey.documents
     border, seen = int(survey.tokens * (1 - share)), 0
     for piece in corpus.text(advance):
         ids: Ids = encode(piece)
         left = max(0, border - seen)
-        train.append(ids[:left])
-        val.append(ids[left:])
+        train(ids[:left])
+        val(ids[left:])
         seen += len(ids)
     return seen == survey.tokens
 

@@ -76,8 +76,8 @@ class ShardWriter:
         self._begin(folder, _Index(np.dtype(dtype).newbyteorder("<"), fingerprint, signature, (), ()))
 
     @classmethod
-    def resume(cls, folder: Path, fingerprint: str, sources: Collection[Source]) -> "ShardWriter":
-        """Go on with streamed shards, with those made from these sources; all other files of ids are deleted.
+    def resume(cls, folder: Path, fingerprint: str, sources: Collection[Source | None]) -> "ShardWriter":
+        """Go on after the sealed shards made from these sources (None: from no one in particular); others are deleted.
 
         Raises UserError for a damaged index.
         """
