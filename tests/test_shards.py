@@ -341,15 +341,6 @@ def test_prepare_at_once_in_many_threads(case):
     assert len(case.folders()) == 1
 
 
-def test_prepare_clears_up_after_one_that_was_killed(case):
-    fingerprint = case.prepare().fingerprint
-    [folder] = case.folders()
-    shutil.copytree(folder, folder.with_name(f"{folder.name}.12345678.tmp"))
-    shutil.rmtree(folder)
-    assert case.prepare().fingerprint == fingerprint
-    assert case.folders() == [folder]
-
-
 @pytest.mark.parametrize("tokenizer", ["picogpt", "chars"])
 def test_prepare_goes_on_after_what_was_sealed(case, monkeypatch, tokenizer):
     case.path.write_text("".join(f"line {number} of many\n" for number in range(2000)), encoding="utf-8")

@@ -1,6 +1,5 @@
 """A corpus -> its tokenizer and token shards, made once and then reused."""
 
-import glob
 import json
 import os
 import secrets
@@ -121,35 +120,21 @@ def _build(
 ) -> None:
     """Make `folder` under another name and rename it: other processes wait, and see all or nothing."""
     folder.parent.mkdir(parents=True, exist_ok=True)
+    work, total = folder.with_name(f"{folder.name}.part"), 2 * corpus.size  # it is read twice
     with FileLock(folder.with_name(".lock")):
         if folder.exists():
             return
-        for stale in folder.parent.glob(f"{glob.escape(folder.name)}.*.tmp"):
-            shutil.rmtree(stale, ignore_errors=True)  # of a process that was killed: nobody else has the lock
-        _make(folder, corpus, data, tokenizer, notify, advance)
-
-
-def _make(
-    folder: Path,
-    corpus: Corpus,
-    data: DataConfig,
-    tokenizer: Tokenizer | None,
-    notify: Callable[[str], None],
-    advance: Advance,
-) -> None:
-    work = folder.with_name(f"{folder.name}.part")
-    total = 2 * corpus.size  # it is read twice
-    try:
-        survey = _survey(corpus, data, tokenizer, lambda read: advance(read, total))
-        _tell_unknown(survey.start, survey.tokenizer, notify)
-        train, val = _writers(work, survey.tokenizer, corpus)
-        with train, val:
-            if not _split(corpus, data, survey, _append(train), _append(val), lambda read: advance(read, total)):
-                raise UserError(f"{corpus.source} changed while it was read: try again")
-        os.rename(work, folder)
-    except (UserError, OSError):  # anything else, such as Ctrl-C or a kill, leaves what is sealed for the next time
-        shutil.rmtree(work, ignore_errors=True)
-        raise
+        try:
+            survey = _survey(corpus, data, tokenizer, lambda read: advance(read, total))
+            _tell_unknown(survey.start, survey.tokenizer, notify)
+            train, val = _writers(work, survey.tokenizer, corpus)
+            with train, val:
+                if not _split(corpus, data, survey, _append(train), _append(val), lambda read: advance(read, total)):
+                    raise UserError(f"{corpus.source} changed while it was read: try again")
+            os.rename(work, folder)
+        except (UserError, OSError):  # anything else, such as Ctrl-C or a kill, leaves what is sealed for the next time
+            shutil.rmtree(work, ignore_errors=True)
+            raise
 
 
 def _writers(work: Path, tokenizer: Tokenizer, corpus: Corpus) -> list[ShardWriter]:
