@@ -57,7 +57,7 @@ class Hub:
         self.requests: list[str] = []
         self.headers: list[dict[str, str]] = []
         self.generation = 0  # of signed addresses: an older one has expired
-        self.listing = True
+        self.listing, self.unlisted = True, 404
         self.down = False
         self.redirect = ""  # where all requests for files are sent
         self.url = ""
@@ -92,7 +92,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 return self.resolve(match[1], match[2])
             if match := re.fullmatch(r"/signed/(\d+)/(.+)", path):
                 return self.bytes(int(match[1]), hub.root / match[2])
-            return self.answer(404)
+            return self.answer(hub.unlisted)
 
         def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
             self.send_response(status)
@@ -109,7 +109,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
 
         def tree(self, repo: Path, folder: str) -> None:
             if not hub.listing or not (repo / folder).is_dir():
-                return self.answer(404)
+                return self.answer(hub.unlisted)
             found = [path for path in sorted((repo / folder).rglob("*")) if path.is_file()]
             entries = [
                 {"type": "file", "path": path.relative_to(repo).as_posix(), "size": path.stat().st_size}

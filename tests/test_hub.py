@@ -64,8 +64,17 @@ def test_a_hub_without_listings(server: Server) -> None:
     server.listing = False
     assert len(names(Dataset(WIKI, "20231101.en"))) == 41
     assert names(Dataset(WIKI, "20231101.simple")) == ["20231101.simple/train-00000-of-00001.parquet"]
-    with pytest.raises(UserError, match=r"has no parquet files of wikimedia/wikipedia \(20231101.xx\)"):
-        names(Dataset(WIKI, "20231101.xx"))
+    assert names(Dataset(WIKI, "20231101.als")) == ["20231101.als/train-00000-of-00001.parquet"]
+    with pytest.raises(UserError, match=r"has no parquet files of a/b \(c\)"):
+        names(Dataset("a/b", "c"))
+
+
+def test_a_hub_that_keeps_its_listings_to_itself(server: Server) -> None:
+    server.listing = False
+    server.unlisted = 401  # what the real one answers for data sets that do not exist
+    assert len(names(Dataset(WIKI, "20231101.en"))) == 41
+    with pytest.raises(UserError, match=r"not there or not public \(401\)"):
+        names(Dataset("a/b"))
 
 
 def test_open_reads_the_file(server: Server, tmp_path: Path) -> None:

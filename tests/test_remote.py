@@ -91,7 +91,7 @@ def test_a_changed_file_is_noticed(hub: Hub, file: RemoteFile, tmp_path: Path) -
 def test_what_no_repetition_mends(hub: Hub, waits: list[str]) -> None:
     with pytest.raises(MissingError):
         RemoteFile(Web(waits.append), f"{hub.url}/datasets/{REPO}/resolve/main/none")
-    with pytest.raises(UserError, match=r"not public \(401\): set HF_TOKEN"):
+    with pytest.raises(UserError, match=r"not there or not public \(401\): look at the name, or set HF_TOKEN"):
         remote.refuse(401, "address")
     with pytest.raises(UserError, match=r"refused \(451\)"):
         remote.refuse(451, "address")

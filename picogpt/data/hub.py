@@ -16,7 +16,7 @@ from picogpt.config import UserError
 from picogpt.data.remote import MissingError, RemoteFile, Web
 
 _WIKIPEDIA, _SNAPSHOT = "wikimedia/wikipedia", "20231101"
-# The files of the two editions that have a name of their own, for a hub that lists nothing.
+# The files of the two editions that have a name of their own, for a hub that lists nothing; a smaller one is one file.
 _SHARDS = {f"{_SNAPSHOT}.en": 41, f"{_SNAPSHOT}.simple": 1}
 _TRUE = ("1", "on", "yes", "true")
 
@@ -80,14 +80,16 @@ class Hub:
 
     def files(self, dataset: Dataset) -> list[HubFile]:
         """The parquet files of a data set, in the order of their names. Raises UserError where there are none."""
+        refused = None
         for listing in (self._folder, self._tree, self._siblings, self._known):
             try:
-                found = _of_config(listing(dataset), dataset.config)
+                if found := _of_config(listing(dataset), dataset.config):
+                    return found
             except MissingError:
                 continue
-            if found:
-                return found
-        raise UserError(
+            except UserError as error:  # a hub may keep its listings to itself
+                refused = error
+        raise refused or UserError(
             f"{self.endpoint} has no parquet files of {dataset}: look at the name, "
             "or download its text and give --data its path"
         )
@@ -122,7 +124,7 @@ class Hub:
         return []
 
     def _known(self, dataset: Dataset) -> list[HubFile]:
-        count = _SHARDS.get(dataset.config, 0) if dataset.repo == _WIKIPEDIA else 0
+        count = _SHARDS.get(dataset.config, 1) if dataset.repo == _WIKIPEDIA else 0
         return [HubFile(f"{dataset.config}/train-{i:05d}-of-{count:05d}.parquet", 0) for i in range(count)]
 
 

@@ -138,7 +138,7 @@ def _through(proxy: str, options: dict[str, Any]) -> urllib3.ProxyManager:
 def refuse(status: int, url: str) -> None:
     """Raise for a status of the hub itself that no repetition would change."""
     if status in (401, 403):
-        raise UserError(f"{url} is not public ({status}): set HF_TOKEN to a token that may read it")
+        raise UserError(f"{url} is not there or not public ({status}): look at the name, or set HF_TOKEN")
     if status in (404, 410):
         raise MissingError(url)
     if status in _REDIRECTS:
