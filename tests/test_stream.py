@@ -521,3 +521,12 @@ def test_text_that_is_all_there_needs_no_state(tmp_path: Path) -> None:
     feed = open_feed(RunConfig(MODEL, DataConfig(), TrainConfig()), tmp_path, print, None, 8, None)
     assert type(feed) is Feed and feed.state is None and not feed.look(0) and not feed.begin(0) and not feed.status()
     assert isinstance(Shards, type)
+
+
+def test_a_first_row_group_that_the_disk_cannot_hold(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    plan = plan_of(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=usage.total // 20 + 5000))
+    told: list[Status] = []
+    fill(plan, told.append)
+    assert told[-1].text.endswith("0 tokens of 0 row groups; the disk is nearly full")

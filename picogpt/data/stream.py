@@ -167,6 +167,8 @@ class _Filling:
         while not (reason := self._full(0)):
             source = self._draw(files)
             if source is None:
+                if not self._train.sources:
+                    raise UserError(f"{self._hub.endpoint} has no sound file of {self._plan.dataset}")
                 reason = "all of it is here"
                 break
             if reason := self._full(size_of(self._tables[source[0]], source[1], self._plan.columns)):
@@ -178,8 +180,6 @@ class _Filling:
             except (DamagedFileError, ChangedError) as error:
                 self._damaged(source, error)
         done = self._working()
-        if not self._train.sources and not self._full(0):
-            raise UserError(f"{self._hub.endpoint} has no sound file of {self._plan.dataset}")
         self._tell(replace(done, state="complete", text=f"{done.text}; {reason}"))
 
     def _waiting(self, reason: str) -> Status:
