@@ -113,9 +113,7 @@ class Run:
             if self.feed.warning:
                 self.screen.warning(self.feed.warning)
                 self.log.notice(self.feed.warning)
-            depths = [max(1, trainer.depth_at(step / train.steps)) for step in range(train.steps)]
-            work = np.concatenate([[0], np.cumsum(depths)])
-            self.screen.start(self.done, train.steps, train.minutes, lambda step: float(work[min(step, train.steps)]))
+            self.screen.start(self.done, train.steps, train.minutes, _work(trainer, train.steps))
             saved = self.done
             clock = _Clock()
             while self._progress() < 1 and not stopped():
@@ -230,6 +228,13 @@ class Run:
             self.screen.notice(
                 f"done: best validation loss {best:.3f}; sample it with: python inference.py --run {self.dir.name}"
             )
+
+
+def _work(trainer: Trainer, steps: int) -> Callable[[int], float]:
+    """What so many first steps cost: a step as much as it trains blocks."""
+    progress = np.linspace(0, 1, 1001)
+    work = np.concatenate([[0], np.cumsum([max(1, trainer.depth_at(share)) for share in progress[:-1]])])
+    return lambda step: float(np.interp(step / steps, progress, work))
 
 
 class _Clock:
