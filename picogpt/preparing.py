@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from picogpt.config import DataConfig, UserError
-from picogpt.data.hub import dataset_named, is_offline
+from picogpt.data.hub import is_offline, only_dataset
 from picogpt.data.prepare import prepare
 from picogpt.data.stream import Status, fill, plan_for
 from picogpt.training.monitor import Screen
@@ -18,7 +18,7 @@ def prepare_ahead(data: DataConfig, dataset_dir: Path) -> None:
     Raises UserError for what is wrong with the text, the disk or the network.
     """
     screen = Screen()
-    datasets = [dataset_named(name) for name in data.names]
+    dataset = only_dataset(data.names)
     columns = (
         BarColumn(24),
         DownloadColumn(),
@@ -28,7 +28,7 @@ def prepare_ahead(data: DataConfig, dataset_dir: Path) -> None:
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=None)
-        if not any(datasets):
+        if dataset is None:
             prepared = prepare(
                 data,
                 dataset_dir,
@@ -38,11 +38,9 @@ def prepare_ahead(data: DataConfig, dataset_dir: Path) -> None:
             train, val = len(prepared.train), len(prepared.val)
             screen.notice(f"{prepared.corpus.source}: {train:,} tokens to train on, {val:,} to validate")
             return
-        if len(datasets) > 1 or datasets[0] is None:
-            raise UserError("a data set of the hub is streamed by itself: give --data one name")
         if is_offline():
             raise UserError("HF_HUB_OFFLINE is set: take it away to fetch a data set of the hub")
-        plan, last = plan_for(datasets[0], data, None, dataset_dir), Status("working", "")
+        plan, last = plan_for(dataset, data, None, dataset_dir), Status("working", "")
 
         def tell(status: Status) -> None:
             nonlocal last

@@ -5,9 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hubserver import Hub, serving, wiki_files
 from running import EASY
+from streaming import FILES, GROUPS, ROWS
 
 from picogpt.config import GenerateConfig, ModelConfig
+from picogpt.data import remote
 from picogpt.model.parameters import Arrays, parameter_shapes
 from picogpt.rng import generator
 from picogpt.training import run as run_module
@@ -50,3 +53,12 @@ def text(tmp_path: Path) -> Path:
     path = tmp_path / "easy.txt"
     path.write_text(EASY, encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    monkeypatch.setattr(remote, "_FIRST_PAUSE", 0.01)
+    wiki_files(tmp_path / "hub", files=FILES, groups=GROUPS, rows=ROWS)
+    with serving(Hub(tmp_path / "hub")) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        yield hub

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from picogpt.config import DataConfig, RunConfig, UserError
-from picogpt.data.hub import dataset_named, is_offline
+from picogpt.data.hub import is_offline, only_dataset
 from picogpt.data.loader import Batch, Loader, validation_windows
 from picogpt.data.prepare import Prepared, prepare
 from picogpt.data.shards import Span
@@ -213,11 +213,9 @@ def open_feed(
     goes on. Raises UserError for what is wrong with the text, the disk or the tokenizer.
     """
     data, context, seed = config.data, config.context, config.train.seed
-    datasets = [dataset_named(name) for name in data.names]
-    if not any(datasets):
+    dataset = only_dataset(data.names)
+    if dataset is None:
         return Feed(prepare(data, dataset_dir, notify, tokenizer), context, seed, windows)
-    if len(datasets) > 1 or datasets[0] is None:
-        raise UserError("a data set of the hub is streamed by itself: give --data one name")
-    plan = plan_for(datasets[0], data, tokenizer, dataset_dir)
+    plan = plan_for(dataset, data, tokenizer, dataset_dir)
     sample = prepare(DataConfig(), dataset_dir, lambda _: None, tokenizer)
     return StreamFeed(plan, sample, context, seed, windows, state)

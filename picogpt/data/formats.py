@@ -21,8 +21,7 @@ from typing import Any, BinaryIO, cast
 from picogpt.config import UserError
 
 _BLOCK = 1 << 20  # bytes read at once
-PLAIN = (".txt", ".md")
-_KINDS = (*PLAIN, ".jsonl", ".parquet")
+_KINDS = (".txt", ".md", ".jsonl", ".parquet")
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 KNOWN = f"{', '.join(_KINDS)}, or one of these compressed ({', '.join(_COMPRESSED)})"
 

@@ -6,7 +6,7 @@ HF_ENDPOINT names another hub, HF_TOKEN opens what is not public, HF_HUB_OFFLINE
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,17 @@ def dataset_named(data: str) -> Dataset | None:
             raise UserError(f"{data!r} names no data set: write --data hf:OWNER/NAME, or hf:OWNER/NAME:CONFIG")
         return Dataset(match[1], match[2] or "")
     return None
+
+
+def only_dataset(names: Sequence[str]) -> Dataset | None:
+    """The data set that these names mean, None where none of them means one.
+
+    Raises UserError for a data set beside other names.
+    """
+    datasets = [found for name in names if (found := dataset_named(name))]
+    if datasets and len(names) > 1:
+        raise UserError("a data set of the hub is streamed by itself: give --data one name")
+    return datasets[0] if datasets else None
 
 
 def is_offline() -> bool:

@@ -16,6 +16,7 @@ from picogpt.data.corpora import Corpus, Join, open_corpus
 from picogpt.data.shards import Shards, ShardWriter
 from picogpt.data.tokenizer import CharTokenizer, Ids, PicoTokenizer, Tokenizer, from_dict
 
+PARTS = ("train", "val")
 _TOKENIZER = "tokenizer.json"
 _LOOK = 100_000  # characters looked at for ones the tokenizer does not know
 _MANY = 20  # documents make a collection
@@ -73,7 +74,7 @@ def prepare(
 
 def _open(folder: Path, corpus: Corpus) -> Prepared:
     tokenizer = read_tokenizer(folder)
-    train, val = (Shards(folder / part, tokenizer.fingerprint()) for part in ("train", "val"))
+    train, val = (Shards(folder / part, tokenizer.fingerprint()) for part in PARTS)
     if len(train) + len(val) <= _VERIFIED:
         train.verify()
         val.verify()
@@ -139,7 +140,7 @@ def _build(
 
 def _writers(work: Path, tokenizer: Tokenizer, corpus: Corpus) -> list[ShardWriter]:
     """To train on and to validate with: those of one that was interrupted here, or new ones."""
-    folders = [work / part for part in ("train", "val")]
+    folders = [work / part for part in PARTS]
     try:
         return [ShardWriter.resume(folder, tokenizer.fingerprint(), {None}) for folder in folders]
     except UserError:

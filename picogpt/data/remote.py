@@ -157,7 +157,7 @@ class RemoteFile(io.RawIOBase):
     def __init__(self, web: Web, url: str) -> None:
         self._web, self._url = web, url
         self._signed = ""
-        self._redirects = self._rejections = 0  # of a signed address, since the last byte
+        self._redirects = self._rejections = 0  # since the last answer that made sense
         self._position = 0
         self._identity: tuple[int, str] | None = None  # bytes, and the server's name for this version
         self.fetch(0, 1)
@@ -191,22 +191,17 @@ class RemoteFile(io.RawIOBase):
         got = bytearray()
 
         def more() -> bool:
+            before = len(got)
             try:
                 self._get(start, stop, got)
             except TroubleError:
-                if not self._fresh_bytes(got):
+                if len(got) == before:
                     raise
             return len(got) >= stop - start
 
-        self._seen = 0
         if stop > start:
             self._web.persistently(more)
         return bytes(got[: stop - start])
-
-    def _fresh_bytes(self, got: bytearray) -> bool:
-        """Whether anything has come since the last time this was asked."""
-        seen, self._seen = self._seen, len(got)
-        return self._seen > seen
 
     def _get(self, start: int, stop: int, got: bytearray) -> None:
         """One request for what is still missing; what comes of it is in `got` even if it fails."""

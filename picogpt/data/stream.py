@@ -27,7 +27,7 @@ from picogpt.config import DataConfig, UserError
 from picogpt.data.corpora import columns_of
 from picogpt.data.formats import Columns, DamagedFileError, open_parquet, row_group, size_of
 from picogpt.data.hub import Dataset, Hub, HubFile
-from picogpt.data.prepare import read_tokenizer, val_share, write_tokenizer
+from picogpt.data.prepare import PARTS, read_tokenizer, val_share, write_tokenizer
 from picogpt.data.remote import ChangedError, MissingError
 from picogpt.data.shards import INDEX, Shards, ShardWriter, Source
 from picogpt.data.tokenizer import PicoTokenizer, Tokenizer
@@ -40,8 +40,6 @@ _READ = 8 << 20  # bytes of a column fetched at once
 _OPEN_FILES = 64  # parquet files whose footer is kept
 _ATTEMPTS = 3  # to read a row group that seems damaged
 _AFTER_DYING, _AFTER_FAILING = 10.0, 60.0  # seconds before it is begun again
-
-PARTS = ("train", "val")
 
 State = Literal["working", "waiting", "complete", "failed"]
 

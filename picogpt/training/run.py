@@ -135,10 +135,8 @@ class Run:
         position = self.done * train.batch_size
         self._tell(self.feed.look(position))
         x, y = self.feed.batch(position, train.batch_size)
-        self.factor, depth = (
-            learning_rate_factor(train, self.done, self._progress()),
-            trainer.depth_at(self._progress()),
-        )
+        progress = self._progress()
+        self.factor, depth = learning_rate_factor(train, self.done, progress), trainer.depth_at(progress)
         if depth != self.depth:
             self.depth = depth
             self.screen.notice(f"from step {self.done + 1:,} on {depth} of {self.config.model.n_layer} blocks train")
