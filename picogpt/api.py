@@ -1,7 +1,6 @@
 """The public API: load what was trained, look at its logits, let it write."""
 
 import os
-import secrets
 from collections.abc import Iterator
 from operator import index
 from pathlib import Path
@@ -10,15 +9,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from picogpt.config import GenerateConfig, ModelConfig, RunConfig, UserError
+from picogpt.config import Context, GenerateConfig, ModelConfig, RunConfig, UserError
 from picogpt.data.tokenizer import Tokenizer, from_dict
 from picogpt.engine import no_grad
-from picogpt.inference.sampling import generate
-from picogpt.model.decoder import Decoder
+from picogpt.inference.writer import Writer
 from picogpt.model.gpt import GPT
 from picogpt.model.parameters import as_tensors, parameter_shapes
+from picogpt.model.reader import NumpyReader
 from picogpt.model.rolling import sequence_logits
-from picogpt.rng import generator
 from picogpt.training import checkpoint
 
 LOGS, DATASET = Path("logs"), Path("dataset")
@@ -30,6 +28,7 @@ class LanguageModel:
     def __init__(self, config: ModelConfig, arrays: dict[str, npt.NDArray[np.float32]], tokenizer: Tokenizer) -> None:
         self.config, self.tokenizer = config, tokenizer
         self.model = GPT(config, as_tensors(arrays))
+        self.writer = Writer(config, tokenizer, lambda batch: NumpyReader(self.model, batch))
 
     def logits(self, ids: npt.ArrayLike) -> npt.NDArray[np.float32]:  # (B, T) or (T,) integers -> (B, T, V)
         """Logits of every position's successor. More ids than a window roll over windows aligned from the left.
@@ -56,23 +55,31 @@ class LanguageModel:
         top_k: int = GenerateConfig.top_k,
         top_p: float = GenerateConfig.top_p,
         seed: int | None = None,
+        stop: str = GenerateConfig.stop,
+        context: Context = GenerateConfig.context,
+        overlap: int | None = GenerateConfig.overlap,
     ) -> str:
         """`tokens` more tokens after the prompt, as text (the prompt itself is not repeated).
 
-        temperature 0 is greedy; top_k 0 and top_p 1 cut nothing; the same seed gives the same text.
+        temperature 0 is greedy; top_k 0 and top_p 1 cut nothing; the same seed gives the same text; it ends before
+        `stop`. context and overlap: what happens when a window is full (see inference/decoding.py); with overlap 0 a
+        rolling context is that of `logits`.
         """
-        config = GenerateConfig(
-            index(tokens), float(temperature), index(top_k), float(top_p), None if seed is None else index(seed)
-        )  # NumPy's numbers are welcome
+        config = GenerateConfig(  # NumPy's numbers are welcome
+            index(tokens),
+            float(temperature),
+            index(top_k),
+            float(top_p),
+            None if seed is None else index(seed),
+            stop=stop,
+            context=context,
+            overlap=None if overlap is None else index(overlap),
+        )
         return "".join(self.stream(prompt, config))
 
     def stream(self, prompt: str, config: GenerateConfig) -> Iterator[str]:
-        """`generate`, piece by piece as it comes. An empty prompt begins after a line break."""
-        seed = secrets.randbits(32) if config.seed is None else config.seed
-        ids = self.tokenizer.encode(prompt or "\n")
-        feed = Decoder(self.model).feed
-        for chosen in generate(feed, ids, config, self.tokenizer.vocab_size, generator(seed, "generate")):
-            yield self.tokenizer.decode([chosen])
+        """`generate`, piece by piece as it comes; an empty prompt begins after a line break."""
+        return self.writer.stream(prompt, config)
 
 
 def load(run_or_path: str | Path) -> LanguageModel:

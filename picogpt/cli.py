@@ -3,16 +3,17 @@
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
 from picogpt.bench.command import bench
-from picogpt.config import DataConfig, GenerateConfig, RunConfig, UserError, preset
+from picogpt.config import DataConfig, GenerateConfig, Precision, RunConfig, UserError
 from picogpt.options import Preset, parse, preset_name
+from picogpt.presets import preset
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,33 @@ class TrainArgs(TrainPreset):
 
 @dataclass(frozen=True)
 class GenerateArgs:
-    """Let a trained run write. Without --prompt it asks for prompts until the end of the input."""
+    """Let a trained run write. Without --prompt it reads one from a pipe, or asks for prompts on a terminal."""
 
     config: GenerateConfig
     prompt: str | None = None
     """The text to go on from."""
     run: str = ""
     """A run in logs/, or the path of one. Default: the newest."""
+    chat: bool = False
+    """Prompts are questions: <Q>..</Q> before the model, and its answer up to </A>."""
+    engine: Literal["onnx", "numpy"] = "onnx"
+    """What runs the model: ONNX Runtime, for which the run is exported when needed, or NumPy."""
+    precision: Literal["auto", "fp32", "int8", "int4"] = "auto"
+    """Of the ONNX file. auto: that of the one there is; else fp32, or int8 for weights of half the free memory."""
+    json: bool = False
+    """Print an object a line: prompt, text, tokens, tokens_per_second, first_token_ms, engine."""
+
+
+@dataclass(frozen=True)
+class ExportArgs:
+    """Write a run as one ONNX file that generates anywhere: logs/RUN/model.onnx."""
+
+    run: str = ""
+    """A run in logs/, or the path of one. Default: the newest."""
+    precision: Precision = "fp32"
+    """Bits of the matrices; with 8 or 4 it is measured what that costs."""
+    portable: bool = False
+    """Standard operators alone, for other runtimes than ONNX Runtime; slower there."""
 
 
 @dataclass(frozen=True)
@@ -98,18 +119,24 @@ def train(argv: Sequence[str]) -> None:
 
 
 def generate(argv: Sequence[str]) -> None:
-    from picogpt.api import load, newest_run
-
     args = parse(GenerateArgs, "picogpt generate", argv, GenerateArgs(GenerateConfig()))
-    model = load(args.run or newest_run())
-    for prompt in [args.prompt] if args.prompt is not None else _prompts():
-        if unknown := model.tokenizer.unknown(prompt):
-            shown = model.tokenizer.decode(model.tokenizer.encode(unknown[:1]))
-            print(f"picogpt: not in this model's alphabet: {unknown[:40]!r}, read as {shown!r}", file=sys.stderr)
-        print(prompt, end="", flush=True)
-        for piece in model.stream(prompt, args.config):
-            print(piece, end="", flush=True)
-        print()
+    from picogpt.api import newest_run
+    from picogpt.exporting import open_writer
+    from picogpt.training.monitor import to_stderr
+    from picogpt.writing import Writing, write
+
+    if args.engine == "numpy" and args.precision in ("int8", "int4"):
+        raise UserError(f"--precision {args.precision} is for the engine onnx; NumPy computes in fp32")
+    writer, engine = open_writer(args.run or newest_run(), args.engine, args.precision, to_stderr)
+    write(Writing(writer, engine, args.config, args.chat, args.json), args.prompt)
+
+
+def export(argv: Sequence[str]) -> None:
+    from picogpt.api import newest_run
+    from picogpt.exporting import export_run
+
+    args = parse(ExportArgs, "picogpt export", argv)
+    export_run(args.run or newest_run(), args.precision, args.portable, print)
 
 
 def prepare(argv: Sequence[str]) -> None:
@@ -146,6 +173,7 @@ def logs(argv: Sequence[str]) -> None:
 COMMANDS = {
     "train": train,
     "generate": generate,
+    "export": export,
     "prepare": prepare,
     "info": info,
     "logs": logs,
@@ -184,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _usage() -> str:
-    documented = (TrainArgs, GenerateArgs, PrepareArgs, InfoArgs, LogsArgs, bench)
+    documented = (TrainArgs, GenerateArgs, ExportArgs, PrepareArgs, InfoArgs, LogsArgs, bench)
     lines = [f"  {name:10}{thing.__doc__}" for name, thing in zip(COMMANDS, documented, strict=True)]
     return "\n".join(["usage: picogpt COMMAND [options]    (each command has --help)", "", *lines])
 
@@ -192,17 +220,3 @@ def _usage() -> str:
 def _stem(data: str) -> str:
     """What a run is called after: the name of a data set, or of a file without its suffix."""
     return "input" if data == "-" else data if ":" in data else Path(data).stem
-
-
-def _prompts() -> Iterator[str]:
-    """Lines from the terminal or a pipe, until the input ends."""
-    if sys.stdin is None:
-        return
-    asking = sys.stdin.isatty()
-    while True:
-        try:
-            yield input("> " if asking else "")
-        except EOFError:
-            if asking:
-                print()
-            return

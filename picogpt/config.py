@@ -1,17 +1,19 @@
-"""Every setting of a run, as frozen dataclasses, and the presets that name whole runs.
+"""Every setting of a run, as frozen dataclasses.
 
 A field's docstring is its help text on the command line, which is generated from these classes.
 Zero means "choose for me" wherever a docstring says so.
 """
 
 import re
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 Activation = Literal["relu", "gelu", "gelu_tanh"]
 AttentionScale = Literal["head", "width", "none"]
 AttentionSpan = Literal["global", "local"]
 Init = Literal["zero", "gpt2", "normal", "torch"]
+Precision = Literal["fp32", "int8", "int4"]
+Context = Literal["auto", "rolling", "window", "original"]
 
 
 class UserError(Exception):
@@ -21,6 +23,10 @@ class UserError(Exception):
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise UserError(message)
+
+
+def _foreign(error: Exception) -> UserError:
+    return UserError(f"this is not a configuration of picogpt: {' '.join(str(error).split())}")
 
 
 def _check_types(config: object) -> None:
@@ -97,6 +103,14 @@ class ModelConfig:
         _require(len(self.layer_pattern) > 0, "layer_pattern needs at least one of global, local")
         for span in self.layer_pattern:
             _require(span in ("global", "local"), f"layer_pattern holds global or local, not {span!r}")
+
+    @classmethod
+    def from_dict(cls, fields: Any) -> "ModelConfig":
+        """Of plain builtins, as JSON has them. Raises UserError on a foreign or ill-typed field."""
+        try:
+            return cls(**{**fields, "layer_pattern": tuple(fields["layer_pattern"])})
+        except (KeyError, TypeError) as error:
+            raise _foreign(error) from None
 
     @property
     def head_size(self) -> int:
@@ -243,10 +257,22 @@ class GenerateConfig:
     """Keep the likeliest tokens that together reach this probability."""
     seed: int | None = None
     """Seed of the choice; none draws a new one each time."""
+    samples: int = 1
+    """So many texts side by side, each with draws of its own."""
+    stop: str = ""
+    """End where this text comes, and leave it out."""
+    context: Context = "auto"
+    """When a window is full: rolling goes on with its mean in the slot of the next; window with its last tokens alone;
+    original cuts and reads everything again after every token, as PicoGPT did. auto: rolling where the model has a
+    slot, else window."""
+    overlap: int | None = None
+    """Tokens that a window reads again of the one before. Default: half a window."""
 
     def __post_init__(self) -> None:
         _check_types(self)
         _require(self.tokens >= 0, f"tokens must not be negative, not {self.tokens}")
+        _require(self.samples >= 1, f"samples must be at least 1, not {self.samples}")
+        _require(self.overlap is None or self.overlap >= 0, f"overlap must not be negative, not {self.overlap}")
         _require(self.temperature >= 0, f"temperature must not be negative, not {self.temperature}")
         _require(self.top_k >= 0, f"top_k must not be negative, not {self.top_k}")
         _require(0.0 < self.top_p <= 1.0, f"top_p must be in (0, 1], not {self.top_p}")
@@ -287,7 +313,6 @@ class RunConfig:
     def from_dict(cls, fields: dict[str, dict[str, Any]]) -> "RunConfig":
         """Inverse of `to_dict`, also after a trip through JSON. Raises UserError on a foreign or ill-typed field."""
         try:
-            model = {**fields["model"], "layer_pattern": tuple(fields["model"]["layer_pattern"])}
             train = {
                 "muon_momentum": 0.95,
                 "depth_warmup": 0.0,
@@ -296,96 +321,6 @@ class RunConfig:
             data = {**fields["data"]}
             if type(data["data"]) is list:  # what JSON makes of a tuple
                 data["data"] = tuple(data["data"])
-            return cls(ModelConfig(**model), DataConfig(**data), TrainConfig(**train))
+            return cls(ModelConfig.from_dict(fields["model"]), DataConfig(**data), TrainConfig(**train))
         except (KeyError, TypeError) as error:
-            raise UserError(f"this is not a configuration of picogpt: {' '.join(str(error).split())}") from None
-
-
-# The seeds' common ancestor: a lecture's GPT without q/k/v biases, with an untied, biased head and no context slot.
-_LECTURE = ModelConfig(
-    context_len=32,
-    vocab_size=65,
-    n_layer=4,
-    n_head=4,
-    n_embd=64,
-    qkv_bias=False,
-    activation="relu",
-    attention_scale="width",
-    tied_head=False,
-    head_bias=True,
-    init="torch",
-    context_slot=False,
-)
-_CHARS = DataConfig(data="shakespeare", tokenizer="chars")
-
-
-def _lecture_train(batch_size: int, steps: int, learning_rate: float, eval_interval: int) -> TrainConfig:
-    """PyTorch's AdamW as it comes: a constant rate, no warm-up, no clipping."""
-    return TrainConfig(
-        steps=steps,
-        batch_size=batch_size,
-        optimizer="adamw",
-        learning_rate=learning_rate,
-        beta2=0.999,
-        weight_decay=0.01,
-        grad_clip=0.0,
-        warmup_steps=0,
-        decay_fraction=0.0,
-        depth_warmup=0.0,
-        eval_interval=eval_interval,
-    )
-
-
-def _lecture_run(train: TrainConfig, **shape: Any) -> RunConfig:
-    return RunConfig(replace(_LECTURE, **shape), _CHARS, train)
-
-
-_EXERCISE = _lecture_train(16, 5_000, 1e-3, 100)
-
-PRESETS: dict[str, RunConfig] = {
-    "pico": RunConfig(),
-    "gpt-neo-efficiency": _lecture_run(_lecture_train(512, 10_000, 1e-3, 100), context_len=50, n_layer=5),
-    "gpt-neo-speed": _lecture_run(_lecture_train(16, 5_000, 1e-3, 100), context_len=16, n_layer=5),
-    "lecture": _lecture_run(
-        _lecture_train(64, 5_000, 3e-4, 500),
-        context_len=256,
-        n_layer=6,
-        n_head=6,
-        n_embd=384,
-        attention_scale="head",
-        dropout=0.2,
-        init="normal",
-    ),
-    "bigram": _lecture_run(_lecture_train(32, 3_000, 1e-2, 300), context_len=8, n_layer=0, n_head=1, n_embd=65),
-    "exercise-base": _lecture_run(_EXERCISE),
-    "exercise-iterations": _lecture_run(replace(_EXERCISE, steps=10_000)),
-    "exercise-block": _lecture_run(_EXERCISE, context_len=64),
-    "exercise-heads": _lecture_run(_EXERCISE, n_head=8),
-    # The fewest seconds to the loss of nanoGPT's run on a CPU: what `picogpt bench time-to-loss` measures.
-    "race": RunConfig(
-        ModelConfig(context_len=64, vocab_size=65, n_layer=2, n_head=2, n_embd=128, context_slot=False),
-        _CHARS,
-        TrainConfig(
-            batch_size=24,
-            steps=260,
-            learning_rate=0.02,
-            muon_learning_rate=0.05,
-            muon_momentum=0.75,
-            warmup_steps=4,
-            depth_warmup=0.0,
-            eval_interval=20,
-        ),
-    ),
-    "gpt2": RunConfig(
-        ModelConfig(1024, 50257, 12, 12, 768, activation="gelu_tanh", init="gpt2", context_slot=False),
-        _CHARS,
-        TrainConfig(batch_size=4, learning_rate=6e-4),
-    ),
-}
-
-
-def preset(name: str) -> RunConfig:
-    """The named run. Raises UserError with the known names."""
-    if name not in PRESETS:
-        raise UserError(f"no preset is called {name!r}; there are {', '.join(PRESETS)}")
-    return PRESETS[name]
+            raise _foreign(error) from None

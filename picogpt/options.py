@@ -4,7 +4,6 @@ import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any, TypeVar
 
 import tyro
@@ -53,6 +52,9 @@ def _one_line_errors(program: str) -> Iterator[None]:
     except SystemExit as stop:
         if stop.code != 2:
             raise
-        box = [line.strip("\u2502 ") for line in said.getvalue().splitlines() if line.startswith("\u2502")]
-        reason = " ".join(takewhile(lambda line: not line.startswith("\u2500"), box))
+        lines = [line.strip("\u2502 ") for line in said.getvalue().splitlines()]
+        rules = [i for i, line in enumerate(lines) if line and not line.strip("-\u2500")] + [len(lines)]
+        # Some boxes have their title in the border, others above a rule of its own.
+        first, end = (1, rules[0]) if rules[0] > 1 else (2, rules[1])
+        reason = " ".join(lines[first:end]).strip()
         raise UserError(f"{reason or 'these options are not right'} (see {program} --help)") from None

@@ -9,7 +9,7 @@ from picogpt.config import DataConfig, UserError
 from picogpt.data.hub import is_offline, only_dataset
 from picogpt.data.prepare import prepare
 from picogpt.data.stream import Status, fill, plan_for
-from picogpt.training.monitor import Screen
+from picogpt.training.screen import Screen
 
 
 def prepare_ahead(data: DataConfig, dataset_dir: Path) -> None:

@@ -1,14 +1,18 @@
 """What several test files share."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import EASY as LINES
+from commands import TRAIN
 from hubserver import Hub, serving, wiki_files
 from running import EASY
 from streaming import FILES, GROUPS, ROWS
 
+from picogpt import cli
 from picogpt.config import GenerateConfig, ModelConfig
 from picogpt.data import remote
 from picogpt.model.parameters import Arrays, parameter_shapes
@@ -32,6 +36,11 @@ def snapshot(folder: Path) -> dict[str, bytes | None]:
         path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None
         for path in sorted(folder.rglob("*"))
     }
+
+
+def kept(folder: Path) -> dict[str, bytes | None]:
+    """Everything in the folder but tokens, which are a cache that grows."""
+    return {path: content for path, content in snapshot(folder).items() if not path.startswith("dataset")}
 
 
 @pytest.fixture
@@ -62,3 +71,24 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     with serving(Hub(tmp_path / "hub")) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         yield hub
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a text and a finished run, logs/pico-easy."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "easy.txt").write_text(LINES, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(Plotter, "redraw", lambda self: None)
+        assert cli.main(TRAIN) == 0
+    return folder
+
+
+@pytest.fixture
+def home(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_plots: None) -> Path:
+    """The current folder, a copy of `trained`."""
+    folder = tmp_path / "home"
+    shutil.copytree(trained, folder)  # with its times, by which a text is known
+    monkeypatch.chdir(folder)
+    return folder

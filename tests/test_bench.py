@@ -14,7 +14,7 @@ from running import EASY, config_for, open_run, status_of
 from picogpt.bench import time_to_loss
 from picogpt.bench.roof import MatmulBound
 from picogpt.bench.time_to_loss import full_loss, race
-from picogpt.config import PRESETS, ModelConfig, RunConfig, preset
+from picogpt.config import ModelConfig, RunConfig
 from picogpt.data.loader import validation_windows
 from picogpt.data.prepare import prepare
 from picogpt.data.shards import Shards, ShardWriter
@@ -22,6 +22,7 @@ from picogpt.engine.lanes import Lanes
 from picogpt.model.gpt import GPT
 from picogpt.model.parameters import as_tensors, flops_per_token, parameter_shapes
 from picogpt.model.rolling import sequence_logits
+from picogpt.presets import PRESETS, preset
 from picogpt.training import checkpoint
 from picogpt.training.trainer import Trainer
 
@@ -235,8 +236,20 @@ def test_data(tokenizer: str, text: Path, capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize("name", ["exercise-base", "bigram"])
 def test_generate(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     result = result_of(capsys, "generate", "--preset", name, "--tokens", "3", "--prompt-tokens", "50")
-    assert_positive(result, "tokens_per_second", "first_token_ms", "peak_rss_mb", "parameters")
-    assert (result["tokens"], result["prompt_tokens"]) == (3, 50)
+    assert_positive(result, "fp32", "int8", "fp32_at_1280", "numpy", "matrix_vector_bound", "at_1280_over_empty")
+    assert_positive(result, "first_token_ms", "peak_rss_mb", "parameters", "threads")
+    assert (result["tokens"], result["prompt_tokens"]) == (3, 50) and "peer" not in result
+
+
+def test_generate_beside_a_peer(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["generate", "--preset", "bigram", "--tokens", "3", "--peer"]
+    result = result_of(capsys, *argv, "echo 'achieved tok/s: 12.5' >&2")
+    assert result["peer"] == 12.5
+    assert_positive(result, "fp32_over_peer", "int8_over_peer")
+    for peer, message in (("exit 3", "status 3"), ("echo hello", "status 0 and said no")):
+        assert status_of("bench", *argv, peer) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and message in error
 
 
 def test_generate_from_a_run(
@@ -247,4 +260,4 @@ def test_generate_from_a_run(
     capsys.readouterr()
     result = result_of(capsys, "generate", "--run", "mine", "--tokens", "20")
     assert result["parameters"] == 88 * 16 + 17 * 16 + 12 * 16 * 16 + 13 * 16 + 2 * 16
-    assert_positive(result, "tokens_per_second")
+    assert_positive(result, "fp32", "int8")

@@ -1,72 +1,20 @@
 """The command line: every command, and one line on stderr with status 2 for every bad input."""
 
-import io
 import os
 import pickle
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import snapshot
+from commands import ROOT, SHAPE, TINY, TRAIN, is_one_line, shell
+from conftest import kept, snapshot
 from running import status_of
 
 from picogpt import cli
-from picogpt.config import PRESETS, preset
 from picogpt.model.parameters import parameter_count
-from picogpt.training.plot import Plotter
-
-ROOT = Path(__file__).parents[1]
-SHAPE = ["--context-len", "16", "--n-layer", "1", "--n-head", "2", "--n-embd", "16"]
-TINY = [*SHAPE, "--batch-size", "4", "--steps", "4", "--eval-interval", "2", "--lanes", "1"]
-TRAIN = ["train", *TINY, "--data", "easy.txt"]
-EASY = "she sells sea shells by the sea shore.\n" * 60
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a text and a finished run, logs/pico-easy."""
-    folder = tmp_path_factory.mktemp("trained")
-    (folder / "easy.txt").write_text(EASY, encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr(Plotter, "redraw", lambda self: None)
-        assert cli.main(TRAIN) == 0
-    return folder
-
-
-@pytest.fixture
-def home(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_plots: None) -> Path:
-    """The current folder, a copy of `trained`."""
-    folder = tmp_path / "home"
-    shutil.copytree(trained, folder)  # with its times, by which a text is known
-    monkeypatch.chdir(folder)
-    return folder
-
-
-def shell(folder: Path, *argv: str, text: str | bytes = b"", **environment: str) -> tuple[int, str, str]:
-    """(status, stdout, stderr) of a program of the repository, in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, str(ROOT / argv[0]), *argv[1:]],
-        cwd=folder,
-        input=text.encode() if isinstance(text, str) else text,
-        capture_output=True,
-        env={**os.environ, "PYTHONIOENCODING": "utf-8", **environment},
-        timeout=120,
-    )
-    return done.returncode, done.stdout.decode(), done.stderr.decode()
-
-
-def kept(folder: Path) -> dict[str, bytes | None]:
-    """Everything in the folder but tokens, which are a cache that grows."""
-    return {path: content for path, content in snapshot(folder).items() if not path.startswith("dataset")}
-
-
-def is_one_line(stderr: str) -> bool:
-    return stderr.startswith("picogpt: ") and stderr.count("\n") == 1 and stderr.endswith("\n")
-
+from picogpt.presets import PRESETS, preset
 
 # Bad input
 
@@ -143,6 +91,7 @@ def test_a_truncated_checkpoint(home: Path, capsys: pytest.CaptureFixture[str]) 
         [*TRAIN, "--steps", "8"],
         ["train", "--steps", "8", "--run", "tuned", "--init-from", str(path.parent)],
         ["generate", "--run", str(path.parent), "--prompt", "a"],
+        ["export", "--run", "pico-easy"],
     ):
         assert status_of(*argv) == 2
         error = capsys.readouterr().err
@@ -225,69 +174,6 @@ def test_train_and_generate_in_processes_of_their_own(home: Path) -> None:
     assert (home / "logs/mine/log.png").exists()
     status, out, error = shell(home, "inference.py", "--prompt", "she", "--tokens", "9")
     assert (status, error) == (0, "") and out.startswith("she") and len(out) > 9
-
-
-# generate
-
-
-def generated(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[str, str]:
-    assert status_of("generate", "--tokens", "20", *argv) == 0
-    printed = capsys.readouterr()
-    return printed.out, printed.err
-
-
-def test_the_seed_decides(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    hot = ("--prompt", "she", "--temperature", "2")
-    first, again, other = (generated(capsys, *hot, "--seed", seed)[0] for seed in ("1", "1", "2"))
-    assert first == again != other
-    assert first.startswith("she") and first.endswith("\n")
-    greedy = [generated(capsys, "--prompt", "she", "--temperature", "0")[0] for _ in range(2)]
-    assert greedy[0] == greedy[1]
-
-
-def test_an_empty_prompt(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out, error = generated(capsys, "--prompt", "", "--seed", "1")
-    assert len(out) >= 21 and not error
-
-
-def test_an_emoji_prompt_is_shown_and_noticed(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out, error = generated(capsys, "--prompt", "the 🌞", "--seed", "1")
-    assert out.startswith("the 🌞")
-    assert is_one_line(error) and "not in this model's alphabet: '🌞', read as '<?>'" in error
-
-
-def test_prompts_from_a_pipe(home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO("she\nsea\n\nlast"))
-    out, error = generated(capsys, "--temperature", "0", "--tokens", "0")
-    assert (out, error) == ("she\nsea\n\nlast\n", "")
-    monkeypatch.setattr("sys.stdin", io.StringIO(""))
-    assert generated(capsys) == ("", "")
-
-
-def test_prompts_from_a_real_pipe(home: Path) -> None:
-    status, out, error = shell(home, "inference.py", "--temperature", "0", "--tokens", "3", text="she\nsea ☀\n")
-    assert status == 0 and is_one_line(error)
-    assert out.startswith("she") and "\nsea ☀" in out
-
-
-def test_prompts_that_are_no_text_do_not_trace_back(home: Path) -> None:
-    """Strict UTF-8 is what Python expects of a pipe under most locales."""
-    argv = ["inference.py", "--tokens", "3"]
-    status, _, error = shell(home, *argv, text=b"she \xff\xfe\n", PYTHONIOENCODING="utf-8:strict")
-    assert "Traceback" not in error and status in (0, 2)
-
-
-def test_a_terminal_that_cannot_show_it(home: Path) -> None:
-    argv = ["inference.py", "--tokens", "3", "--prompt", "the 🌞"]
-    status, out, error = shell(home, *argv, PYTHONIOENCODING="ascii")
-    assert status == 0 and out.startswith("the ?") and "Traceback" not in error
-
-
-def test_the_newest_run_by_default(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert status_of(*TRAIN, "--run", "later", "--tokenizer", "chars") == 0
-    capsys.readouterr()
-    _, error = generated(capsys, "--prompt", "XX")
-    assert "'X'" in error  # only the characters of the later run have no capitals
 
 
 # info, logs

@@ -6,7 +6,8 @@ import pytest
 from running import status_of
 
 from picogpt import cli
-from picogpt.config import PRESETS, RunConfig, preset
+from picogpt.config import RunConfig
+from picogpt.presets import PRESETS, preset
 
 # Help
 

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from picogpt.config import PRESETS, DataConfig, GenerateConfig, ModelConfig, RunConfig, TrainConfig, UserError, preset
+from picogpt.config import DataConfig, GenerateConfig, ModelConfig, RunConfig, TrainConfig, UserError
 from picogpt.model.parameters import parameter_count
+from picogpt.presets import PRESETS, preset
 
 COUNTS = {
     "pico": 6_374_144,

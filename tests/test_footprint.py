@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from picogpt.config import PRESETS, RunConfig
+from picogpt.config import RunConfig
 from picogpt.model.footprint import fitted, footprint
+from picogpt.presets import PRESETS
 
 GB = 1 << 30
 
@@ -77,7 +78,7 @@ MEASURE = """
 import json, sys
 import numpy as np
 from dataclasses import replace
-from picogpt.config import PRESETS
+from picogpt.presets import PRESETS
 from picogpt.model.footprint import footprint
 from picogpt.model.parameters import initial_arrays
 from picogpt.training import monitor, run

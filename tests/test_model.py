@@ -10,11 +10,12 @@ import pytest
 from conftest import lively_arrays
 from gradcheck import check_gradients
 
-from picogpt.config import PRESETS, ModelConfig
+from picogpt.config import ModelConfig
 from picogpt.engine import Tape, Tensor
 from picogpt.model.gpt import GPT
 from picogpt.model.parameters import Arrays, as_tensors, initial_arrays, parameter_shapes
 from picogpt.model.rolling import hidden_windows, sequence_logits, sequence_loss
+from picogpt.presets import PRESETS
 from picogpt.rng import generator
 
 W = 8

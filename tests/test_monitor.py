@@ -1,67 +1,14 @@
-"""Facts about the machine, and a screen that is readable on a terminal, on a pipe and in a log file."""
+"""Facts about the machine."""
 
-import io
 import os
 import platform
 import re
-import time
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
-from rich.console import Console
 
 from picogpt.training import monitor
-from picogpt.training.monitor import Screen
-
-
-class Stream(io.TextIOWrapper):
-    """A standard output of a given encoding that says whether it is a terminal."""
-
-    def __init__(self, terminal: bool, encoding: str = "utf-8") -> None:
-        super().__init__(io.BytesIO(), encoding=encoding, newline="\n")
-        self._terminal = terminal
-
-    def isatty(self) -> bool:
-        return self._terminal
-
-    def text(self) -> str:
-        self.flush()
-        assert isinstance(self.buffer, io.BytesIO)
-        return self.buffer.getvalue().decode(self.encoding)
-
-
-@pytest.fixture(autouse=True)
-def ordinary_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("CI", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("TERM", "xterm-256color")
-
-
-ENTRY: dict[str, Any] = {
-    "step": 50,
-    "tokens": 102_400,
-    "seconds": 31.2,
-    "lr": 0.004,
-    "train_loss": 2.9131,
-    "val_loss": 2.8009,
-    "tokens_per_second": 3412.4,
-    "memory_mb": 312.2,
-    "sample": "the [bold]roman[/bold] [/] empire",
-}
-
-
-def run(stream: Stream, width: int = 120, minutes: float = 0.0, **changes: Any) -> str:
-    screen = Screen(Console(file=stream, width=width))
-    screen.start(0, 200, minutes)
-    for step in range(1, 51):
-        screen.step(step, 2.9, 3412.0, step * 0.624)
-    screen.evaluation({**ENTRY, **changes})
-    screen.notice("the picture [of it] was not drawn")
-    screen.close()
-    screen.close()
-    return stream.text()
 
 
 def test_the_machine_has_cores_and_memory() -> None:
@@ -103,86 +50,3 @@ def test_cores_keep_to_the_quota_of_a_container(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.setattr(Path, "read_text", lambda *_, **__: text)
     assert monitor.physical_cores() == cores
-
-
-@pytest.mark.parametrize("reason", ["pipe", "dumb", "ci"])
-def test_plain_lines_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
-    if reason == "dumb":
-        monkeypatch.setenv("TERM", "dumb")
-    if reason == "ci":
-        monkeypatch.setenv("CI", "true")
-    text = run(Stream(terminal=reason != "pipe"), width=40)
-    assert text.splitlines() == [
-        "step 50/200  train 2.913  val 2.801  3,412 tokens/s  lr 0.0040  0:00:31  ETA 0:01:34  312 MB",
-        "    the [bold]roman[/bold] [/] empire",
-        "note: the picture [of it] was not drawn",
-    ]
-    assert "\r" not in text and "\x1b" not in text
-
-
-def test_forced_colours_on_a_pipe_do_not_animate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    assert "\r" not in run(Stream(terminal=False))
-
-
-def test_lines_are_flushed_at_once() -> None:
-    stream = Stream(terminal=False)
-    screen = Screen(Console(file=stream))
-    screen.start(0, 10, 0.0)
-    screen.evaluation({"step": 0, "train_loss": None, "val_loss": 4.5, "sample": ""})
-    assert isinstance(stream.buffer, io.BytesIO)
-    assert stream.buffer.getvalue() == b"step 0/10  val 4.500\n"
-
-
-def test_a_terminal_gets_a_line_that_moves_and_evaluations_above_it() -> None:
-    text = run(Stream(terminal=True))
-    assert "step 1/200  loss 2.900  3,412 tokens/s  0:00:01  ETA ?" in text
-    assert "step 50/200  train 2.913  val 2.801  3,412 tokens/s  lr 0.0040  0:00:31  ETA 0:01:34  312 MB" in text
-    assert "the [bold]roman[/bold] [/] empire" in text and "the picture [of it] was not drawn" in text
-    assert "\r" in text and text.endswith("\x1b[2K")  # the moving line is wiped at the end
-
-
-@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
-@pytest.mark.parametrize("terminal", [False, True])
-@pytest.mark.parametrize("width", [20, 120])
-def test_a_sample_can_hold_anything(encoding: str, terminal: bool, width: int) -> None:
-    text = run(Stream(terminal, encoding), width, sample="a\x1b[31mb\r\n\x07 ← é [/x] \ud800" + "y" * 10_000)
-    shown = re.sub(r"\x1b\[[\d;?]*[A-Za-z]|\s", "", text)  # without styles and the breaks of wrapped lines
-    assert r"a\x1b[31mb\r\n\x07" in shown and r"[/x]\ud800yyy" in shown and "yyy..." in shown
-    assert ("←" in text) == (encoding == "utf-8") and ("é" in text) == (encoding != "ascii")
-    assert "\x07" not in text and shown.count("y") < 200
-
-
-def test_eta_is_the_sooner_of_steps_and_minutes() -> None:
-    assert "ETA 0:01:34" in run(Stream(terminal=False), minutes=60.0)
-    assert "ETA 0:00:29" in run(Stream(terminal=False), minutes=1.0)
-    assert "ETA 0:00:00" in run(Stream(terminal=False), minutes=0.1)
-
-
-def test_a_resumed_run_counts_its_own_steps_for_the_eta() -> None:
-    stream = Stream(terminal=False)
-    screen = Screen(Console(file=stream))
-    screen.start(1000, 2000, 0.0)
-    for step in range(1001, 1052):
-        screen.step(step, 2.0, 1.0, 9000.0 + step - 1000)  # 9 s a step before, 1 s a step now
-    screen.evaluation({"step": 1051, "train_loss": 2.0, "val_loss": 2.0, "seconds": 9051.0})
-    assert "ETA 0:15:49" in stream.text()
-
-
-@pytest.mark.parametrize("terminal", [False, True])
-def test_a_step_costs_little(terminal: bool) -> None:
-    stream = Stream(terminal)
-    screen = Screen(Console(file=stream, width=100))
-    screen.start(0, 20_000, 5.0)
-    began = time.process_time()
-    for step in range(1, 10_001):
-        screen.step(step, 2.0, 3412.0, step * 0.01)
-    spent = time.process_time() - began
-    screen.close()
-    assert spent / 10_000 < 0.2e-3
-    assert stream.text().count("loss") < 40
-
-
-@pytest.mark.parametrize(("rate", "shown"), [(0.004, "lr 0.0040"), (0.0, "lr 0.0000"), (3e-5, "lr 3.0e-05")])
-def test_small_learning_rates_stay_readable(rate: float, shown: str) -> None:
-    assert shown in run(Stream(terminal=False), lr=rate)

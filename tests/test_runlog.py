@@ -18,7 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from picogpt.config import PRESETS, UserError
+from picogpt.config import UserError
+from picogpt.presets import PRESETS
 from picogpt.training import plot, runlog
 from picogpt.training.logview import summary
 from picogpt.training.runlog import RunLog, read_log

@@ -1,14 +1,11 @@
 """Choosing tokens: the cuts at their exact borders, and the distribution that is left."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from picogpt.config import GenerateConfig
-from picogpt.inference.sampling import generate, sample
+from picogpt.inference.sampling import sample
 from picogpt.rng import generator
 
 LOGITS = np.log(np.array([0.05, 0.4, 0.1, 0.25, 0.2])).astype(np.float32)
@@ -131,51 +128,3 @@ def test_what_is_drawn_is_allowed(
     assert 0 <= chosen < len(logits) and np.array_equal(array, before)
     if top_k:
         assert (array > array[chosen]).sum() < top_k
-
-
-# generate
-
-
-class Echo:
-    """A model whose likeliest next token is the last one plus one, and which notes what it was fed."""
-
-    def __init__(self, rows: int) -> None:
-        self.rows, self.fed = rows, []
-
-    def feed(self, ids: np.ndarray) -> np.ndarray:
-        self.fed.append(ids.tolist())
-        logits = np.zeros((1, self.rows), np.float32)
-        logits[0, (ids[0, -1] + 1) % self.rows] = 5
-        return logits
-
-
-def run(config: GenerateConfig, prompt: list[int], vocab_size: int = 7, seed: int = 0) -> tuple[list[int], Echo]:
-    model = Echo(7)
-    ids = generate(model.feed, np.array(prompt, np.uint8), config, vocab_size, generator(seed, "generate"))
-    return list(ids), model
-
-
-def test_generate_feeds_the_prompt_once_and_then_each_choice() -> None:
-    ids, model = run(GenerateConfig(tokens=4, temperature=0), [2, 3])
-    assert ids == [4, 5, 6, 0]
-    assert model.fed == [[[2, 3]], [[4]], [[5]], [[6]]]
-
-
-def test_no_tokens() -> None:
-    ids, model = run(GenerateConfig(tokens=0), [1])
-    assert ids == [] and model.fed == []
-
-
-def test_rows_without_a_token_are_never_chosen() -> None:
-    ids, _ = run(GenerateConfig(tokens=6, temperature=0), [3], vocab_size=5)
-    assert ids == [4, 0, 1, 2, 3, 4]
-    ids, _ = run(GenerateConfig(tokens=300, temperature=5.0), [3], vocab_size=5)
-    assert set(ids) == {0, 1, 2, 3, 4}
-
-
-def test_the_seed_decides() -> None:
-    config = GenerateConfig(tokens=60, temperature=2.0, top_k=5, top_p=0.9)
-    first, again, other = (run(config, [1], seed=seed)[0] for seed in (1, 1, 2))
-    assert first == again != other
-    longer, _ = run(replace(config, tokens=80), [1], seed=1)
-    assert longer[:60] == first

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from rich.console import Console
-
-from picogpt.config import RunConfig, UserError, preset
+from picogpt.config import RunConfig, UserError
 from picogpt.options import Preset, parse, preset_name
+from picogpt.presets import preset
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class BenchData(Preset):
 
 @dataclass(frozen=True)
 class BenchGenerate(Preset):
-    """Generating: one stream of tokens, with the cache, from a new model of a preset or from a run."""
+    """Generating: one stream of tokens on ONNX Runtime and NumPy, from a new model of a preset or from a run."""
 
     run: str = ""
     """A trained run in logs/, or the path of one, instead of a new model."""
@@ -69,6 +68,8 @@ class BenchGenerate(Preset):
     """Tokens of each stream."""
     prompt_tokens: int = 32
     """Tokens it goes on from."""
+    peer: str = ""
+    """A command to measure in turns with it, which says "tok/s: NUMBER", as llama2.c's run does."""
     json: bool = False
     """Print one JSON object."""
 
@@ -117,7 +118,7 @@ def bench_generate(program: str, argv: Sequence[str]) -> None:
     if args.run and args.preset != BenchGenerate.preset:
         raise UserError(f"--run {args.run} is one model and --preset {args.preset} another: give one of them")
     model = load(args.run) if args.run else new_model(preset(args.preset))
-    _show(measure(model, args.tokens, args.prompt_tokens), args.json)
+    _show(measure(model, args.tokens, args.prompt_tokens, args.peer), args.json)
 
 
 KINDS = {
@@ -145,6 +146,8 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(result, allow_nan=False))
         return
+    from rich.console import Console
+
     console, width = Console(), max(map(len, result))
     for name, value in result.items():
         shown = ", ".join(map(str, value)) if isinstance(value, list) else value

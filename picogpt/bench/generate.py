@@ -1,19 +1,33 @@
-"""`picogpt bench generate`: how fast one stream of text is written, with the cache."""
+"""`picogpt bench generate`: how fast one stream of text is written, each way of running the model in turns."""
 
+import re
+import subprocess
 import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from picogpt.api import LanguageModel
-from picogpt.config import GenerateConfig, RunConfig, UserError
+from picogpt.config import GenerateConfig, Precision, RunConfig, UserError
 from picogpt.data.tokenizer import CharTokenizer
+from picogpt.exporting import arrays_of, onnx_writer
+from picogpt.inference.export import export
+from picogpt.inference.session import OnnxModel
+from picogpt.inference.writer import Writer
 from picogpt.model.parameters import initial_arrays, parameter_count
 from picogpt.training import monitor
 
-ROUNDS = 5
+ROUNDS = 7
+LONG = 1280  # tokens that PicoGPT looks back over
 PROMPT = "She sells sea shells by the sea shore. "
 PRINTABLE = 32, 0xD800  # code points from the space up to the first that is no character
+
+Speed = Callable[[], float]
+"""Measures once: tokens a second."""
 
 
 def new_model(config: RunConfig) -> LanguageModel:
@@ -24,32 +38,93 @@ def new_model(config: RunConfig) -> LanguageModel:
     return LanguageModel(config.model, arrays, CharTokenizer(characters))
 
 
-def measure(model: LanguageModel, tokens: int, prompt_tokens: int) -> dict[str, Any]:
-    """Medians over five streams of so many tokens; a token is a character.
+def measure(model: LanguageModel, tokens: int, prompt_tokens: int, peer: str = "") -> dict[str, Any]:
+    """Medians over rounds of a stream each; a token is a character.
 
-    tokens_per_second counts from the first token to the last; first_token_ms is from the prompt to the first.
-    Raises UserError for fewer than two tokens, or no prompt.
+    fp32, int8, numpy: tokens a second from the first to the last, after `prompt_tokens`; fp32_at_1280: after so many.
+    first_token_ms: from the prompt to the first token, fp32. matrix_vector_bound: if the products of its matrices with
+    a vector, on one thread, were all there is. peer: a command that prints its own tokens a second, as "tok/s: 1234".
+    Raises UserError for fewer than two tokens, no prompt, or a peer that fails.
     """
     if tokens < 2 or prompt_tokens < 1:
         raise UserError(f"{tokens} tokens after {prompt_tokens} is nothing to measure: --tokens 2 --prompt-tokens 1")
-    prompt = (PROMPT * (prompt_tokens // len(PROMPT) + 1))[:prompt_tokens]
-    speeds, firsts = [], []
-    for round_ in range(ROUNDS + 1):  # the first warms up
-        began = time.perf_counter()
-        stream = model.stream(prompt, GenerateConfig(tokens, temperature=1.0, seed=round_))
-        next(stream)
-        first = time.perf_counter()
-        for _ in stream:
-            pass
-        if round_:
-            firsts.append(first - began)
-            speeds.append((tokens - 1) / (time.perf_counter() - first))
+    firsts: list[float] = []
+    with TemporaryDirectory() as folder:
+        fp32, int8 = (_exported(model, precision, Path(folder)) for precision in ("fp32", "int8"))
+        contestants: dict[str, Speed] = {
+            "fp32": lambda: _stream(fp32, tokens, prompt_tokens, firsts),
+            "int8": lambda: _stream(int8, tokens, prompt_tokens, []),
+            "fp32_at_1280": lambda: _stream(fp32, tokens, LONG, []),
+            "numpy": lambda: _stream(model.writer, tokens, prompt_tokens, []),
+            "matrix_vector_bound": _matrix_vector(model),
+            **({"peer": lambda: _peer(peer)} if peer else {}),
+        }
+        for speed in contestants.values():
+            speed()  # to warm up
+        firsts.clear()
+        rounds = [{name: speed() for name, speed in contestants.items()} for _ in range(ROUNDS)]
+    medians = {name: round(float(np.median([r[name] for r in rounds])), 1) for name in contestants}
+    over_peer = {
+        f"{name}_over_peer": round(float(np.median([r[name] / r["peer"] for r in rounds])), 2)
+        for name in ("fp32", "int8")
+        if peer
+    }
+    at_length = float(np.median([r["fp32_at_1280"] / r["fp32"] for r in rounds]))
     return {
-        "tokens_per_second": round(float(np.median(speeds)), 1),
+        **medians,
+        **over_peer,
+        "at_1280_over_empty": round(at_length, 2),
         "first_token_ms": round(1e3 * float(np.median(firsts)), 3),
         "tokens": tokens,
         "prompt_tokens": prompt_tokens,
+        "threads": monitor.physical_cores(),
         "parameters": parameter_count(model.config)[0],
         "peak_rss_mb": round(monitor.peak_memory() / 2**20, 1),
         "machine": monitor.machine(),
     }
+
+
+def _exported(model: LanguageModel, precision: Precision, folder: Path) -> Writer:
+    path = folder / f"{precision}.onnx"
+    export(path, model.config, arrays_of(model), model.tokenizer, precision)
+    return onnx_writer(OnnxModel(path, monitor.physical_cores()))
+
+
+def _stream(writer: Writer, tokens: int, prompt_tokens: int, firsts: list[float]) -> float:
+    """Tokens a second of one stream, from the first to the last. Appends the seconds from the prompt to the first."""
+    prompt = (PROMPT * (prompt_tokens // len(PROMPT) + 1))[:prompt_tokens]
+    began = time.perf_counter()
+    stream = writer.stream(prompt, GenerateConfig(tokens, temperature=1.0, seed=0))
+    next(stream)
+    first = time.perf_counter()
+    for _ in stream:
+        pass
+    firsts.append(first - began)
+    return (tokens - 1) / (time.perf_counter() - first)
+
+
+def _matrix_vector(model: LanguageModel) -> Speed:
+    """Every matrix that a token goes through, times a vector, on one thread."""
+    matrices = [array for name, array in arrays_of(model).items() if array.ndim == 2 and name != "wpe.weight"]
+    vectors = [(np.ones(array.shape[1], np.float32), np.empty(array.shape[0], np.float32)) for array in matrices]
+
+    def speed() -> float:
+        with threadpool_limits(1, user_api="blas"):
+            began, passes = time.perf_counter(), 0
+            while passes < 64 and time.perf_counter() - began < 1:
+                for matrix, (x, y) in zip(matrices, vectors, strict=True):
+                    np.matmul(matrix, x, out=y)
+                passes += 1
+        return passes / (time.perf_counter() - began)
+
+    return speed
+
+
+def _peer(command: str) -> float:
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, errors="replace", check=False)
+    said = done.stdout + "\n" + done.stderr
+    found = re.findall(r"tok(?:ens)?/s:?\s*([\d.]+)", said)
+    if done.returncode or not found:
+        last = (said.split("\n")[-2:] or [""])[0].strip()[:120]
+        raise UserError(f'the peer ended with status {done.returncode} and said no "tok/s: NUMBER": {last!r}')
+    return float(found[-1])

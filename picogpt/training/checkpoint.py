@@ -24,12 +24,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from picogpt.config import UserError
-from picogpt.files import replace
+from picogpt.files import read_bytes, replace
 
 Array = npt.NDArray[np.float32]
 
 FORMAT = 1
-META, MODEL, OPTIMIZER = "meta.json", "model.safetensors", "optimizer.safetensors"
+FOLDER, META, MODEL, OPTIMIZER = "checkpoints", "meta.json", "model.safetensors", "optimizer.safetensors"
 
 _TEMPORARY = ".tmp-"
 _FOLDER = re.compile(r"(\d{8,})(\.old)?")  # .old: set aside while a checkpoint of the same step takes its name
@@ -65,7 +65,7 @@ def save(
     `meta` is anything JSON holds. Raises UserError when the disk refuses; the checkpoints before stay as they are.
     """
     meta = json.loads(json.dumps(meta))  # refused before anything is written; and the crc32 is of what will be read
-    root = run_dir / "checkpoints"
+    root = run_dir / FOLDER
     final, temporary = root / f"{step:08d}", root / f"{_TEMPORARY}{step:08d}"
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -98,9 +98,17 @@ def load(path: Path, optimizer: bool = True) -> Checkpoint:
         raise UserError(f"{damage}: {way_out}") from None
 
 
+def fingerprint(path: Path) -> str:
+    """Tells this checkpoint from every other, without reading its arrays."""
+    try:
+        return f"{path.name}-{crc32(read_bytes(path / META)):08x}"
+    except OSError as error:
+        raise UserError(str(_unreadable(path / META, error))) from None
+
+
 def latest(run_dir: Path) -> Path | None:
     """The run's newest complete checkpoint folder."""
-    folders = _complete(run_dir / "checkpoints")
+    folders = _complete(run_dir / FOLDER)
     return folders[-1] if folders else None
 
 
@@ -111,7 +119,7 @@ def best(run_dir: Path) -> Path | None:
     """
     ranked: list[tuple[float, Path]] = []
     text = None
-    for folder in _complete(run_dir / "checkpoints"):
+    for folder in _complete(run_dir / FOLDER):
         try:
             meta = _read_meta(folder)["meta"]
         except _DamageError:
@@ -126,7 +134,7 @@ def best(run_dir: Path) -> Path | None:
 
 def prune(run_dir: Path) -> None:
     """Delete every checkpoint but the newest and the best, and what an interrupted save left behind."""
-    root = run_dir / "checkpoints"
+    root = run_dir / FOLDER
     kept = {latest(run_dir), best(run_dir)}
     for folder in sorted(root.iterdir()) if root.is_dir() else []:
         ours = folder.name.startswith(_TEMPORARY) or _FOLDER.fullmatch(folder.name)
@@ -136,7 +144,7 @@ def prune(run_dir: Path) -> None:
 
 def clear(run_dir: Path) -> None:
     """Delete every checkpoint of the run. Files that are not ours stay."""
-    root = run_dir / "checkpoints"
+    root = run_dir / FOLDER
     for folder in sorted(root.iterdir()) if root.is_dir() else []:
         if folder.is_dir() and (folder.name.startswith(_TEMPORARY) or _FOLDER.fullmatch(folder.name)):
             _remove(folder)

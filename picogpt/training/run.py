@@ -16,10 +16,10 @@ from picogpt.config import GenerateConfig, RunConfig, UserError
 from picogpt.data.feed import Feed, open_feed
 from picogpt.data.tokenizer import Tokenizer, from_dict
 from picogpt.engine.backend import to_device, to_host
-from picogpt.inference.sampling import generate
-from picogpt.model.decoder import Decoder
+from picogpt.inference.writer import Writer
 from picogpt.model.footprint import footprint
 from picogpt.model.parameters import Arrays, initial_arrays, parameter_count, parameter_shapes
+from picogpt.model.reader import NumpyReader
 from picogpt.rng import generator
 from picogpt.training import checkpoint, monitor
 from picogpt.training.checkpoint import Checkpoint
@@ -27,6 +27,7 @@ from picogpt.training.device import fitted_here, gpu_in_words, lanes_in_words, o
 from picogpt.training.optim import learning_rate_factor
 from picogpt.training.plot import Plotter
 from picogpt.training.runlog import RunLog
+from picogpt.training.screen import Screen
 from picogpt.training.trainer import Trainer
 
 # What may differ when a run goes on: how long it trains and how the machine does it, not what it learns.
@@ -47,7 +48,7 @@ class Run:
     def __init__(
         self, config: RunConfig, run_dir: Path, dataset_dir: Path, fresh: bool = False, init_from: Path | None = None
     ) -> None:
-        self.dir, self.screen = run_dir, monitor.Screen()
+        self.dir, self.screen = run_dir, Screen()
         newest = None if fresh else checkpoint.latest(run_dir)
         origin = newest or init_from
         found = checkpoint.load(origin, optimizer=newest is not None) if origin else None
@@ -184,11 +185,10 @@ class Run:
 
     def _sample(self, trainer: Trainer) -> str:
         tokenizer = self.feed.tokenizer
-        prompt = tokenizer.encode(SAMPLE_PROMPT)
-        rng = generator(self.config.train.seed, "sample", self.done)
-        decoder = Decoder(trainer.replicas[0])
-        ids = generate(lambda ids: to_host(decoder.feed(ids)), prompt, SAMPLE, tokenizer.vocab_size, rng)
-        return tokenizer.decode([*prompt, *ids])
+        writer = Writer(self.config.model, tokenizer, lambda batch: NumpyReader(trainer.replicas[0], batch))
+        seed = int(generator(self.config.train.seed, "sample", self.done).integers(1 << 31))
+        shown = tokenizer.decode(tokenizer.encode(SAMPLE_PROMPT))
+        return shown + "".join(writer.stream(SAMPLE_PROMPT, replace(SAMPLE, seed=seed)))
 
     def _save(self, trainer: Trainer, val_loss: float | None) -> None:
         meta = {

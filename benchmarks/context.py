@@ -1,0 +1,164 @@
+"""`python -m benchmarks.context`: what each way to go on behind the first window is worth.
+
+Reads the same sequences of ten windows with every `--context` and several overlaps as a decoder would, but a window at
+once, and prints the loss over the tokens behind the first window. The picture shows it by the distance from a border.
+
+B sequences   T tokens   W tokens of a window
+"""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.table import Table
+
+from picogpt import UserError, load
+from picogpt.api import DATASET, LanguageModel
+from picogpt.config import DataConfig
+from picogpt.data.loader import validation_windows
+from picogpt.data.prepare import prepare
+from picogpt.engine import no_grad
+from picogpt.exporting import token_losses
+from picogpt.inference.decoding import REACH
+from picogpt.options import parse
+from picogpt.training.monitor import to_stderr
+
+Ids = npt.NDArray[np.integer]
+Losses = npt.NDArray[np.float64]
+Span = tuple[int, int]
+
+PROGRAM = "python -m benchmarks.context"
+WINDOW = "window"
+SHARES = (0, 1 / 8, 1 / 4, 1 / 2, 3 / 4)  # of a window, read again
+CUTS = 4  # of the W places where `original` cuts a sequence: every W/4th is measured
+SMOOTH = 8  # tokens that a point of the picture is the mean of
+
+
+@dataclass(frozen=True)
+class Context:
+    """Measure the loss behind the first window, for each --context and --overlap."""
+
+    runs: tuple[str, ...]
+    """Trained runs in logs/, or paths of checkpoints."""
+    data: str = "sample"
+    """The text; its validation part is read."""
+    sequences: int = 16
+    """Sequences of ten windows."""
+    plot: str = ""
+    """Draw the loss by the distance from the last border into this file (.png, .svg), for the first run."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """A row of the report."""
+
+    context: str
+    overlap: int
+    loss: float
+    """Nats a token, over all tokens behind the first window."""
+    curve: list[float]
+    """The same by the number of tokens since the last border."""
+
+
+def measure(model: LanguageModel, x: Ids, y: Ids) -> list[Way]:  # (B, T), (B, T)
+    """Every way to go on over sequences x, whose next tokens are y."""
+    T, W, slot = x.shape[1], model.config.context_len, model.config.context_slot
+    ways = []
+    for overlap in [int(share * W) for share in SHARES]:
+        spans = [(start, start + W) for start in range(0, T - W + 1, W - overlap)]
+        for rolling in (True, False) if slot else (False,):
+            losses = [loss[:, overlap:] for loss in list(read(model, x, y, spans, rolling))[1:]]
+            curve = np.mean(losses, axis=(0, 1))
+            ways.append(Way("rolling" if rolling else WINDOW, overlap, float(curve.mean()), curve.tolist()))
+    for rolling in (True, False) if slot else (False,):
+        losses = []
+        for cut in range(1, W, max(1, W // CUTS)):
+            spans = [(0, cut), *((start, start + W) for start in range(cut, T - W + 1, W))]
+            losses += [loss[:, -1] for loss in list(read(model, x, y, spans, rolling))[1:]]
+        ways.append(Way("original" if rolling else WINDOW, W - 1, float(np.mean(losses)), [float(np.mean(losses))]))
+    return ways
+
+
+def read(model: LanguageModel, x: Ids, y: Ids, spans: list[Span], rolling: bool) -> Iterator[Losses]:
+    """The losses (B, stop - start) of each window, one after the other."""
+    context = None
+    for start, stop in spans:
+        with no_grad():
+            hidden = model.model.hidden(x[:, start:stop], context)
+            logits = model.model.logits(hidden).data[:, int(model.config.context_slot) :]
+        context = hidden.mean(axis=1) if rolling else None
+        yield token_losses(logits, y[:, start:stop])
+
+
+def sequences(model: LanguageModel, args: Context) -> tuple[Ids, Ids]:
+    data = prepare(DataConfig(args.data), DATASET, to_stderr, model.tokenizer)
+    return validation_windows(data.val, REACH * model.config.context_len, args.sequences)
+
+
+def draw(ways: list[Way], title: str, path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    colours = {overlap: f"C{i}" for i, overlap in enumerate(dict.fromkeys(way.overlap for way in ways))}
+    for way in ways:
+        colour, line = colours[way.overlap], "--" if way.context == WINDOW else "-"
+        label = f"{way.context}, overlap {way.overlap}: {way.loss:.3f}"
+        if len(way.curve) == 1:
+            axes.axhline(way.loss, label=label, linewidth=1, color=colour, linestyle=line)
+            continue
+        points = [float(np.mean(way.curve[i : i + SMOOTH])) for i in range(0, len(way.curve), SMOOTH)]
+        places = [i + min(SMOOTH, len(way.curve) - i) / 2 for i in range(0, len(way.curve), SMOOTH)]
+        axes.plot(places, points, label=label, marker=".", color=colour, linestyle=line)
+    axes.set(xlabel="tokens since the window began to write", ylabel="loss, nats a token", title=title)
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measure and print. Returns the exit status: 2 for what the user can put right."""
+    try:
+        report(parse(Context, PROGRAM, argv))
+    except UserError as error:
+        print(f"context: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def report(args: Context) -> None:
+    measured: dict[str, list[Way]] = {}
+    for run in args.runs:
+        model = load(run)
+        if not model.config.n_layer:
+            raise UserError(f"{run} is a bigram table, which has no window")
+        measured[run] = measure(model, *sequences(model, args))
+    if args.plot:
+        draw(measured[args.runs[0]], f"{args.runs[0]} on {args.data}", Path(args.plot))
+    if args.json:
+        print(json.dumps({run: [asdict(way) for way in ways] for run, ways in measured.items()}))
+        return
+    table = Table(title=f"loss behind the first window of {args.data}", title_justify="left", box=None)
+    table.add_column("run")
+    table.add_column("context")
+    for column in ("overlap", "nats a token", "with an empty slot", "gain"):
+        table.add_column(column, justify="right")
+    for run, ways in measured.items():
+        empty = {way.overlap: way.loss for way in ways if way.context == WINDOW}
+        for way in ways:
+            if way.context != WINDOW or len(empty) == len(ways):
+                gain = empty[way.overlap] - way.loss
+                losses = (f"{way.loss:.4f}", f"{empty[way.overlap]:.4f}", f"{gain:+.4f}")
+                table.add_row(run, way.context, str(way.overlap), *losses)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

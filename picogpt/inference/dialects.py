@@ -1,0 +1,158 @@
+"""The two dialects of the graph (see graph.py for the letters)."""
+
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+from onnx import TensorProto, helper
+
+from picogpt.inference.graph import EPSILON, MICROSOFT, Graph
+from picogpt.inference.quantize import BLOCK, packed, quantize
+
+Floats = npt.NDArray[np.float32]
+
+
+class FusedGraph(Graph):
+    """ONNX Runtime's own operators."""
+
+    opset: ClassVar = {"": 21, MICROSOFT: 1}
+
+    def prepare(self) -> None:
+        self.input("seqlens_k", TensorProto.INT32, "B")
+        self.input("total_sequence_length", TensorProto.INT32, 1)
+
+    @property
+    def cached_head(self) -> int:
+        return -(-self.config.head_size // 8) * 8  # the attention operator takes no other sizes
+
+    def array(self, name: str) -> Floats:
+        """Heads filled up with zeros to the size in the cache, which change no score and no sum."""
+        array, (H, D, E) = super().array(name), (self.config.n_head, self.config.head_size, self.cached_head)
+        if E == D or ".attn." not in name or name.endswith("c_proj.bias"):
+            return array
+        if name.endswith("c_proj.weight"):  # (C, H D): the heads are its inputs
+            filled = np.zeros((len(array), H, E), np.float32)
+            filled[:, :, :D] = array.reshape(-1, H, D)
+            return filled.reshape(len(array), H * E)
+        filled = np.zeros((3, H, E, array.size // (3 * H * D)), np.float32)
+        filled[:, :, :D] = array.reshape(3, H, D, -1)
+        return filled.reshape(3 * H * E, *array.shape[1:])
+
+    def add_and_norm(self, x: str, branch: str, bias: str, norm: str) -> tuple[str, str]:
+        gain, shift = self.parameter(f"{norm}.weight"), self.parameter(f"{norm}.bias")
+        if not branch:
+            return x, self.node("LayerNormalization", x, gain, shift, axis=-1, epsilon=EPSILON)
+        inputs = [x, branch, gain, shift, *([self.parameter(bias)] if bias in self.arrays else [])]
+        outputs = [f"{norm}.normed", "", "", f"{norm}.sum"]
+        operator = "SkipLayerNormalization"
+        self.nodes.append(helper.make_node(operator, inputs, outputs, domain=MICROSOFT, epsilon=EPSILON))
+        return outputs[3], outputs[0]
+
+    def attention(self, x: str, layer: int) -> str:
+        name, H = f"h.{layer}.attn.c_attn", self.config.n_head
+        qkv = self.biased(self.linear(x, f"{name}.weight"), f"{name}.bias")
+        *past, key, value = self.caches(layer, self.cached_head)
+        window = self.config.window_of(layer)
+        inputs = [qkv, "", "", *past, "seqlens_k", "total_sequence_length"]
+        node = helper.make_node(
+            "GroupQueryAttention",
+            inputs,
+            [f"h.{layer}.attn", key, value],
+            domain=MICROSOFT,
+            num_heads=H,
+            kv_num_heads=H,
+            scale=self.scale,
+            local_window_size=window or -1,
+        )
+        self.nodes.append(node)
+        return f"h.{layer}.attn"
+
+    def activation(self, x: str, bias: str) -> str:
+        activation, biased = self.config.activation, bias in self.arrays
+        if activation == "relu":
+            return self.node("Relu", self.biased(x, bias))
+        operator = "FastGelu" if activation == "gelu_tanh" else "BiasGelu" if biased else "Gelu"
+        return self.node(operator, x, *([self.parameter(bias)] if biased else []), domain=MICROSOFT)
+
+    def quantized_product(self, x: str, name: str, weight: Floats, out: str) -> str:
+        integers, scales = quantize(weight, self.bits)
+        M, K = weight.shape
+        return self.node(
+            "MatMulNBits",
+            x,
+            self.constant(f"{name}.integers", packed(integers, self.bits)),
+            self.constant(f"{name}.scales", scales),
+            out=out,
+            domain=MICROSOFT,
+            K=K,
+            N=M,
+            bits=self.bits,
+            block_size=BLOCK,
+            accuracy_level=4,  # the inputs go to 8 bits too
+        )
+
+
+class PortableGraph(Graph):
+    """Standard operators alone. Every step goes over whole caches, which must hold no NaN where nothing was written."""
+
+    opset: ClassVar = {"": 21}
+
+    def prepare(self) -> None:
+        """A mask for each span of attention: (P, N), zero where a position sees a key and -inf elsewhere."""
+        rows = self.node("Unsqueeze", "positions", self.integers(1))  # (P, 1)
+        self._rows = self.node("Reshape", "positions", self.integers(1, 1, -1, 1))
+        keys = self.constant("keys", np.arange(self.config.n_position))
+        seen = self.node("LessOrEqual", keys, rows)
+        self._masks = {}
+        for window in {self.config.window_of(layer) for layer in range(self.config.n_layer)}:
+            visible = seen
+            if window:
+                first = self.node("Sub", rows, self.integers(window - 1))
+                visible = self.node("And", seen, self.node("GreaterOrEqual", keys, first))
+            zero, infinity = (
+                self.constant("zero", np.array(0, np.float32)),
+                self.constant("infinity", np.array(-np.inf, np.float32)),
+            )
+            self._masks[window] = self.node("Where", visible, zero, infinity)
+
+    def add_and_norm(self, x: str, branch: str, bias: str, norm: str) -> tuple[str, str]:
+        if branch:
+            x = self.node("Add", x, self.biased(branch, bias))
+        gain, shift = self.parameter(f"{norm}.weight"), self.parameter(f"{norm}.bias")
+        return x, self.node("LayerNormalization", x, gain, shift, axis=-1, epsilon=EPSILON)
+
+    def attention(self, x: str, layer: int) -> str:
+        name, H, D = f"h.{layer}.attn.c_attn", self.config.n_head, self.config.head_size
+        qkv = self.biased(self.linear(x, f"{name}.weight"), f"{name}.bias")
+        heads = self.node("Reshape", qkv, self.integers(0, 0, 3, H, D))
+        heads = self.node("Transpose", heads, perm=[2, 0, 3, 1, 4])  # (3, B, H, P, D)
+        q, *new = [self.node("Gather", heads, self.constant(f"part.{part}", np.array(part))) for part in range(3)]
+        past_key, past_value, key, value = self.caches(layer, D)
+        rows = self.node("Expand", self._rows, self.node("Shape", q))
+        for past, update, present in ((past_key, new[0], key), (past_value, new[1], value)):
+            self.node("ScatterElements", past, rows, update, axis=2, out=present)
+        q = self.node("Mul", q, self.constant("scale", np.array(self.scale, np.float32)))
+        scores = self.node("MatMul", q, self.node("Transpose", key, perm=[0, 1, 3, 2]))
+        scores = self.node("Add", scores, self._masks[self.config.window_of(layer)])
+        y = self.node("MatMul", self.node("Softmax", scores, axis=-1), value)
+        return self.node("Reshape", self.node("Transpose", y, perm=[0, 2, 1, 3]), self.integers(0, 0, H * D))
+
+    def activation(self, x: str, bias: str) -> str:
+        x = self.biased(x, bias)
+        if self.config.activation == "relu":
+            return self.node("Relu", x)
+        return self.node("Gelu", x, approximate="tanh" if self.config.activation == "gelu_tanh" else "none")
+
+    def quantized_product(self, x: str, name: str, weight: Floats, out: str) -> str:
+        integers, scales = quantize(weight, self.bits)
+        table = np.ascontiguousarray(integers.reshape(len(weight), -1)[:, : weight.shape[1]].T)  # (K, M)
+        kind = TensorProto.INT8 if self.bits == 8 else TensorProto.INT4
+        flat = table.reshape(-1)
+        if self.bits == 4:  # two in a byte, the first lower
+            flat = np.append(flat, np.zeros(flat.size % 2, np.int8)).view(np.uint8) & 15
+            flat = flat[::2] | flat[1::2] << 4
+        tensor = helper.make_tensor(f"{name}.integers", kind, table.shape, flat.tobytes(), raw=True)
+        self.initializers[tensor.name] = tensor
+        scales_name = self.constant(f"{name}.scales", scales.T)
+        floats = self.node("DequantizeLinear", tensor.name, scales_name, axis=0, block_size=BLOCK)
+        return self.node("MatMul", x, floats, out=out)

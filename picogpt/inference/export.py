@@ -1,0 +1,61 @@
+"""A trained model as one ONNX file with all it takes to generate: graph, weights, configuration and tokenizer."""
+
+import json
+import os
+import secrets
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import helper
+
+from picogpt.config import ModelConfig, Precision, UserError
+from picogpt.data.tokenizer import Tokenizer
+from picogpt.files import replace
+from picogpt.inference.dialects import FusedGraph, PortableGraph
+from picogpt.inference.graph import Arrays
+
+IR_VERSION = 10  # that of opset 21
+BITS: dict[Precision, int] = {"fp32": 32, "int8": 8, "int4": 4}
+_INSIDE = 1_500_000_000  # bytes of weights that go into the file itself, whose format ends at 2 GB
+
+
+def export(
+    path: Path,
+    config: ModelConfig,
+    arrays: Arrays,
+    tokenizer: Tokenizer,
+    precision: Precision = "fp32",
+    portable: bool = False,
+    source: str = "",
+) -> None:
+    """Write the model, replacing the file at once when all of it is there.
+
+    Weights of more than 1.5 GB go into a file of their own beside it. portable: standard operators alone. source: what
+    the weights are, kept in the metadata. Raises UserError when the disk refuses.
+    """
+    graph = (PortableGraph if portable else FusedGraph)(config, arrays, BITS[precision])
+    opsets = [helper.make_opsetid(domain, version) for domain, version in graph.opset.items()]
+    model = helper.make_model(graph.proto(), opset_imports=opsets, ir_version=IR_VERSION, producer_name="picogpt")
+    metadata: dict[str, Any] = {"config": asdict(config), "tokenizer": tokenizer.to_dict()}
+    metadata |= {"precision": precision, "portable": portable, "source": source}
+    helper.set_model_props(model, {name: json.dumps(value) for name, value in metadata.items()})
+    size = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    weights = f"{path.name}.{secrets.token_hex(4)}.weights" if size > _INSIDE else ""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        onnx.save_model(model, temporary, save_as_external_data=bool(weights), location=weights or None)
+        replace(temporary, path)
+    except OSError as error:
+        for left in (temporary, *([path.with_name(weights)] if weights else [])):
+            with suppress(OSError):
+                left.unlink(missing_ok=True)  # a full disk needs the space back
+        raise UserError(
+            f"cannot write {path} ({error.strerror or error}): free some disk space or look at the folder's permissions"
+        ) from error
+    for old in path.parent.glob(f"{path.name}.*.weights"):
+        if old.name != weights:
+            old.unlink()

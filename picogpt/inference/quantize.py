@@ -1,0 +1,34 @@
+"""Weights in 8 or 4 bits, in blocks along the inputs that share a scale.
+
+M outputs   K inputs   G = K / BLOCK groups of inputs, the last one filled up with zeros
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+BLOCK = 32
+
+Floats = npt.NDArray[np.float32]
+
+
+def quantize(weight: Floats, bits: int) -> tuple[npt.NDArray[np.int8], Floats]:  # (M, K) -> (M, G, BLOCK), (M, G)
+    """Integers in -2^(bits-1)..2^(bits-1) - 1 and their scales: weight = integers * scale, nearly.
+
+    The entry of largest magnitude in a block takes the lowest integer, exactly, whichever its sign: all 2^bits values
+    are of use (the scheme of ggml's Q4_0).
+    """
+    M, K = weight.shape
+    padded = np.zeros((M, -(-K // BLOCK), BLOCK), np.float32)
+    padded.reshape(M, -1)[:, :K] = weight
+    largest = np.take_along_axis(padded, np.abs(padded).argmax(axis=2)[:, :, None], axis=2)
+    low = -(1 << bits - 1)
+    scales = (largest / low).astype(np.float32)
+    steps = np.divide(padded, scales, out=np.zeros_like(padded), where=scales != 0)
+    integers = np.clip(np.rint(steps), low, -low - 1)
+    return integers.astype(np.int8), scales.reshape(M, -1)
+
+
+def packed(integers: npt.NDArray[np.int8], bits: int) -> npt.NDArray[np.uint8]:  # (..., n) -> (..., n bits / 8)
+    """Unsigned, with 2^(bits-1) for zero, as MatMulNBits has them; of two in a byte the first is the lower."""
+    unsigned: npt.NDArray[np.uint8] = (integers.astype(np.int16) + (1 << bits - 1)).astype(np.uint8)
+    return unsigned if bits == 8 else np.bitwise_or(unsigned[..., ::2], unsigned[..., 1::2] << 4)

@@ -1,0 +1,137 @@
+"""An exported model on ONNX Runtime.
+
+All that a step reads and writes is NumPy memory, bound once: ids, positions, caches, logits. The graph works in it, so
+a decoding step copies no cache and makes no array (graph.py has the names).
+
+B batch   T tokens   S slots   P positions   C width   V vocabulary
+"""
+
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from picogpt.config import ModelConfig, UserError
+from picogpt.data.tokenizer import Tokenizer, from_dict
+
+Array = npt.NDArray[Any]
+_DTYPES = {"tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(float)": np.float32}
+
+
+def why_not() -> str:
+    """Why ONNX Runtime cannot be used on this machine; empty where it can."""
+    from numpy._core._multiarray_umath import __cpu_features__  # type: ignore[import-not-found]
+
+    if platform.machine() in ("x86_64", "AMD64") and not __cpu_features__.get("AVX", True):
+        return "this processor has no AVX, which onnxruntime needs"
+    try:
+        import onnxruntime  # noqa: F401
+    except ImportError as error:
+        return f"onnxruntime cannot be loaded ({' '.join(str(error).split())[:120]})"
+    return ""
+
+
+class OnnxModel:
+    """A file that `export` wrote: the graph, loaded, and what is written beside it."""
+
+    def __init__(self, path: Path, threads: int, spin: bool = True) -> None:
+        """threads: that compute. spin: they wait for work without sleeping, which only an idle machine affords.
+
+        Raises UserError for a file that is missing or none of ours.
+        """
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.log_severity_level = 4  # what is wrong comes as an exception too
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
+        try:
+            self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the runtime's exceptions have no other class in common
+            raise _foreign(path, error) from None
+        try:
+            properties = self.session.get_modelmeta().custom_metadata_map
+            self.metadata: dict[str, Any] = {name: json.loads(value) for name, value in properties.items()}
+            self.config = ModelConfig.from_dict(self.metadata["config"])
+            self.tokenizer: Tokenizer = from_dict(self.metadata["tokenizer"])
+        except (KeyError, ValueError, RecursionError, UserError) as error:
+            raise _foreign(path, error) from None
+
+
+def _foreign(path: Path, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:160]
+    return UserError(f"{path} is not a model that picogpt exported ({reason}): picogpt export makes one")
+
+
+class OnnxReader:
+    """A `WindowReader` (decoding.py) over an exported model."""
+
+    def __init__(self, model: OnnxModel, batch: int = 1) -> None:
+        self.config, self.batch, self._session = model.config, batch, model.session
+        one = {"B": batch, "T": 1, "S": 0, "P": 1}  # a token in the middle of a window
+        inputs = {
+            i.name: np.zeros([one.get(d, d) for d in i.shape], _DTYPES[i.type]) for i in self._session.get_inputs()
+        }
+        self._logits = np.zeros((batch, self.config.vocab_size), np.float32)
+        self._ids = inputs["ids"]
+        self._positions = [inputs[n] for n in ("positions", "seqlens_k", "total_sequence_length") if n in inputs]
+        self._sum = inputs.get("running_sum")
+        self._inputs = {name: _wrapped(array) for name, array in inputs.items()}
+        new = {o.name: o.name.replace("present", "past").removeprefix("new_") for o in self._session.get_outputs()}
+        self._outputs = {name: self._inputs[old] for name, old in new.items() if old in self._inputs}
+        self._outputs["logits"] = _wrapped(self._logits)
+        self._step = self._bound(self._inputs)
+        self.begin(None)
+
+    def begin(self, context: Array | None) -> None:  # (B, C)
+        self._context, self._length = context, 0
+        if self._sum is not None:
+            self._sum[...] = 0
+
+    def read(self, ids: Array) -> Array:  # (B, T) -> (B, V)
+        """As every WindowReader; the logits are overwritten by the next call."""
+        slot = bool(self._length == 0 and self._sum is not None)
+        if ids.shape[1] > 1 and self._length and self.batch > 1:
+            for i in range(ids.shape[1]):  # the attention operator goes on with several streams by one token only
+                self.read(ids[:, i : i + 1])
+            return self._logits
+        start, self._length = self._length, self._length + ids.shape[1] + slot
+        for array, value in zip(self._positions, (start, self._length - 1, self._length), strict=False):
+            array[...] = value
+        if ids.shape[1] == 1 and not slot:
+            self._ids[...] = ids
+            self._session.run_with_iobinding(self._step)
+        else:
+            self._prefill(ids, start, slot)
+        return self._logits
+
+    def mean(self) -> Array:  # -> (B, C)
+        assert self._sum is not None, "mean: a model without a context slot"
+        return self._sum / self._length
+
+    def _prefill(self, ids: Array, start: int, slot: bool) -> None:
+        arrays: dict[str, Array] = {"ids": ids.astype(np.int64), "positions": np.arange(start, self._length)}
+        if self._sum is not None:
+            arrays["context"] = np.zeros((self.batch, int(slot), self.config.n_embd), np.float32)
+            if slot and self._context is not None:
+                arrays["context"][:, 0] = self._context
+        own = {name: _wrapped(array) for name, array in arrays.items() if name in self._inputs}
+        self._session.run_with_iobinding(self._bound({**self._inputs, **own}))
+
+    def _bound(self, inputs: dict[str, Any]) -> Any:
+        binding = self._session.io_binding()
+        for name, value in inputs.items():
+            binding.bind_ortvalue_input(name, value)
+        for name, value in self._outputs.items():
+            binding.bind_ortvalue_output(name, value)
+        return binding
+
+
+def _wrapped(array: Array) -> Any:
+    """The array's own memory, as the runtime wants it."""
+    import onnxruntime
+
+    return onnxruntime.OrtValue.ortvalue_from_numpy(array)

@@ -1,0 +1,119 @@
+"""`picogpt generate`: prompts in, text out; once, in a loop, or as questions and answers."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from picogpt.config import GenerateConfig, UserError
+from picogpt.inference.writer import Streams, Writer
+from picogpt.training.monitor import to_stderr
+
+QUESTION, STOP = "<Q>{}</Q>\n<A>", "</A>"  # as `--qa` makes documents of two fields
+
+
+@dataclass
+class Writing:
+    """What writes, and how it is shown."""
+
+    writer: Writer
+    engine: str
+    """What runs the model, in words."""
+    config: GenerateConfig
+    chat: bool = False
+    json: bool = False
+    streams: Streams | None = None
+    """All that was read and written since a prompt began."""
+
+    def __post_init__(self) -> None:
+        if self.chat and not self.config.stop:
+            self.config = replace(self.config, stop=STOP)
+
+    def answer(self, prompt: str, go_on: bool = False) -> None:
+        """Print what follows the prompt: after the prompt as the model reads it, or in a chat alone.
+
+        go_on: what follows it after all that is there already.
+        """
+        tokenizer, began = self.writer.tokenizer, time.perf_counter()
+        text = QUESTION.format(prompt) if self.chat and (prompt or not go_on) else prompt
+        read = text
+        if unknown := tokenizer.unknown(prompt):
+            becomes = tokenizer.decode(tokenizer.encode(unknown[:1]))
+            read = text.translate({ord(character): becomes for character in unknown})
+            to_stderr(f"not in this model's alphabet: {unknown[:40]!r}, read as {becomes!r}")
+        if self.streams is None or not go_on:
+            self.streams = self.writer.begin(self.config)
+        self.streams.read(text)
+        steps = self.streams.write(self.config)
+        if self.json:
+            self._print_json(read, steps, began)
+            return
+        shown = "" if self.chat or go_on else read
+        if self.config.samples == 1:
+            print(shown, end="", flush=True)
+            for (piece,) in steps:
+                print(piece, end="", flush=True)
+            print()
+            return
+        for i, text in enumerate(self._texts(list(steps)), start=1):
+            print(f"--- {i} of {self.config.samples} ---\n{shown}{text}", flush=True)
+
+    def _texts(self, steps: list[list[str]]) -> list[str]:
+        return ["".join(step[i] for step in steps) for i in range(self.config.samples)]
+
+    def _print_json(self, prompt: str, steps: Iterator[list[str]], began: float) -> None:
+        """An object a line for each sample."""
+        assert self.streams is not None
+        kept, times = [], []
+        for step in steps:
+            kept.append(step)
+            times.append(time.perf_counter())
+        # From the first token to the last, of all samples together; null where there is no second one.
+        speed = (sum(self.streams.written) - self.config.samples) / (times[-1] - times[0]) if len(times) > 1 else None
+        for text, count in zip(self._texts(kept), self.streams.written, strict=True):
+            fields = {
+                "prompt": prompt,
+                "text": text,
+                "tokens": count,
+                "tokens_per_second": speed and round(speed, 1),
+                "first_token_ms": round(1e3 * (times[0] - began), 2) if times else None,
+                "engine": self.engine,
+            }
+            print(json.dumps(fields, ensure_ascii=False), flush=True)
+
+
+def write(writing: Writing, prompt: str | None) -> None:
+    """Answer the prompt, or what is typed, or what comes through a pipe: all of it, or in a chat each line.
+
+    Raises UserError where there is nothing to read.
+    """
+    if prompt is not None:
+        writing.answer(prompt)
+    elif sys.stdin is None:
+        raise UserError("there is no standard input: give a prompt with --prompt")
+    elif sys.stdin.isatty():
+        _converse(writing)
+    elif writing.chat:
+        for line in sys.stdin:
+            writing.answer(line.rstrip("\r\n"))
+    else:
+        text = sys.stdin.read()
+        if not text:
+            raise UserError("the standard input is empty: give a prompt with --prompt")
+        writing.answer(text.removesuffix("\n").removesuffix("\r"))
+
+
+def _converse(writing: Writing) -> None:
+    """Ask for prompts until the input ends. One with a leading + goes on from the text so far; Ctrl-C ends a text."""
+    print("a prompt to go on from, + to write on, +more to add to it; Ctrl-D quits", file=sys.stderr)
+    while True:
+        try:
+            prompt = input("> ")
+        except EOFError:
+            print()
+            return
+        try:
+            writing.answer(prompt.removeprefix("+"), go_on=prompt.startswith("+"))
+        except KeyboardInterrupt:
+            print()

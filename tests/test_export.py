@@ -1,0 +1,265 @@
+"""The ONNX file: valid, complete in itself, in standard operators where asked, and never half written."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from conftest import lively_arrays, snapshot
+
+from picogpt.config import ModelConfig, Precision, UserError
+from picogpt.data.tokenizer import CharTokenizer, PicoTokenizer
+from picogpt.inference import export as export_module
+from picogpt.inference.decoding import Decoder
+from picogpt.inference.export import IR_VERSION, export
+from picogpt.inference.session import OnnxModel, OnnxReader, why_not
+from picogpt.model.gpt import GPT
+from picogpt.model.parameters import as_tensors, parameter_shapes
+from picogpt.model.rolling import sequence_logits
+from picogpt.presets import PRESETS
+
+CONFIG = ModelConfig(context_len=8, n_layer=2, n_head=2, n_embd=32)
+PRECISIONS: tuple[Precision, ...] = ("fp32", "int8", "int4")
+
+
+def write(
+    path: Path, config: ModelConfig = CONFIG, precision: Precision = "fp32", portable: bool = False, source: str = ""
+) -> Path:
+    export(path, config, lively_arrays(config), PicoTokenizer(), precision, portable, source)
+    return path
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("portable", [False, True])
+def test_the_file_is_valid_and_pinned(precision: Precision, portable: bool, tmp_path: Path) -> None:
+    model = onnx.load(write(tmp_path / "model.onnx", precision=precision, portable=portable))
+    onnx.checker.check_model(model, full_check=True)
+    assert model.ir_version == IR_VERSION
+    domains = {entry.domain: entry.version for entry in model.opset_import}
+    assert domains == ({"": 21} if portable else {"": 21, "com.microsoft": 1})
+    assert {node.domain for node in model.graph.node} == ({""} if portable else {"", "com.microsoft"})
+    if not portable:
+        assert sum(node.op_type == "GroupQueryAttention" for node in model.graph.node) == CONFIG.n_layer
+
+
+@pytest.mark.parametrize("preset", ["exercise-base", "bigram", "race"])
+@pytest.mark.parametrize("portable", [False, True])
+def test_presets_export(preset: str, portable: bool, tmp_path: Path) -> None:
+    config = PRESETS[preset].model
+    path = write(tmp_path / "model.onnx", config, portable=portable)
+    onnx.checker.check_model(onnx.load(path), full_check=True)
+    ids = np.arange(7)[None] % config.vocab_size
+    found = OnnxReader(OnnxModel(path, 1)).read(ids)
+    expected = sequence_logits(GPT(config, as_tensors(lively_arrays(config))), ids).data[:, -1]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_parameters_keep_their_names(tmp_path: Path) -> None:
+    for portable in (False, True):
+        model = onnx.load(write(tmp_path / "model.onnx", portable=portable))
+        assert set(parameter_shapes(CONFIG)) <= {tensor.name for tensor in model.graph.initializer}
+
+
+@pytest.mark.parametrize("portable", [False, True])
+def test_only_the_last_logits_the_sums_and_the_caches_leave_the_graph(portable: bool, tmp_path: Path) -> None:
+    model = onnx.load(write(tmp_path / "model.onnx", portable=portable))
+    shapes = {
+        value.name: [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+        for value in model.graph.output
+    }
+    caches = [name for name in shapes if name.startswith("present_")]
+    assert shapes["logits"] == ["B", 88] and shapes["new_running_sum"] == ["B", 32]
+    assert len(caches) == 2 * CONFIG.n_layer and len(shapes) == 2 + len(caches)
+
+
+PLAIN_RUN = """
+import json, sys
+import numpy as np
+import onnxruntime
+
+session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+config = json.loads(session.get_modelmeta().custom_metadata_map["config"])
+inputs = {i.name: i for i in session.get_inputs()}
+outputs = [o.name for o in session.get_outputs()]
+caches = {n: np.zeros([1, *i.shape[1:]], np.float32) for n, i in inputs.items() if n.startswith("past_")}
+total, done, ids, text = np.zeros((1, config["n_embd"]), np.float32), 0, [3, 1, 4], []
+for step in range(5):
+    slots = int(done == 0)
+    positions = np.arange(done, done + slots + len(ids))
+    context = np.zeros((1, slots, config["n_embd"]), np.float32)
+    feed = {"ids": np.array([ids]), "positions": positions, "context": context, "running_sum": total, **caches}
+    answer = dict(zip(outputs, session.run(None, feed)))
+    total, done = answer["new_running_sum"], done + slots + len(ids)
+    caches = {name: answer[name.replace("past", "present")] for name in caches}
+    ids = [int(answer["logits"].argmax())]
+    text += ids
+print(json.dumps(text), "picogpt" in sys.modules)
+"""
+
+
+def test_a_portable_file_is_enough_for_a_program_without_picogpt(tmp_path: Path) -> None:
+    path = write(tmp_path / "model.onnx", portable=True)
+    said = subprocess.run(
+        [sys.executable, "-c", PLAIN_RUN, str(path)], capture_output=True, text=True, check=True, cwd=tmp_path
+    ).stdout
+    model, ids = GPT(CONFIG, as_tensors(lively_arrays(CONFIG))), [3, 1, 4]
+    for _ in range(5):
+        ids.append(int(sequence_logits(model, np.array([ids])).data[0, -1].argmax()))
+    assert said == f"{json.dumps(ids[3:])} False\n"
+
+
+def test_what_is_written_beside_the_graph(tmp_path: Path) -> None:
+    config = replace(CONFIG, layer_pattern=("local", "global"), local_window=3, vocab_size=5)
+    tokenizer = CharTokenizer("aé☀b\n")
+    path = tmp_path / "model.onnx"
+    export(path, config, lively_arrays(config), tokenizer, "int8", True, "step 7")
+    model = OnnxModel(path, 1)
+    assert model.config == config and model.tokenizer.to_dict() == tokenizer.to_dict()
+    about = {name: model.metadata[name] for name in ("precision", "portable", "source")}
+    assert about == {"precision": "int8", "portable": True, "source": "step 7"}
+
+
+@pytest.mark.parametrize("portable", [False, True])
+def test_few_bits_are_near(portable: bool, tmp_path: Path) -> None:
+    """Both dialects hold the same integers; int8 is nearer than int4, and both are no noise."""
+    ids = np.arange(6)[None]
+    exact = sequence_logits(GPT(CONFIG, as_tensors(lively_arrays(CONFIG))), ids).data[:, -1]
+    errors, sizes = [], []
+    for precision in PRECISIONS:
+        path = write(tmp_path / "model.onnx", precision=precision, portable=portable)
+        errors.append(float(np.abs(OnnxReader(OnnxModel(path, 1)).read(ids) - exact).max() / np.abs(exact).max()))
+        sizes.append(path.stat().st_size)
+    assert errors[0] < 1e-5 < errors[1] < 0.05 and errors[1] < errors[2] < 0.5
+    assert sizes[0] > 2 * sizes[1] > 2 * sizes[2]
+
+
+def test_a_large_head_is_rounded_too(tmp_path: Path) -> None:
+    for portable in (False, True):
+        config = replace(CONFIG, vocab_size=200)
+        model = onnx.load(write(tmp_path / "model.onnx", config, "int8", portable))
+        assert "wte.weight.integers" in {tensor.name for tensor in model.graph.initializer}
+        expected = write(tmp_path / "exact.onnx", config)
+        found = [OnnxReader(OnnxModel(path, 1)).read(np.array([[7]])) for path in (tmp_path / "model.onnx", expected)]
+        np.testing.assert_allclose(*found, atol=0.1 * float(np.abs(found[1]).max()))
+
+
+# The file on the disk
+
+
+def test_large_weights_lie_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, ids = tmp_path / "model.onnx", np.arange(5)[None]
+    inside = OnnxReader(OnnxModel(write(path), 1)).read(ids).copy()
+    monkeypatch.setattr(export_module, "_INSIDE", 1000)
+    for _ in range(2):  # the second replaces the first, and its weights
+        write(path)
+        assert len(list(tmp_path.glob("model.onnx.*.weights"))) == 1 and len(list(tmp_path.iterdir())) == 2
+    assert path.stat().st_size < 30_000
+    np.testing.assert_array_equal(OnnxReader(OnnxModel(path, 1)).read(ids), inside)
+    monkeypatch.undo()
+    write(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+
+
+@pytest.mark.parametrize("inside", [1000, 10**9])
+def test_a_full_disk_leaves_what_was_there(inside: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "model.onnx")
+    before = snapshot(tmp_path)
+    monkeypatch.setattr(export_module, "_INSIDE", inside)
+    original = onnx.save_model
+
+    def full(model: onnx.ModelProto, path: Path, **options: object) -> None:
+        original(model, path, **options)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(onnx, "save_model", full)
+    with pytest.raises(UserError, match=r"cannot write .*model.onnx \(No space left on device\)"):
+        write(tmp_path / "model.onnx")
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "text", "cut", "foreign", "config", "tokenizer", "json"])
+def test_files_that_are_not_ours(damage: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "model.onnx")
+    model = onnx.load(path)
+    properties = {entry.key: entry for entry in model.metadata_props}
+    if damage == "missing":
+        path.unlink()
+    elif damage in ("empty", "text", "cut"):
+        path.write_bytes({"empty": b"", "text": b"hello", "cut": path.read_bytes()[:-5000]}[damage])
+    else:
+        if damage == "foreign":
+            del model.metadata_props[:]
+        elif damage == "config":
+            properties["config"].value = json.dumps({**json.loads(properties["config"].value), "n_head": "many"})
+        elif damage == "tokenizer":
+            properties["tokenizer"].value = '{"name": "bpe"}'
+        else:
+            properties["config"].value = "[" * 100_000
+        onnx.save(model, path)
+    with pytest.raises(UserError, match="is not a model that picogpt exported") as error:
+        OnnxModel(path, 1)
+    assert "\n" not in str(error.value)
+
+
+# The session
+
+
+def test_a_step_works_in_memory_that_is_bound_once(tmp_path: Path) -> None:
+    reader = OnnxReader(OnnxModel(write(tmp_path / "model.onnx"), 1))
+    caches = {name: value for name, value in reader._inputs.items() if name.startswith("past_")}
+    places = {name: value.data_ptr() for name, value in caches.items()}
+    logits = [reader.read(np.array([[i]])) for i in range(5)]
+    assert all(array is logits[0] for array in logits)
+    assert {name: reader._inputs[name].data_ptr() for name in caches} == places
+    for name, value in reader._outputs.items():
+        if name.startswith("present_"):
+            assert value.data_ptr() == places[name.replace("present", "past")]
+            assert np.abs(value.numpy()[:, :, :6]).min(axis=(0, 1, 3)).all() and not value.numpy()[:, :, 6:].any()
+
+
+def test_tokens_one_by_one_after_an_overlap_make_no_arrays(tmp_path: Path) -> None:
+    import tracemalloc
+
+    reader = OnnxReader(OnnxModel(write(tmp_path / "model.onnx", replace(CONFIG, context_len=300)), 1))
+    one = np.array([[1]])
+    for _ in range(20):
+        reader.read(one)
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    tracemalloc.reset_peak()
+    for _ in range(200):
+        reader.read(one)
+    after, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert after - before < 1000 and peak - before < 2000  # numbers and tuples, no rows of 32 floats a step
+
+
+def test_a_decoder_at_the_border_of_a_pico_window(tmp_path: Path) -> None:
+    """pico's window and slot with fewer blocks: the borders 127..257 and 1,279..1,281."""
+    config = replace(PRESETS["pico"].model, n_layer=2, n_embd=64)
+    path, ids = write(tmp_path / "model.onnx", config), np.random.default_rng(0).integers(0, 88, (1, 1282))
+    expected = sequence_logits(GPT(config, as_tensors(lively_arrays(config))), ids).data
+    decoder = Decoder(OnnxReader(OnnxModel(path, 2)), rolling=True, overlap=0)
+    for i in range(ids.shape[1]):
+        logits = decoder.feed(ids[:, i : i + 1])
+        if i + 1 in (1, 127, 128, 129, 255, 256, 257, 1279, 1280, 1281):
+            np.testing.assert_allclose(logits, expected[:, i], atol=1e-4)
+
+
+def test_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert why_not() == ""
+    from numpy._core import _multiarray_umath
+
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setitem(_multiarray_umath.__cpu_features__, "AVX", False)
+    assert "no AVX" in why_not()
+    monkeypatch.setattr("platform.machine", lambda: "arm64")
+    assert why_not() == ""
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert "onnxruntime cannot be loaded" in why_not()
+    assert onnxruntime is not None
