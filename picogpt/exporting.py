@@ -27,12 +27,12 @@ _TAKES_LONG = 100_000_000  # bytes of weights whose export is announced
 
 
 def export_run(run: str, precision: Precision, portable: bool, notify: Notify) -> Path:
-    """Write the ONNX file of a run's best checkpoint. Its loss is told where it has fewer than 32 bits.
+    """Write the ONNX file of a run's best checkpoint. What few bits lose is told.
 
     Raises UserError where there is no such run, or the disk refuses.
     """
     place = find_checkpoint(run)
-    path = _write(place, precision, portable)
+    path = _write(place, load(place), precision, portable)
     notify(f"wrote {path}: {precision}{', portable' * portable}, {path.stat().st_size / 1e6:,.1f} MB")
     if precision != "fp32":
         notify(_quality(place, path, precision, notify))
@@ -42,29 +42,33 @@ def export_run(run: str, precision: Precision, portable: bool, notify: Notify) -
 def open_writer(run: str, engine: str, precision: Precision | Literal["auto"], notify: Notify) -> tuple[Writer, str]:
     """The run's best checkpoint, ready to write, and what runs it, in words.
 
-    engine: "onnx", which exports the run first where its file is missing or older than the checkpoint, or "numpy".
-    precision: "auto" for that of the file there is, or what fits into memory. Where ONNX Runtime cannot be had, NumPy
-    runs the model and `notify` is told.
+    engine: "onnx", which exports the run first where its file is missing or of other weights, or "numpy". precision:
+    "auto" for that of the file there is, or what fits into memory. Where ONNX Runtime cannot be had, or the file cannot
+    be written, NumPy runs the model and `notify` is told.
     """
     place = find_checkpoint(run)
-    reason = why_not() if engine == "onnx" else ""
-    if reason:
-        notify(f"{reason}: generating with NumPy")
-    if engine == "numpy" or reason:
-        return load(place).writer, "numpy"
-    model = _current(place, precision, notify)
-    return onnx_writer(model), f"onnx {model.metadata['precision']}"
+    if engine == "onnx":
+        try:
+            model = _current(place, precision, notify)
+            return onnx_writer(model), f"onnx {model.precision}"
+        except _NoOnnxError as error:
+            notify(f"{error}; generating with NumPy")
+    return load(place).writer, "numpy"
+
+
+class _NoOnnxError(Exception):
+    """Why ONNX Runtime cannot run the model."""
 
 
 def onnx_writer(model: OnnxModel) -> Writer:
     return Writer(model.config, model.tokenizer, lambda batch: OnnxReader(model, batch))
 
 
-def _write(place: Path, precision: Precision, portable: bool) -> Path:
+def _write(place: Path, trained: LanguageModel, precision: Precision, portable: bool) -> Path:
     from picogpt.inference.export import export
 
-    model, path = load(place), onnx_path(place)
-    export(path, model.config, arrays_of(model), model.tokenizer, precision, portable, checkpoint.fingerprint(place))
+    path, source = onnx_path(place), checkpoint.fingerprint(place)
+    export(path, trained.config, arrays_of(trained), trained.tokenizer, precision, portable, source)
     return path
 
 
@@ -78,7 +82,9 @@ def onnx_path(place: Path) -> Path:
 
 
 def _current(place: Path, precision: Precision | Literal["auto"], notify: Notify) -> OnnxModel:
-    """The file of this checkpoint in this precision, made anew where there is another or none."""
+    """The file of this checkpoint in this precision, made anew where there is another or none. Raises _NoOnnxError."""
+    if reason := why_not():
+        raise _NoOnnxError(reason)
     path, portable = onnx_path(place), False
     if path.is_file():
         try:
@@ -86,14 +92,17 @@ def _current(place: Path, precision: Precision | Literal["auto"], notify: Notify
         except UserError as error:
             notify(f"{error}; exporting it again")
         else:
-            had, portable = model.metadata["precision"], model.metadata["portable"]
-            if model.metadata["source"] == checkpoint.fingerprint(place) and precision in ("auto", had):
+            precision, portable = model.precision if precision == "auto" else precision, model.portable
+            if (model.source, model.precision) == (checkpoint.fingerprint(place), precision):
                 return model
-            precision = had if precision == "auto" else precision
-    chosen = _fitting(place, notify) if precision == "auto" else precision
+    precision = _fitting(place, notify) if precision == "auto" else precision
     if (place / checkpoint.MODEL).stat().st_size > _TAKES_LONG:
         notify(f"exporting {place} to {path}")
-    return _opened(_write(place, chosen, portable))
+    trained = load(place)
+    try:
+        return _opened(_write(place, trained, precision, portable))
+    except UserError as error:  # the disk refuses
+        raise _NoOnnxError(str(error)) from None
 
 
 def _opened(path: Path) -> OnnxModel:

@@ -9,12 +9,12 @@ B batch   T tokens   S slots   P positions   C width   V vocabulary
 import json
 import platform
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from picogpt.config import ModelConfig, UserError
+from picogpt.config import ModelConfig, Precision, UserError
 from picogpt.data.tokenizer import Tokenizer, from_dict
 
 Array = npt.NDArray[Any]
@@ -53,10 +53,12 @@ class OnnxModel:
         except Exception as error:  # the runtime's exceptions have no other class in common
             raise _foreign(path, error) from None
         try:
-            properties = self.session.get_modelmeta().custom_metadata_map
-            self.metadata: dict[str, Any] = {name: json.loads(value) for name, value in properties.items()}
-            self.config = ModelConfig.from_dict(self.metadata["config"])
-            self.tokenizer: Tokenizer = from_dict(self.metadata["tokenizer"])
+            written = self.session.get_modelmeta().custom_metadata_map
+            about: dict[str, Any] = {name: json.loads(value) for name, value in written.items()}
+            self.config = ModelConfig.from_dict(about["config"])
+            self.tokenizer: Tokenizer = from_dict(about["tokenizer"])
+            self.precision: Precision = get_args(Precision)[get_args(Precision).index(about["precision"])]
+            self.portable, self.source = bool(about["portable"]), str(about["source"])
         except (KeyError, ValueError, RecursionError, UserError) as error:
             raise _foreign(path, error) from None
 

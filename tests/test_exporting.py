@@ -1,0 +1,157 @@
+"""A run's ONNX file: made when it is first needed, made anew when the run has learnt more, and never in the way."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import TRAIN, is_one_line
+from running import status_of
+
+import picogpt
+from picogpt import exporting
+from picogpt.exporting import NAME, onnx_path, token_losses
+from picogpt.inference import export as export_module
+from picogpt.inference.session import OnnxModel
+from picogpt.training import monitor
+
+FILE = Path("logs/pico-easy") / NAME
+
+
+def written(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[str, str]:
+    assert status_of("generate", "--prompt", "she", "--temperature", "0", "--tokens", "9", *argv) == 0
+    printed = capsys.readouterr()
+    return printed.out, printed.err
+
+
+@pytest.fixture
+def exports(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The precision of every file that is written."""
+    seen: list[str] = []
+    original = export_module.export
+
+    def noted(path: Path, config: object, arrays: object, tokenizer: object, precision: str, *rest: object) -> None:
+        seen.append(precision)
+        original(path, config, arrays, tokenizer, precision, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(export_module, "export", noted)
+    yield seen
+
+
+def test_it_is_made_once(home: Path, capsys: pytest.CaptureFixture[str], exports: list[str]) -> None:
+    first, again = written(capsys), written(capsys)
+    assert first == again and first[1] == "" and exports == ["fp32"] and FILE.is_file()
+
+
+def test_it_is_made_again_when_the_run_has_learnt_more(
+    home: Path, capsys: pytest.CaptureFixture[str], exports: list[str]
+) -> None:
+    before = written(capsys)[0]
+    assert status_of(*TRAIN, "--steps", "60") == 0
+    capsys.readouterr()
+    after = written(capsys)[0]
+    assert exports == ["fp32", "fp32"] and after != before
+    assert after == "she" + picogpt.load("pico-easy").generate("she", temperature=0, tokens=9) + "\n"
+
+
+def test_a_precision_stays_until_another_is_asked_for(
+    home: Path, capsys: pytest.CaptureFixture[str], exports: list[str]
+) -> None:
+    for options in ([], ["--precision", "int8"], [], ["--precision", "int8"], ["--precision", "fp32"], []):
+        written(capsys, *options)
+    assert exports == ["fp32", "int8", "fp32"]
+
+
+def test_a_portable_file_stays_portable(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    expected = written(capsys)[0]
+    assert status_of("export", "--run", "pico-easy", "--portable") == 0
+    assert "fp32, portable" in capsys.readouterr().out
+    assert written(capsys)[0] == expected
+    written(capsys, "--precision", "int8")
+    assert OnnxModel(FILE, 1).portable
+
+
+@pytest.mark.parametrize("damage", [b"", b"hello", None])
+def test_a_damaged_file_is_made_again(damage: bytes | None, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    expected = written(capsys)[0]
+    FILE.write_bytes(FILE.read_bytes()[:-2000] if damage is None else damage)
+    out, error = written(capsys)
+    assert out == expected and is_one_line(error) and "exporting it again" in error
+    assert written(capsys) == (expected, "")
+
+
+def test_a_disk_that_refuses_leaves_numpy(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    expected = written(capsys, "--engine", "numpy")[0]
+    monkeypatch.setattr(export_module, "replace", full)
+    out, error = written(capsys)
+    assert out == expected and is_one_line(error) and "No space left on device" in error
+    assert "generating with NumPy" in error and [path.name for path in FILE.parent.glob("*onnx*")] == []
+
+
+def test_a_processor_that_cannot_leaves_numpy(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = written(capsys, "--engine", "numpy")
+    monkeypatch.setattr(exporting, "why_not", lambda: "this processor has no AVX, which onnxruntime needs")
+    out, error = written(capsys)
+    assert out == expected[0] and expected[1] == ""
+    assert error == "picogpt: this processor has no AVX, which onnxruntime needs; generating with NumPy\n"
+
+
+def test_int8_where_memory_is_short(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, exports: list[str]
+) -> None:
+    monkeypatch.setattr(monitor, "available_memory", lambda: 1000)
+    error = written(capsys)[1]
+    assert exports == ["int8"] and is_one_line(error) and "int8" in error
+
+
+def test_where_the_file_is(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = Path("logs/pico-easy/checkpoints/00000004")
+    assert onnx_path(place) == FILE
+    shutil.copytree(place, "elsewhere")
+    written(capsys, "--run", "elsewhere")
+    assert Path("elsewhere", NAME).is_file() and not FILE.exists()
+
+
+# What an export says of itself
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_what_few_bits_lose_is_measured(precision: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of("export", "--run", "pico-easy", "--precision", precision) == 0
+    out = capsys.readouterr().out
+    assert f"wrote {FILE}: {precision}" in out
+    found = re.search(rf"loss over (\d+) tokens .*: {precision} (\S+), fp32 (\S+); {precision} loses (\S+) nats", out)
+    assert found, out
+    tokens, few, exact, lost = (float(number) for number in found.groups())
+    assert 200 <= tokens <= 234 and abs(few - exact - lost) < 2e-4 and abs(lost) < 0.05
+    assert status_of("export") == 0
+    assert "loses" not in capsys.readouterr().out
+
+
+def test_a_loss_that_matters_is_said(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporting, "TOLERANCE", -1.0)
+    assert status_of("export", "--precision", "int8") == 0
+    assert "fp32 writes better" in capsys.readouterr().out
+
+
+def test_a_text_that_is_gone_is_replaced_by_the_sample(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("easy.txt").unlink()
+    assert status_of("export", "--precision", "int8") == 0
+    out = capsys.readouterr().out
+    assert "easy.txt" in out and "measuring on the embedded sample" in out and "loses" in out
+
+
+def test_token_losses() -> None:
+    logits = np.log(np.array([[[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]]], np.float32)) + 50
+    np.testing.assert_allclose(token_losses(logits, np.array([[1, 2]])), -np.log([[0.25, 0.8]]), rtol=1e-5)
