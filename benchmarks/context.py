@@ -23,9 +23,9 @@ from picogpt.config import DataConfig
 from picogpt.data.loader import validation_windows
 from picogpt.data.prepare import prepare
 from picogpt.engine import no_grad
-from picogpt.exporting import token_losses
 from picogpt.inference.decoding import REACH
 from picogpt.options import parse
+from picogpt.quality import token_losses
 from picogpt.training.monitor import to_stderr
 
 Ids = npt.NDArray[np.integer]

@@ -132,11 +132,16 @@ def generate(argv: Sequence[str]) -> None:
 
 
 def export(argv: Sequence[str]) -> None:
-    from picogpt.api import newest_run
-    from picogpt.exporting import export_run
-
     args = parse(ExportArgs, "picogpt export", argv)
-    export_run(args.run or newest_run(), args.precision, args.portable, print)
+    from picogpt.api import find_checkpoint, newest_run
+    from picogpt.exporting import export_checkpoint
+    from picogpt.quality import quality
+
+    place = find_checkpoint(args.run or newest_run())
+    path = export_checkpoint(place, args.precision, args.portable)
+    print(f"wrote {path}: {args.precision}{', portable' * args.portable}, {path.stat().st_size / 1e6:,.1f} MB")
+    if args.precision != "fp32":
+        print(quality(place, path, print))
 
 
 def prepare(argv: Sequence[str]) -> None:

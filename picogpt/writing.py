@@ -10,6 +10,7 @@ from picogpt.config import GenerateConfig, UserError
 from picogpt.inference.writer import Streams, Writer
 from picogpt.training.monitor import to_stderr
 
+LONGEST = 100  # windows of a prompt that are read; reading is a hundred windows in one or two seconds
 QUESTION, STOP = "<Q>{}</Q>\n<A>", "</A>"  # as `--qa` makes documents of two fields
 
 
@@ -36,6 +37,10 @@ class Writing:
         go_on: what follows it after all that is there already.
         """
         tokenizer, began = self.writer.tokenizer, time.perf_counter()
+        longest = LONGEST * self.writer.config.context_len
+        if len(prompt) > longest:
+            to_stderr(f"the prompt has {len(prompt):,} characters: the last {longest:,} are read")
+            prompt = prompt[-longest:]
         text = QUESTION.format(prompt) if self.chat and (prompt or not go_on) else prompt
         read = text
         if unknown := tokenizer.unknown(prompt):

@@ -11,10 +11,11 @@ from commands import TRAIN, is_one_line
 from running import status_of
 
 import picogpt
-from picogpt import exporting
-from picogpt.exporting import NAME, onnx_path, token_losses
+from picogpt import exporting, quality
+from picogpt.exporting import NAME, onnx_path
 from picogpt.inference import export as export_module
 from picogpt.inference.session import OnnxModel
+from picogpt.quality import token_losses
 from picogpt.training import monitor
 
 FILE = Path("logs/pico-easy") / NAME
@@ -140,7 +141,7 @@ def test_what_few_bits_lose_is_measured(precision: str, home: Path, capsys: pyte
 def test_a_loss_that_matters_is_said(
     home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exporting, "TOLERANCE", -1.0)
+    monkeypatch.setattr(quality, "TOLERANCE", -1.0)
     assert status_of("export", "--precision", "int8") == 0
     assert "fp32 writes better" in capsys.readouterr().out
 

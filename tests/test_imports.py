@@ -19,7 +19,7 @@ L2   engine.lanes  engine.ops.linear  engine.ops.activation  engine.ops.norm  en
 L3   model.layers  model.parameters
 L4   model.gpt  model.rolling  model.reader  model.footprint  model
 L5   training.optim  training.device  training.trainer  training.run  training
-L6   options  api  report  preparing  exporting  writing
+L6   options  api  report  preparing  exporting  quality  writing
 L7   bench.roof  bench.train  bench.time_to_loss  bench.data  bench.generate  bench.command  bench
 top  __init__  cli  __main__
 """

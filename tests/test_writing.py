@@ -130,6 +130,15 @@ def test_the_engines_write_the_same(engine: str, home: Path, capsys: pytest.Capt
         assert generated(capsys, *greedy, "--engine", engine, "--context", context)[0] == "she" + expected + "\n"
 
 
+def test_a_megabyte_on_one_line(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("sea shells " * 100_000))
+    out, error = generated(capsys, "--tokens", "3", "--temperature", "0")
+    assert is_one_line(error) and "1,100,000 characters: the last 1,600 are read" in error
+    assert out.startswith(("sea shells " * 200)[-1600:]) and len(out) == 1600 + 3 + 1
+
+
 # Chat, and conversations on a terminal
 
 
