@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -34,9 +35,9 @@ Span = tuple[int, int]
 
 PROGRAM = "python -m benchmarks.context"
 WINDOW = "window"
-SHARES = (0, 1 / 8, 1 / 4, 1 / 2, 3 / 4)  # of a window, read again
+SHARES = (0, 1 / 8, 1 / 4, 1 / 2)  # of a window, read again
 CUTS = 4  # of the W places where `original` cuts a sequence: every W/4th is measured
-SMOOTH = 8  # tokens that a point of the picture is the mean of
+EDGES = (0, 1, 2, 4, 8, 16, 32, 64)  # between the points of the picture, in tokens
 
 
 @dataclass(frozen=True)
@@ -114,10 +115,13 @@ def draw(ways: list[Way], title: str, path: Path) -> None:
         if len(way.curve) == 1:
             axes.axhline(way.loss, label=label, linewidth=1, color=colour, linestyle=line)
             continue
-        points = [float(np.mean(way.curve[i : i + SMOOTH])) for i in range(0, len(way.curve), SMOOTH)]
-        places = [i + min(SMOOTH, len(way.curve) - i) / 2 for i in range(0, len(way.curve), SMOOTH)]
-        axes.plot(places, points, label=label, marker=".", color=colour, linestyle=line)
-    axes.set(xlabel="tokens since the window began to write", ylabel="loss, nats a token", title=title)
+        edges = [edge for edge in EDGES if edge < len(way.curve)] + [len(way.curve)]
+        places = [(first + last) / 2 + 0.5 for first, last in pairwise(edges)]
+        means = [float(np.mean(way.curve[first:last])) for first, last in pairwise(edges)]
+        axes.plot(places, means, label=label, marker=".", color=colour, linestyle=line)
+    axes.set(xlabel="tokens that the window has written", ylabel="loss, nats a token", title=title, xscale="log")
+    axes.set_xticks([1, *EDGES[2:], 128], labels=[str(tick) for tick in (1, *EDGES[2:], 128)], minor=False)
+    axes.minorticks_off()
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
@@ -146,7 +150,7 @@ def report(args: Context) -> None:
         print(json.dumps({run: [asdict(way) for way in ways] for run, ways in measured.items()}))
         return
     table = Table(title=f"loss behind the first window of {args.data}", title_justify="left", box=None)
-    table.add_column("run")
+    table.add_column("run", overflow="fold")
     table.add_column("context")
     for column in ("overlap", "nats a token", "with an empty slot", "gain"):
         table.add_column(column, justify="right")

@@ -6,7 +6,7 @@ Zero means "choose for me" wherever a docstring says so.
 
 import re
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Optional, get_args, get_origin, get_type_hints
 
 Activation = Literal["relu", "gelu", "gelu_tanh"]
 AttentionScale = Literal["head", "width", "none"]
@@ -115,6 +115,11 @@ class ModelConfig:
     @property
     def head_size(self) -> int:
         return self.n_embd // self.n_head
+
+    @property
+    def rolls(self) -> bool:
+        """Whether a context vector can go from window to window: a bigram table has none to give."""
+        return self.context_slot and self.n_layer > 0
 
     @property
     def n_position(self) -> int:
@@ -255,7 +260,8 @@ class GenerateConfig:
     """Keep only the k likeliest tokens, ties included. 0: all."""
     top_p: float = 1.0
     """Keep the likeliest tokens that together reach this probability."""
-    seed: int | None = None
+    # Optional, because the command line's parser takes 50 ms more to start for a union written with a bar.
+    seed: Optional[int] = None  # noqa: UP045
     """Seed of the choice; none draws a new one each time."""
     samples: int = 1
     """So many texts side by side, each with draws of its own."""
@@ -265,8 +271,8 @@ class GenerateConfig:
     """When a window is full: rolling goes on with its mean in the slot of the next; window with its last tokens alone;
     original cuts and reads everything again after every token, as PicoGPT did. auto: rolling where the model has a
     slot, else window."""
-    overlap: int | None = None
-    """Tokens that a window reads again of the one before. Default: half a window."""
+    overlap: Optional[int] = None  # noqa: UP045
+    """Tokens that a window reads again of the one before. Default: an eighth of a window."""
 
     def __post_init__(self) -> None:
         _check_types(self)

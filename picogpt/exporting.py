@@ -22,17 +22,33 @@ _TAKES_LONG = 100_000_000  # bytes of weights whose export is announced
 
 def export_checkpoint(place: Path, precision: Precision, portable: bool) -> Path:
     """Write the ONNX file of a checkpoint folder. Raises UserError where that is damaged, or the disk refuses."""
-    return _write(place, load(place), precision, portable)
+    try:
+        return _write(place, precision, portable)
+    except _NoOnnxError as error:
+        raise UserError(str(error)) from None
 
 
 def open_writer(run: str, engine: str, precision: Precision | Literal["auto"], notify: Notify) -> tuple[Writer, str]:
-    """The run's best checkpoint, ready to write, and what runs it, in words.
+    """The run's best checkpoint, or an ONNX file by its path, ready to write; and what runs it, in words.
 
     engine: "onnx", which exports the run first where its file is missing or of other weights, or "numpy". precision:
     "auto" for that of the file there is, or what fits into memory. Where ONNX Runtime cannot be had, or the file cannot
     be written, NumPy runs the model and `notify` is told.
     """
+    if Path(run).suffix == ".onnx":
+        return _from_file(Path(run), engine, precision)
     place = find_checkpoint(run)
+    try:
+        return _from_checkpoint(place, engine, precision, notify)
+    except (UserError, OSError):
+        if (again := find_checkpoint(run)) == place:
+            raise
+        return _from_checkpoint(again, engine, precision, notify)  # a run that trains removed the old one meanwhile
+
+
+def _from_checkpoint(
+    place: Path, engine: str, precision: Precision | Literal["auto"], notify: Notify
+) -> tuple[Writer, str]:
     if engine == "onnx":
         try:
             model = _current(place, precision, notify)
@@ -40,6 +56,15 @@ def open_writer(run: str, engine: str, precision: Precision | Literal["auto"], n
         except _NoOnnxError as error:
             notify(f"{error}; generating with NumPy")
     return load(place).writer, "numpy"
+
+
+def _from_file(path: Path, engine: str, precision: Precision | Literal["auto"]) -> tuple[Writer, str]:
+    if reason := why_not() or ("--engine numpy needs a run" if engine == "numpy" else ""):
+        raise UserError(f"{path} is an ONNX file: {reason}")
+    model = opened(path)
+    if precision not in ("auto", model.precision):
+        raise UserError(f"{path} is {model.precision}: export the run again for {precision}")
+    return onnx_writer(model), f"onnx {model.precision}"
 
 
 class _NoOnnxError(Exception):
@@ -50,11 +75,15 @@ def onnx_writer(model: OnnxModel) -> Writer:
     return Writer(model.config, model.tokenizer, lambda batch: OnnxReader(model, batch))
 
 
-def _write(place: Path, trained: LanguageModel, precision: Precision, portable: bool) -> Path:
-    from picogpt.inference.export import export
+def _write(place: Path, precision: Precision, portable: bool) -> Path:
+    """Raises UserError where the checkpoint is damaged, _NoOnnxError where the file cannot be made."""
+    source, trained, path = checkpoint.fingerprint(place), load(place), onnx_path(place)
+    try:
+        from picogpt.inference.export import export
 
-    path, source = onnx_path(place), checkpoint.fingerprint(place)
-    export(path, trained.config, arrays_of(trained), trained.tokenizer, precision, portable, source)
+        export(path, trained.config, arrays_of(trained), trained.tokenizer, precision, portable, source)
+    except (UserError, ImportError) as error:
+        raise _NoOnnxError(" ".join(str(error).split())) from None
     return path
 
 
@@ -84,11 +113,7 @@ def _current(place: Path, precision: Precision | Literal["auto"], notify: Notify
     precision = _fitting(place, notify) if precision == "auto" else precision
     if (place / checkpoint.MODEL).stat().st_size > _TAKES_LONG:
         notify(f"exporting {place} to {path}")
-    trained = load(place)
-    try:
-        return opened(_write(place, trained, precision, portable))
-    except UserError as error:  # the disk refuses
-        raise _NoOnnxError(str(error)) from None
+    return opened(_write(place, precision, portable))
 
 
 def opened(path: Path) -> OnnxModel:

@@ -10,7 +10,7 @@ from picogpt.config import GenerateConfig, UserError
 from picogpt.inference.writer import Streams, Writer
 from picogpt.training.monitor import to_stderr
 
-LONGEST = 100  # windows of a prompt that are read; reading is a hundred windows in one or two seconds
+LONGEST = 12_800  # characters of a prompt that are read, ten times as far as PicoGPT looked back
 QUESTION, STOP = "<Q>{}</Q>\n<A>", "</A>"  # as `--qa` makes documents of two fields
 
 
@@ -37,13 +37,12 @@ class Writing:
         go_on: what follows it after all that is there already.
         """
         tokenizer, began = self.writer.tokenizer, time.perf_counter()
-        longest = LONGEST * self.writer.config.context_len
-        if len(prompt) > longest:
-            to_stderr(f"the prompt has {len(prompt):,} characters: the last {longest:,} are read")
-            prompt = prompt[-longest:]
+        if len(prompt) > LONGEST:
+            to_stderr(f"the prompt has {len(prompt):,} characters: the last {LONGEST:,} are read")
+            prompt = prompt[-LONGEST:]
         text = QUESTION.format(prompt) if self.chat and (prompt or not go_on) else prompt
         read = text
-        if unknown := tokenizer.unknown(prompt):
+        if unknown := tokenizer.unknown(text):
             becomes = tokenizer.decode(tokenizer.encode(unknown[:1]))
             read = text.translate({ord(character): becomes for character in unknown})
             to_stderr(f"not in this model's alphabet: {unknown[:40]!r}, read as {becomes!r}")
@@ -100,7 +99,7 @@ def write(writing: Writing, prompt: str | None) -> None:
     elif sys.stdin.isatty():
         _converse(writing)
     elif writing.chat:
-        for line in sys.stdin:
+        for line in filter(str.strip, sys.stdin):
             writing.answer(line.rstrip("\r\n"))
     else:
         text = sys.stdin.read()
@@ -111,6 +110,7 @@ def write(writing: Writing, prompt: str | None) -> None:
 
 def _converse(writing: Writing) -> None:
     """Ask for prompts until the input ends. One with a leading + goes on from the text so far; Ctrl-C ends a text."""
+    writing.writer.begin(writing.config)  # what cannot be is said before anybody types
     print("a prompt to go on from, + to write on, +more to add to it; Ctrl-D quits", file=sys.stderr)
     while True:
         try:
@@ -118,7 +118,13 @@ def _converse(writing: Writing) -> None:
         except EOFError:
             print()
             return
+        go_on = prompt.startswith("+")
+        if go_on and writing.config.samples > 1:
+            to_stderr("+ goes on from one text, and --samples writes several")
+            continue
         try:
-            writing.answer(prompt.removeprefix("+"), go_on=prompt.startswith("+"))
+            writing.answer(prompt.removeprefix("+"), go_on)
         except KeyboardInterrupt:
+            writing.streams = None  # it may have read half of something
             print()
+            print("(stopped; the next prompt begins anew)", file=sys.stderr)

@@ -219,11 +219,14 @@ def test_any_integer_dtype_and_no_change_of_the_ids(kind: str) -> None:
     assert np.array_equal(ids, before)
 
 
+@pytest.mark.parametrize("slot", [False, True])
 @pytest.mark.parametrize("kind", READERS)
-def test_bigram(kind: str) -> None:
-    CONFIGS["bigram"] = replace(PLAIN, n_layer=0)
-    table, ids = build("bigram").wte.weight.data, random_ids(2, 3 * W)
-    decoder = Decoder(reader("bigram", kind, batch=2), False, 2)
+def test_bigram(kind: str, slot: bool) -> None:
+    """A table has nothing to carry from window to window, whatever its configuration says."""
+    name = f"bigram, {slot}"
+    CONFIGS[name] = replace(SLOT, n_layer=0, context_slot=slot)
+    table, ids = build(name).wte.weight.data, random_ids(2, 3 * W)
+    decoder = Decoder(reader(name, kind, batch=2), CONFIGS[name].rolls, 2)
     close(decoder.feed(ids), table[ids[:, -1]])
     close(decoder.feed(ids[:, :1]), table[ids[:, 0]])
-    close(Recut(reader("bigram", kind, batch=2)).feed(ids), table[ids[:, -1]])
+    close(Recut(reader(name, kind, batch=2)).feed(ids), table[ids[:, -1]])

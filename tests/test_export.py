@@ -1,6 +1,7 @@
 """The ONNX file: valid, complete in itself, in standard operators where asked, and never half written."""
 
 import json
+import os
 import subprocess
 import sys
 import tracemalloc
@@ -158,10 +159,18 @@ def test_large_weights_lie_beside_the_file(tmp_path: Path, monkeypatch: pytest.M
     for _ in range(2):  # the second replaces the first, and its weights
         write(path)
         assert len(list(tmp_path.glob("model.onnx.*.weights"))) == 1 and len(list(tmp_path.iterdir())) == 2
+        for file in (*tmp_path.iterdir(), tmp_path / ".model.onnx.killed.tmp"):  # an hour passes
+            file.touch()
+            os.utime(file, (1, 1))
     assert path.stat().st_size < 30_000
     np.testing.assert_array_equal(OnnxReader(OnnxModel(path, 1)).read(ids), inside)
     monkeypatch.undo()
+    for file in tmp_path.iterdir():
+        os.utime(file, (1, 1))
+    (tmp_path / "model.onnx.0.weights").write_bytes(b"another export is writing this")
     write(path)
+    assert (tmp_path / "model.onnx.0.weights").exists()
+    (tmp_path / "model.onnx.0.weights").unlink()
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
 
 
@@ -172,12 +181,18 @@ def test_a_full_disk_leaves_what_was_there(inside: int, tmp_path: Path, monkeypa
     monkeypatch.setattr(export_module, "_INSIDE", inside)
     original = onnx.save_model
 
+    stopped: BaseException = OSError(28, "No space left on device")
+
     def full(model: onnx.ModelProto, path: Path, **options: object) -> None:
         original(model, path, **options)
-        raise OSError(28, "No space left on device")
+        raise stopped
 
     monkeypatch.setattr(onnx, "save_model", full)
     with pytest.raises(UserError, match=r"cannot write .*model.onnx \(No space left on device\)"):
+        write(tmp_path / "model.onnx")
+    assert snapshot(tmp_path) == before
+    stopped = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "model.onnx")
     assert snapshot(tmp_path) == before
 

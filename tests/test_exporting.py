@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -122,6 +123,65 @@ def test_where_the_file_is(home: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert Path("elsewhere", NAME).is_file() and not FILE.exists()
 
 
+def test_an_onnx_file_is_a_run_too(home: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    expected = written(capsys)[0]
+    alone = tmp_path / "carried away.onnx"
+    shutil.move(FILE, alone)
+    shutil.rmtree("logs")
+    assert written(capsys, "--run", str(alone)) == (expected, "")
+    for options, message in (
+        (("--engine", "numpy"), "--engine numpy needs a run"),
+        (("--precision", "int8"), "is fp32: export the run again for int8"),
+    ):
+        assert status_of("generate", "--run", str(alone), "--prompt", "a", *options) == 2
+        error = capsys.readouterr().err
+        assert is_one_line(error) and message in error
+    assert status_of("generate", "--run", "nothing.onnx", "--prompt", "a") == 2
+    assert is_one_line(capsys.readouterr().err)
+
+
+def test_a_checkpoint_that_is_removed_meanwhile(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Path("logs/pico-easy/checkpoints/00000004")
+    original, waiting = exporting.why_not, [True]
+
+    def late() -> str:
+        if waiting and waiting.pop():
+            place.rename(place.with_name("00000006"))
+        return original()
+
+    monkeypatch.setattr(exporting, "why_not", late)
+    assert written(capsys)[1] == "" and not waiting
+
+
+@pytest.mark.parametrize("missing", ["onnx", "onnxruntime"])
+def test_a_package_that_cannot_be_loaded(
+    missing: str, home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = written(capsys, "--engine", "numpy")[0]
+    for name in (missing, "picogpt.inference.export", "picogpt.inference.dialects", "picogpt.inference.graph"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, missing, None)
+    out, error = written(capsys)
+    assert out == expected and is_one_line(error) and missing in error and "generating with NumPy" in error
+    status, said = status_of("export", "--precision", "int8"), capsys.readouterr()
+    if missing == "onnx":
+        assert status == 2 and is_one_line(said.err)
+    else:
+        assert status == 0 and "was not measured: onnxruntime cannot be loaded" in said.out
+
+
+def test_threads_are_the_cores_that_are_free(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, bool]] = []
+    monkeypatch.setattr(exporting, "OnnxModel", lambda path, threads, spin: asked.append((threads, spin)))
+    monkeypatch.setattr(monitor, "physical_cores", lambda: 2)
+    for free in (2.0, 1.8, 1.2, 0.3, -0.5, 7.0):
+        monkeypatch.setattr(monitor, "free_cores", lambda free=free: free)
+        exporting.opened(FILE)
+    assert asked == [(2, True), (2, True), (1, False), (1, False), (1, False), (2, True)]
+
+
 # What an export says of itself
 
 
@@ -130,7 +190,8 @@ def test_what_few_bits_lose_is_measured(precision: str, home: Path, capsys: pyte
     assert status_of("export", "--run", "pico-easy", "--precision", precision) == 0
     out = capsys.readouterr().out
     assert f"wrote {FILE}: {precision}" in out
-    found = re.search(rf"loss over (\d+) tokens .*: {precision} (\S+), fp32 (\S+); {precision} loses (\S+) nats", out)
+    losses = rf"{precision} (\S+), fp32 (\S+); {precision} loses (\S+) nats"
+    found = re.search(rf"loss over (\d+) tokens to validate with, of easy.txt: {losses}", out)
     assert found, out
     tokens, few, exact, lost = (float(number) for number in found.groups())
     assert 200 <= tokens <= 234 and abs(few - exact - lost) < 2e-4 and abs(lost) < 0.05
@@ -150,7 +211,8 @@ def test_a_text_that_is_gone_is_replaced_by_the_sample(home: Path, capsys: pytes
     Path("easy.txt").unlink()
     assert status_of("export", "--precision", "int8") == 0
     out = capsys.readouterr().out
-    assert "easy.txt" in out and "measuring on the embedded sample" in out and "loses" in out
+    assert "easy.txt" in out and "measuring on the embedded sample" in out
+    assert "of the embedded sample: int8" in out
 
 
 def test_token_losses() -> None:

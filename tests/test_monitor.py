@@ -42,6 +42,15 @@ def test_cores_are_those_this_process_may_use(
     assert monitor.physical_cores() == (physical or logical or 1)
 
 
+@pytest.mark.parametrize(("percent", "free"), [(0.0, 2.0), (50.0, 1.0), (100.0, 0.0), (75.0, 0.5)])
+def test_free_cores_are_physical_ones(monkeypatch: pytest.MonkeyPatch, percent: float, free: float) -> None:
+    """Two cores with two threads each; this process has used next to nothing of them."""
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: 4 if logical else 2)
+    monkeypatch.setattr(psutil, "cpu_percent", lambda: percent)
+    monkeypatch.setattr(psutil.Process, "cpu_times", lambda self: (0.0, 0.0))
+    assert monitor.free_cores() == free
+
+
 @pytest.mark.parametrize(
     ("text", "cores"), [("max 100000\n", 8), ("250000 100000\n", 2), ("50000 100000\n", 1), ("", 8)]
 )

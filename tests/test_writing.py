@@ -135,8 +135,8 @@ def test_a_megabyte_on_one_line(
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("sea shells " * 100_000))
     out, error = generated(capsys, "--tokens", "3", "--temperature", "0")
-    assert is_one_line(error) and "1,100,000 characters: the last 1,600 are read" in error
-    assert out.startswith(("sea shells " * 200)[-1600:]) and len(out) == 1600 + 3 + 1
+    assert is_one_line(error) and "1,100,000 characters: the last 12,800 are read" in error
+    assert out.startswith(("sea shells " * 2000)[-12_800:]) and len(out) == 12_800 + 3 + 1
 
 
 # Chat, and conversations on a terminal
@@ -216,6 +216,21 @@ def test_chat_ends_at_the_end_of_the_answer(home: Path, capsys: pytest.CaptureFi
     assert out == "who?</A></A>\n"
 
 
+def test_a_plus_needs_one_text(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, terminal: None
+) -> None:
+    typed(monkeypatch, "she", "+ sells")
+    out, error = generated(capsys, "--samples", "2", "--seed", "1")
+    assert out.count("--- 1 of 2 ---") == 1 and "+ goes on from one text" in error
+
+
+def test_a_chat_with_an_alphabet_that_cannot_spell_it(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(*TRAIN, "--run", "letters", "--tokenizer", "chars") == 0
+    capsys.readouterr()
+    _, error = generated(capsys, "--run", "letters", "--chat", "--prompt", "she")
+    assert is_one_line(error) and "'<Q>/A', read as ' '" in error
+
+
 # What cannot be
 
 
@@ -225,6 +240,7 @@ def test_chat_ends_at_the_end_of_the_answer(home: Path, capsys: pytest.CaptureFi
         (["--engine", "numpy", "--precision", "int8"], "--precision int8 is for the engine onnx"),
         (["--samples", "0"], "samples must be at least 1, not 0"),
         (["--overlap", "16"], "--overlap 16 leaves no room in a window of 16: at most 15"),
+        (["--chat", "--overlap", "99"], "leaves no room"),
         (["--overlap", "-1"], "overlap must not be negative"),
         (["--context", "forever"], "invalid choice 'forever' for argument '--context'"),
         (["--precision", "fp64"], "invalid choice 'fp64'"),

@@ -52,9 +52,9 @@ def measure(model: LanguageModel, tokens: int, prompt_tokens: int, peer: str = "
     with TemporaryDirectory() as folder:
         fp32, int8 = (_exported(model, precision, Path(folder)) for precision in ("fp32", "int8"))
         contestants: dict[str, Speed] = {
-            "fp32": lambda: _stream(fp32, tokens, prompt_tokens, firsts),
-            "int8": lambda: _stream(int8, tokens, prompt_tokens, []),
-            "fp32_at_1280": lambda: _stream(fp32, tokens, LONG, []),
+            "fp32": lambda: _stream(_opened(fp32), tokens, prompt_tokens, firsts),
+            "int8": lambda: _stream(_opened(int8), tokens, prompt_tokens, []),
+            "fp32_at_1280": lambda: _stream(_opened(fp32), tokens, LONG, []),
             "numpy": lambda: _stream(model.writer, tokens, prompt_tokens, []),
             "matrix_vector_bound": _matrix_vector(model),
             **({"peer": lambda: _peer(peer)} if peer else {}),
@@ -84,9 +84,14 @@ def measure(model: LanguageModel, tokens: int, prompt_tokens: int, peer: str = "
     }
 
 
-def _exported(model: LanguageModel, precision: Precision, folder: Path) -> Writer:
+def _exported(model: LanguageModel, precision: Precision, folder: Path) -> Path:
     path = folder / f"{precision}.onnx"
     export(path, model.config, arrays_of(model), model.tokenizer, precision)
+    return path
+
+
+def _opened(path: Path) -> Writer:
+    """One session at a time: the threads of an idle one would go on looking for work beside those that are measured."""
     return onnx_writer(OnnxModel(path, monitor.physical_cores()))
 
 

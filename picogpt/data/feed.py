@@ -25,7 +25,7 @@ from picogpt.rng import generator
 _LOOK_SECONDS = 0.5  # between two looks at the stream
 _PATIENCE = 2.0  # seconds that a run waits for the first row group, unless there is trouble
 OFFLINE = "HF_HUB_OFFLINE is set: nothing is fetched"
-_SAMPLE, _STREAM = "sample", "stream"
+SAMPLE, _STREAM = "sample", "stream"
 
 
 class Feed:
@@ -100,7 +100,7 @@ class StreamFeed(Feed):
         train, val = self._stand_in
         if state and state.pop("of") != self.fingerprint:
             state = None  # another text's: it is for the run to refuse
-        self._enter(_Part(**state) if state else _Part(_SAMPLE, 0, 0, 0, len(train), len(val)))
+        self._enter(_Part(**state) if state else _Part(SAMPLE, 0, 0, 0, len(train), len(val)))
 
     def describe(self) -> str:
         if self._part.text == _STREAM and self._shards:
@@ -115,10 +115,10 @@ class StreamFeed(Feed):
         if not is_offline():
             self._stream.start()
         notices, until = self.look(position, at_once=True), time.monotonic() + _PATIENCE
-        while self._part.text == _SAMPLE and self._seen.state == "working" and time.monotonic() < until:
+        while self._part.text == SAMPLE and self._seen.state == "working" and time.monotonic() < until:
             time.sleep(0.05)
             notices += self.look(position, at_once=True)
-        if self._part.text == _SAMPLE:
+        if self._part.text == SAMPLE:
             how = OFFLINE if is_offline() else "it is asked for again and again"
             self.warning = f"training on the embedded sample until text of {self.source} arrives: {how}"
         return notices
@@ -133,20 +133,20 @@ class StreamFeed(Feed):
         self._seen = Status("waiting", OFFLINE) if is_offline() else self._stream.status()
         if self._seen.state != before.state and (self._seen.state != "working" or before.state == "waiting"):
             notices.append(self._seen.text)
-        if self._part.text == _SAMPLE and self._arrived():
+        if self._part.text == SAMPLE and self._arrived():
             assert self._shards is not None
             train, val = map(len, self._shards)
             self._enter(_Part(_STREAM, 1, position, 0, train, val))
             self.warning = ""
             notices.append(f"text of {self.source} has arrived: training on it from here, {train:,} tokens so far")
-        elif self._part.text == _SAMPLE and self._seen.state == "failed":
+        elif self._part.text == SAMPLE and self._seen.state == "failed":
             raise UserError(self._seen.text)
-        elif self._part.text == _SAMPLE and self._seen.state == "complete":
+        elif self._part.text == SAMPLE and self._seen.state == "complete":
             raise UserError(f"{self._seen.text}, and it is too short for a window of {self._context} tokens")
         return notices
 
     def status(self) -> str:
-        if self._part.text == _SAMPLE:
+        if self._part.text == SAMPLE:
             return "ON THE SAMPLE: " + self._seen.text
         return f"{self._seen.tokens / 1e6:,.0f}M tokens here" if self._seen.state == "working" else self._seen.text
 

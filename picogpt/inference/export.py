@@ -1,8 +1,8 @@
 """A trained model as one ONNX file with all it takes to generate: graph, weights, configuration and tokenizer."""
 
 import json
-import os
 import secrets
+import time
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +19,7 @@ from picogpt.inference.graph import Arrays
 
 IR_VERSION = 10  # that of opset 21
 BITS: dict[Precision, int] = {"fp32": 32, "int8": 8, "int4": 4}
+_ABANDONED = 3600  # seconds after which nobody is writing a file any more
 _INSIDE = 1_500_000_000  # bytes of weights that go into the file itself, whose format ends at 2 GB
 
 
@@ -44,18 +45,25 @@ def export(
     helper.set_model_props(model, {name: json.dumps(value) for name, value in metadata.items()})
     size = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
     weights = f"{path.name}.{secrets.token_hex(4)}.weights" if size > _INSIDE else ""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         onnx.save_model(model, temporary, save_as_external_data=bool(weights), location=weights or None)
         replace(temporary, path)
-    except OSError as error:
+    except BaseException as error:
         for left in (temporary, *([path.with_name(weights)] if weights else [])):
             with suppress(OSError):
                 left.unlink(missing_ok=True)  # a full disk needs the space back
-        raise UserError(
-            f"cannot write {path} ({error.strerror or error}): free some disk space or look at the folder's permissions"
-        ) from error
-    for old in path.parent.glob(f"{path.name}.*.weights"):
-        if old.name != weights:
-            old.unlink()
+        if isinstance(error, OSError):
+            what = "free some disk space or look at the folder's permissions"
+            raise UserError(f"cannot write {path} ({error.strerror or error}): {what}") from error
+        raise
+    _tidy(path, weights)
+
+
+def _tidy(path: Path, weights: str) -> None:
+    """Remove weights of files that were replaced, and what a killed export left; not what another is writing now."""
+    for old in [*path.parent.glob(f"{path.name}.*.weights"), *path.parent.glob(f".{path.name}.*.tmp")]:
+        with suppress(OSError):  # another program may have it open, or remove it as well
+            if old.name != weights and time.time() - old.stat().st_mtime > _ABANDONED:
+                old.unlink()

@@ -16,9 +16,7 @@ def sample(
         return int(logits.argmax())
     scores = logits.astype(np.float64)
     scores -= scores.max()
-    with np.errstate(over="ignore"):
-        # A temperature near zero sends all but the largest to minus infinity, as it should.
-        weights = np.exp(scores / temperature)
+    weights = np.exp(scores / max(temperature, 1e-250))  # which leaves nothing but the largest, and does not overflow
     if 0 < top_k < len(scores):
         weights[scores < np.partition(scores, -top_k)[-top_k]] = 0
     if top_p < 1:

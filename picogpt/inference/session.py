@@ -57,7 +57,9 @@ class OnnxModel:
             about: dict[str, Any] = {name: json.loads(value) for name, value in written.items()}
             self.config = ModelConfig.from_dict(about["config"])
             self.tokenizer: Tokenizer = from_dict(about["tokenizer"])
-            self.precision: Precision = get_args(Precision)[get_args(Precision).index(about["precision"])]
+            self.precision: Precision = about["precision"]
+            if self.precision not in get_args(Precision):
+                raise ValueError(f"precision {self.precision!r}")
             self.portable, self.source = bool(about["portable"]), str(about["source"])
         except (KeyError, ValueError, RecursionError, UserError) as error:
             raise _foreign(path, error) from None

@@ -105,12 +105,12 @@ class Until:
 
 
 def _decoder(reader: WindowReader, config: GenerateConfig) -> Decoder | Recut:
-    W, slot = reader.config.context_len, reader.config.context_slot
-    if config.context == "rolling" and not slot:
+    W, rolls = reader.config.context_len, reader.config.rolls
+    if config.context == "rolling" and not rolls:
         raise UserError("this model has no context slot, so nothing can roll: --context window")
     if config.context == "original":
         return Recut(reader)
-    overlap = W // 2 if config.overlap is None else config.overlap
+    overlap = W // 8 if config.overlap is None else config.overlap
     if overlap >= W:
         raise UserError(f"--overlap {overlap} leaves no room in a window of {W}: at most {W - 1}")
-    return Decoder(reader, slot and config.context != "window", overlap)
+    return Decoder(reader, rolls and config.context != "window", overlap)

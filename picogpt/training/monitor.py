@@ -21,10 +21,11 @@ def physical_cores() -> int:
 
 
 def free_cores() -> float:
-    """Processors that nothing else has been busy on since this program began."""
+    """Physical cores that nothing else has been busy on since this program began."""
     process, count = psutil.Process(), psutil.cpu_count() or 1
     own = sum(process.cpu_times()[:2]) / max(1e-3, time.time() - process.create_time())
-    return count - max(0.0, psutil.cpu_percent() / 100 * count - own)  # since psutil was imported
+    free = count - max(0.0, psutil.cpu_percent() / 100 * count - own)  # since psutil was imported
+    return free * (psutil.cpu_count(logical=False) or count) / count
 
 
 def _quota() -> int:
