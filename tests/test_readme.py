@@ -131,6 +131,7 @@ QUICK = {
     "bench data --gigabytes": ["--gigabytes", "1", "--megabytes", "1", "--seconds", "0.1"],
     "bench data ": ["--megabytes", "1", "--seconds", "0.1"],
     "bench generate": ["--tokens", "4"],
+    "benchmarks.context": ["--sequences", "2"],
     "benchmarks.compare": ["--seconds", "0.1", "--rounds", "1"],
 }
 
@@ -139,6 +140,9 @@ QUICK = {
 def test_every_benchmark(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # they are run in the repository's folder
     extra = next(options for kind, options in QUICK.items() if kind in command)
+    if "--runs mine" in command:
+        shape = ["--n-layer", "1", "--n-embd", "16", "--n-head", "2", "--context-len", "16"]
+        run("python train.py --data sample --run mine", tmp_path, ["--steps", "2", "--batch-size", "4", *shape])
     assert run(command, tmp_path, extra)
 
 
