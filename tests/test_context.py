@@ -64,7 +64,11 @@ def test_a_picture(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("argv", "message"),
-    [(["--runs", "nobody"], "no trained run is called 'nobody'"), ([], "runs"), (["--runs", "a", "--sequences", "x"], "sequences")],
+    [
+        (["--runs", "nobody"], "no trained run is called 'nobody'"),
+        ([], "runs"),
+        (["--runs", "a", "--sequences", "x"], "sequences"),
+    ],
 )
 def test_bad_options(
     argv: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
