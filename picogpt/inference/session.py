@@ -47,6 +47,7 @@ class OnnxModel:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.log_severity_level = 4  # what is wrong comes as an exception too
+        # Denormals stay what they are: the switch that flushes them would change the caller's arithmetic as well.
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
         try:
             self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
