@@ -6,6 +6,7 @@ Zero means "choose for me" wherever a docstring says so.
 
 import re
 from dataclasses import asdict, dataclass, field
+from math import sqrt
 from typing import Any, Literal, Optional, get_args, get_origin, get_type_hints
 
 Activation = Literal["relu", "gelu", "gelu_tanh"]
@@ -115,6 +116,11 @@ class ModelConfig:
     @property
     def head_size(self) -> int:
         return self.n_embd // self.n_head
+
+    @property
+    def score_scale(self) -> float:
+        """What attention's scores are multiplied by."""
+        return 1 / sqrt({"head": self.head_size, "width": self.n_embd, "none": 1}[self.attention_scale])
 
     @property
     def rolls(self) -> bool:

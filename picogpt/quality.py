@@ -1,6 +1,5 @@
 """What an export in few bits loses, measured on the text that the run is validated with."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +11,9 @@ from picogpt.config import RunConfig, UserError
 from picogpt.data.feed import SAMPLE, open_feed
 from picogpt.data.loader import Batch
 from picogpt.data.tokenizer import from_dict
-from picogpt.exporting import opened
+from picogpt.exporting import Floats, Notify, opened
 from picogpt.inference.session import OnnxReader
 from picogpt.training import checkpoint
-
-Notify = Callable[[str], None]
-Floats = npt.NDArray[np.floating]
 
 TOLERANCE = 0.01  # nats a token that an export may lose before it says so
 _MEASURED = 4096  # tokens to measure that on

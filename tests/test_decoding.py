@@ -49,6 +49,8 @@ CONFIGS = {
     "one block": replace(SLOT, n_layer=1, bias=False, head_bias=True),
 }
 READERS = ("numpy", "fused", "portable")
+# NumPy runs the training model's own code; ONNX Runtime adds in another order, and 1e-4 is what it is held to.
+TOLERANCE = {"numpy": 1e-5, "fused": 1e-4, "portable": 1e-4}
 
 
 @cache
@@ -72,8 +74,8 @@ def random_ids(batch: int, length: int) -> np.ndarray:
     return generator(1, "ids").integers(0, SLOT.vocab_size, (batch, length))
 
 
-def close(found: np.ndarray, expected: np.ndarray) -> None:
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+def close(found: np.ndarray, expected: np.ndarray, atol: float = 1e-5) -> None:
+    np.testing.assert_allclose(found, expected, atol=atol)
 
 
 def uncached(model: GPT, ids: np.ndarray, rolling: bool, overlap: int) -> np.ndarray:  # (B, T) -> (B, T, V)
@@ -115,7 +117,7 @@ def test_token_by_token(name: str, kind: str) -> None:
         decoder = Decoder(reader(name, kind, batch=2), rolling=CONFIGS[name].context_slot, overlap=overlap)
         expected = uncached(build(name), ids, True, overlap)
         for count, logits in feed_in_chunks(decoder.feed, ids, [1] * LENGTH).items():
-            close(logits, expected[:, count - 1])
+            close(logits, expected[:, count - 1], TOLERANCE[kind])
 
 
 @pytest.mark.parametrize("kind", READERS)
@@ -142,7 +144,7 @@ def test_any_passes(name: str, kind: str, rolling: bool, overlap: int, sizes: li
     expected = uncached(build(name), ids, rolling, overlap)
     decoder = Decoder(reader(name, kind, batch), rolling, overlap)
     for count, logits in feed_in_chunks(decoder.feed, ids, sizes).items():
-        close(logits, expected[:, count - 1])
+        close(logits, expected[:, count - 1], TOLERANCE[kind])
 
 
 @pytest.mark.parametrize("kind", READERS)

@@ -61,7 +61,7 @@ class FusedGraph(Graph):
             domain=MICROSOFT,
             num_heads=H,
             kv_num_heads=H,
-            scale=self.scale,
+            scale=self.config.score_scale,
             local_window_size=window or -1,
         )
         self.nodes.append(node)
@@ -131,7 +131,7 @@ class PortableGraph(Graph):
         rows = self.node("Expand", self._rows, self.node("Shape", q))
         for past, update, present in ((past_key, new[0], key), (past_value, new[1], value)):
             self.node("ScatterElements", past, rows, update, axis=2, out=present)
-        q = self.node("Mul", q, self.constant("scale", np.array(self.scale, np.float32)))
+        q = self.node("Mul", q, self.constant("scale", np.array(self.config.score_scale, np.float32)))
         scores = self.node("MatMul", q, self.node("Transpose", key, perm=[0, 1, 3, 2]))
         scores = self.node("Add", scores, self._masks[self.config.window_of(layer)])
         y = self.node("MatMul", self.node("Softmax", scores, axis=-1), value)

@@ -23,7 +23,6 @@ H heads   D head size   E head size in the cache (fused: the next multiple of 8,
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from math import sqrt
 from typing import Any, ClassVar
 
 import numpy as np
@@ -120,11 +119,8 @@ class Graph(ABC):
         for layer in range(config.n_layer):
             h = f"h.{layer}"
             x, normed = self.add_and_norm(x, branch, bias, f"{h}.ln_1")
-            branch, bias = (
-                self.linear(self.attention(normed, layer), f"{h}.attn.c_proj.weight"),
-                f"{h}.attn.c_proj.bias",
-            )
-            x, normed = self.add_and_norm(x, branch, bias, f"{h}.ln_2")
+            branch = self.linear(self.attention(normed, layer), f"{h}.attn.c_proj.weight")
+            x, normed = self.add_and_norm(x, branch, f"{h}.attn.c_proj.bias", f"{h}.ln_2")
             branch, bias = self.mlp(normed, f"{h}.mlp"), f"{h}.mlp.c_proj.bias"
         x, hidden = self.add_and_norm(x, branch, bias, "ln_f")
         if config.context_slot:
@@ -134,9 +130,8 @@ class Graph(ABC):
         self.head(self.node("Gather", hidden, self.constant("last", np.array(-1)), axis=1))
 
     def mlp(self, x: str, name: str) -> str:  # (B, P, C) -> (B, P, C)
-        return self.linear(
-            self.activation(self.linear(x, f"{name}.c_fc.weight"), f"{name}.c_fc.bias"), f"{name}.c_proj.weight"
-        )
+        x = self.activation(self.linear(x, f"{name}.c_fc.weight"), f"{name}.c_fc.bias")
+        return self.linear(x, f"{name}.c_proj.weight")
 
     def head(self, x: str) -> None:  # (B, C) -> (B, V)
         name = "wte.weight" if self.config.tied_head else "lm_head.weight"
@@ -155,12 +150,6 @@ class Graph(ABC):
         past = [self.input(f"past_{kind}.{layer}", TensorProto.FLOAT, *shape) for kind in ("key", "value")]
         present = [self.output(f"present_{kind}.{layer}", *shape) for kind in ("key", "value")]
         return past[0], past[1], present[0], present[1]
-
-    @property
-    def scale(self) -> float:
-        """Of attention's scores."""
-        divisor = {"head": self.config.head_size, "width": self.config.n_embd, "none": 1}
-        return 1 / sqrt(divisor[self.config.attention_scale])
 
     # What the dialects define
 

@@ -1,7 +1,7 @@
 """An exported model on ONNX Runtime.
 
 All that a step reads and writes is NumPy memory, bound once: ids, positions, caches, logits. The graph works in it, so
-a decoding step copies no cache and makes no array (graph.py has the names).
+a decoding step makes no array, and one of the fused dialect copies no cache (graph.py has the names).
 
 B batch   T tokens   S slots   P positions   C width   V vocabulary
 """

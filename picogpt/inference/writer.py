@@ -48,9 +48,8 @@ class Streams:
         self._piece = cache(lambda id: tokenizer.decode([id]))
         self.written = [0] * len(rngs)
         """Tokens of each stream that the last `write` wrote."""
-        self._unread: Ids = np.empty(
-            (len(rngs), 0), tokenizer.dtype
-        )  # of the text so far, what the model has yet to see
+        # Of the text so far, what the model has yet to see.
+        self._unread: Ids = np.empty((len(rngs), 0), tokenizer.dtype)
 
     def read(self, text: str) -> None:
         """Go on with this text, in which the names of special tokens stand for them."""

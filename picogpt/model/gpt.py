@@ -5,7 +5,6 @@ B batch   T positions (tokens, and the context slot where there is one)   W toke
 
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from math import sqrt
 
 import numpy as np
 
@@ -33,8 +32,7 @@ class Attention(Module):
         self.c_attn = Linear(parameters, f"{name}.c_attn")
         self.c_proj = Linear(parameters, f"{name}.c_proj")
         self.n_head, self.layer, self.window = config.n_head, layer, config.window_of(layer)
-        divisor = {"head": config.head_size, "width": config.n_embd, "none": 1}[config.attention_scale]
-        self.scale, self.dropout = 1 / sqrt(divisor), Dropout(config.dropout)
+        self.scale, self.dropout = config.score_scale, Dropout(config.dropout)
 
     def __call__(self, x: Tensor, rng: Rng, cache: Cache | None, replay: bool) -> Tensor:  # (B, T, C) -> (B, T, C)
         qkv = self.c_attn(x)
