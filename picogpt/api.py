@@ -18,6 +18,7 @@ from picogpt.model.parameters import as_tensors, parameter_shapes
 from picogpt.model.reader import NumpyReader
 from picogpt.model.rolling import sequence_logits
 from picogpt.training import checkpoint
+from picogpt.training.snapshot import META
 
 LOGS, DATASET = Path("logs"), Path("dataset")
 
@@ -102,9 +103,9 @@ def load(run_or_path: str | Path) -> LanguageModel:
 def find_checkpoint(run_or_path: str | Path) -> Path:
     """The checkpoint folder that a run's name, its folder or its own path stands for. Raises UserError."""
     for folder in (LOGS / run_or_path, Path(run_or_path)):
-        if (folder / checkpoint.META).is_file():
+        if (folder / META).is_file():
             return folder
-        if found := checkpoint.best(folder) or checkpoint.latest(folder):
+        if found := checkpoint.best(folder) or checkpoint.newest(folder):
             return found
     runs = ", ".join(sorted(run.name for run in trained_runs())) or "none yet: python train.py makes one"
     raise UserError(f"no trained run is called {str(run_or_path)!r}; there are: {runs}")
@@ -112,14 +113,15 @@ def find_checkpoint(run_or_path: str | Path) -> Path:
 
 def newest_run() -> str:
     """The name of the run that was saved last. Raises UserError where there is none."""
-    saved = [(newest / checkpoint.META, run) for run in trained_runs() if (newest := checkpoint.latest(run))]
+    saved = [(newest / META, run) for run in trained_runs() if (newest := checkpoint.newest(run))]
     if not saved:
         raise UserError(f"no run was trained yet in {LOGS.resolve()}: python train.py --data sample makes one")
     return max(saved, key=lambda item: item[0].stat().st_mtime)[1].name
 
 
 def trained_runs() -> list[Path]:
-    """Folders in logs/ with a checkpoint."""
+    """Folders in logs/ with a checkpoint of more than the beginning."""
     if not LOGS.is_dir():
         return []
-    return [folder for folder in LOGS.iterdir() if os.access(folder, os.R_OK | os.X_OK) and checkpoint.latest(folder)]
+    folders = [folder for folder in LOGS.iterdir() if os.access(folder, os.R_OK | os.X_OK)]
+    return [folder for folder in folders if (found := checkpoint.newest(folder)) and found.name.strip("0")]

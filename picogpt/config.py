@@ -237,6 +237,8 @@ class TrainConfig:
     """Learning rate at the end of the run, as a share of the peak."""
     eval_interval: int = 50
     """Steps between evaluations; each also saves a checkpoint, draws the curve and writes a sample."""
+    save_minutes: float = 5.0
+    """Minutes between checkpoints where evaluations are further apart. 0: evaluations alone save."""
     seed: int = 1337
     """Seed of the weights, the batch order, dropout and the samples."""
 
@@ -246,6 +248,7 @@ class TrainConfig:
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("minutes", "context", "micro_batch", "lanes", "warmup_steps", "weight_decay", "grad_clip", "seed"):
             _require(getattr(self, name) >= 0, f"{name} must not be negative, not {getattr(self, name)}")
+        _require(self.save_minutes >= 0, f"save_minutes must not be negative, not {self.save_minutes}")
         for name in ("learning_rate", "muon_learning_rate"):
             _require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
         for name in ("muon_momentum", "beta1", "beta2"):

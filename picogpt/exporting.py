@@ -12,6 +12,7 @@ from picogpt.config import Precision, UserError
 from picogpt.inference.session import OnnxModel, OnnxReader, why_not
 from picogpt.inference.writer import Writer
 from picogpt.training import checkpoint, monitor
+from picogpt.training.snapshot import MODEL, fingerprint
 
 Notify = Callable[[str], None]
 Floats = npt.NDArray[np.floating]
@@ -77,7 +78,7 @@ def onnx_writer(model: OnnxModel) -> Writer:
 
 def _write(place: Path, precision: Precision, portable: bool) -> Path:
     """Raises UserError where the checkpoint is damaged, _NoOnnxError where the file cannot be made."""
-    source, trained, path = checkpoint.fingerprint(place), load(place), onnx_path(place)
+    source, trained, path = fingerprint(place), load(place), onnx_path(place)
     try:
         from picogpt.inference.export import export
 
@@ -108,10 +109,10 @@ def _current(place: Path, precision: Precision | Literal["auto"], notify: Notify
             notify(f"{error}; exporting it again")
         else:
             precision, portable = model.precision if precision == "auto" else precision, model.portable
-            if (model.source, model.precision) == (checkpoint.fingerprint(place), precision):
+            if (model.source, model.precision) == (fingerprint(place), precision):
                 return model
     precision = _fitting(place, notify) if precision == "auto" else precision
-    if (place / checkpoint.MODEL).stat().st_size > _TAKES_LONG:
+    if (place / MODEL).stat().st_size > _TAKES_LONG:
         notify(f"exporting {place} to {path}")
     return opened(_write(place, precision, portable))
 
@@ -124,7 +125,7 @@ def opened(path: Path) -> OnnxModel:
 
 def _fitting(place: Path, notify: Notify) -> Precision:
     """fp32, or int8 where its weights would take half of the memory that is free."""
-    size = (place / checkpoint.MODEL).stat().st_size
+    size = (place / MODEL).stat().st_size
     if size < monitor.available_memory() / 2:
         return "fp32"
     notify(f"int8: {size / 1e9:.1f} GB of weights would take more than half of the memory that is free")

@@ -1,8 +1,10 @@
-"""Files that others may be reading."""
+"""Files that others may be reading, and that a power cut may interrupt."""
 
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from errno import EDQUOT, EIO, ENOSPC
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,6 +19,53 @@ def replace(source: Path, target: Path) -> None:
 def read_bytes(path: Path) -> bytes:
     """The content of a file; on Windows, also of one that is being replaced."""
     return _patiently(path.read_bytes)
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Replace the file as a whole: at every moment, and after a power cut at any, there is the old content or the new.
+
+    Raises OSError, with the old content in place.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        replace(temporary, path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)  # a full disk needs the space back
+        raise
+    sync_folder(path.parent)
+
+
+def sync_file(path: Path) -> None:
+    """Make the content of a file that is written durable."""
+    with path.open("r+b") as file:  # Windows syncs only what is open for writing
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a folder's names durable: Windows has no such call, and some network file systems refuse it."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno in (EIO, ENOSPC, EDQUOT):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """`folder.mkdir(parents=True, exist_ok=True)`, with every name that is new made durable."""
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for place in new:
+        sync_folder(place.parent)
 
 
 def _patiently(action: Callable[[], Result]) -> Result:

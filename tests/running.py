@@ -35,7 +35,7 @@ def log_of(run: Run) -> dict[str, Any]:
 
 def result_of(run: Run) -> dict[str, Any]:
     """What must not depend on how often a run was stopped: weights, optimizer, and the log without clock and memory."""
-    folder = checkpoint.latest(run.dir)
+    folder = checkpoint.newest(run.dir)
     assert folder is not None
     last = checkpoint.load(folder)
     log = log_of(run)

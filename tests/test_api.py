@@ -15,7 +15,7 @@ from picogpt import LanguageModel, UserError
 from picogpt.api import newest_run, trained_runs
 from picogpt.config import GenerateConfig, ModelConfig, RunConfig, TrainConfig
 from picogpt.data.tokenizer import CharTokenizer, PicoTokenizer, Tokenizer
-from picogpt.training import checkpoint
+from picogpt.training import checkpoint, snapshot
 
 W = 8
 CONFIG = ModelConfig(context_len=W, n_layer=2, n_head=2, n_embd=16)
@@ -119,7 +119,7 @@ def test_the_newest_run_is_the_one_saved_last(home: Path) -> None:
     assert newest_run() == "first"
 
 
-@pytest.mark.parametrize("file", [checkpoint.MODEL, checkpoint.META])
+@pytest.mark.parametrize("file", [snapshot.MODEL, snapshot.META])
 def test_a_damaged_checkpoint_is_refused(home: Path, file: str) -> None:
     path = home / "logs/first/checkpoints/00000020" / file
     path.write_bytes(path.read_bytes()[:-20])

@@ -180,7 +180,7 @@ def test_the_race_is_the_run(text: Path, tmp_path: Path) -> None:
     outcome = race(config, 0.0, tmp_path / "other")
     val = prepare(config.data, tmp_path / "other", print).val
     with Lanes(2) as lanes:
-        arrays = checkpoint.load(checkpoint.latest(run.dir) or Path()).model
+        arrays = checkpoint.load(checkpoint.newest(run.dir) or Path()).model
         assert outcome.val_loss == full_loss(Trainer(run.config, arrays, lanes), val)
     assert (outcome.reached, outcome.steps) == (False, 12)
 

@@ -17,9 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from picogpt.config import UserError
-from picogpt.training import checkpoint
+from picogpt.training import checkpoint, snapshot
 
-FILES = (checkpoint.META, checkpoint.MODEL, checkpoint.OPTIMIZER)
+FILES = (snapshot.META, snapshot.MODEL, snapshot.OPTIMIZER)
 
 
 def arrays(seed: int) -> dict[str, np.ndarray]:
@@ -59,7 +59,7 @@ def test_restores_the_same_bits_and_writable_float32(tmp_path: Path) -> None:
 
 def test_the_files_are_safetensors_with_the_modes_of_any_other_file(tmp_path: Path) -> None:
     path = save(tmp_path, 1)
-    assert same(safetensors.numpy.load_file(path / checkpoint.MODEL), arrays(1))
+    assert same(safetensors.numpy.load_file(path / snapshot.MODEL), arrays(1))
     assert len({(path / name).stat().st_mode for name in FILES}) == 1
 
 
@@ -82,7 +82,7 @@ def test_refuses_what_is_not_float32_or_not_json(tmp_path: Path) -> None:
         checkpoint.save(tmp_path, 1, {"w": np.zeros(3)}, {}, {})  # type: ignore[dict-item]
     with pytest.raises(TypeError):
         checkpoint.save(tmp_path, 1, {}, {}, {"loss": np.float32(1)})
-    assert checkpoint.latest(tmp_path) is None
+    assert checkpoint.newest(tmp_path) is None
 
 
 def test_meta_keys_and_values_json_changes_still_load(tmp_path: Path) -> None:
@@ -91,16 +91,16 @@ def test_meta_keys_and_values_json_changes_still_load(tmp_path: Path) -> None:
 
 
 def test_latest_and_best(tmp_path: Path) -> None:
-    assert checkpoint.latest(tmp_path) is None and checkpoint.best(tmp_path) is None
+    assert checkpoint.newest(tmp_path) is None and checkpoint.best(tmp_path) is None
     paths = {
         step: save(tmp_path, step, loss) for step, loss in ((100, 2.0), (50, 1.5), (150, float("nan")), (200, None))
     }
-    assert checkpoint.latest(tmp_path) == paths[200]
+    assert checkpoint.newest(tmp_path) == paths[200]
     assert checkpoint.best(tmp_path) == paths[50]
-    (paths[200] / checkpoint.META).unlink()
-    assert checkpoint.latest(tmp_path) == paths[150]
+    (paths[200] / snapshot.META).unlink()
+    assert checkpoint.newest(tmp_path) == paths[150]
     save(tmp_path, 123_456_789, 3.0)
-    assert checkpoint.load(checkpoint.latest(tmp_path) or tmp_path).step == 123_456_789
+    assert checkpoint.load(checkpoint.newest(tmp_path) or tmp_path).step == 123_456_789
 
 
 def test_prune_keeps_the_newest_and_the_best_and_what_is_not_ours(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_prune_keeps_the_newest_and_the_best_and_what_is_not_ours(tmp_path: Path
         save(tmp_path, step, loss)
     root = tmp_path / "checkpoints"
     (root / ".tmp-00000005").mkdir()
-    (root / ".tmp-00000005" / checkpoint.MODEL).write_bytes(b"half")
+    (root / ".tmp-00000005" / snapshot.MODEL).write_bytes(b"half")
     (root / "00000006").mkdir()
     (root / "my notes").mkdir()
     checkpoint.prune(tmp_path)
@@ -122,13 +122,13 @@ def test_clear_deletes_every_checkpoint_and_what_a_kill_left_but_nothing_else(tm
     save(tmp_path, 123_456_789, 2.0)
     for name in ("00000001.old", ".tmp-00000003", "00000004", "my notes", "4"):
         (root / name).mkdir()
-        (root / name / checkpoint.MODEL).write_bytes(b"half")
+        (root / name / snapshot.MODEL).write_bytes(b"half")
     (root / "00000005").write_text("a file", encoding="utf-8")
     (tmp_path / "log.pkl").write_bytes(b"log")
     checkpoint.clear(tmp_path)
-    assert checkpoint.latest(tmp_path) is None
+    assert checkpoint.newest(tmp_path) is None
     assert sorted(entry.name for entry in root.iterdir()) == ["00000005", "4", "my notes"]
-    assert (root / "my notes" / checkpoint.MODEL).exists() and (tmp_path / "log.pkl").exists()
+    assert (root / "my notes" / snapshot.MODEL).exists() and (tmp_path / "log.pkl").exists()
 
 
 def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def die_at(patch: pytest.MonkeyPatch, moment: int, error: type[BaseException]) -
         return guarded
 
     for owner, name in (
-        (checkpoint, "save_file"),
+        (snapshot, "save_file"),
         (os, "fsync"),
         (os, "replace"),
         (shutil, "rmtree"),
@@ -187,12 +187,12 @@ def test_a_sound_checkpoint_survives_a_death_at_any_file_operation(
             except (Killed, OSError, UserError) as death:
                 assert not isinstance(death, UserError) or "free some disk space" in str(death)
             finished = operations() < moment
-        survivor = checkpoint.load(checkpoint.latest(run) or run)
+        survivor = checkpoint.load(checkpoint.newest(run) or run)
         assert same(survivor.model, arrays(1)) or same(survivor.model, arrays(2))
         assert checkpoint.best(run) is not None
         resumed = save(run, 20, 0.5, seed=3)  # and the run goes on
         checkpoint.prune(run)
-        assert checkpoint.latest(run) == checkpoint.best(run) == resumed
+        assert checkpoint.newest(run) == checkpoint.best(run) == resumed
         assert same(checkpoint.load(resumed).model, arrays(3))
         assert [entry.name for entry in resumed.parent.iterdir()] == ["00000020"]
     assert moment > 10
@@ -217,7 +217,7 @@ def test_what_the_library_cannot_write_is_told(tmp_path: Path, monkeypatch: pyte
         shutil.rmtree(path.parent)
         safetensors.numpy.save_file(content, path)
 
-    monkeypatch.setattr(checkpoint, "save_file", without_its_folder)
+    monkeypatch.setattr(snapshot, "save_file", without_its_folder)
     with pytest.raises(UserError, match=r"00000002 \(.+\): free some disk space"):
         save(tmp_path, 2)
     assert same(checkpoint.load(older).model, arrays(1))
@@ -260,13 +260,13 @@ def test_damage_names_the_file_and_the_way_out(tmp_path: Path, name: str, damage
 @pytest.mark.parametrize(("damage", "reason"), [(truncate, r"bytes, \d+ were written"), (flip, "its crc32 is ")])
 def test_damage_to_the_arrays_says_what_it_is(tmp_path: Path, damage: Callable[[Path], None], reason: str) -> None:
     path = save(tmp_path, 1)
-    damage(path / checkpoint.MODEL)
+    damage(path / snapshot.MODEL)
     with pytest.raises(UserError, match=rf"is damaged \(.*{reason}"):
         checkpoint.load(path)
 
 
 def test_another_format_version_is_told(tmp_path: Path) -> None:
-    file = save(tmp_path, 1) / checkpoint.META
+    file = save(tmp_path, 1) / snapshot.META
     file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), "format": 9}), encoding="utf-8")
     with pytest.raises(UserError, match="format 9, this picogpt reads format 1"):
         checkpoint.load(file.parent)
@@ -289,7 +289,7 @@ def test_another_format_version_is_told(tmp_path: Path) -> None:
 )
 def test_foreign_json_is_refused(tmp_path: Path, text: str) -> None:
     folder = save(tmp_path, 1, 1.0)
-    (folder / checkpoint.META).write_text(text, encoding="utf-8")
+    (folder / snapshot.META).write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=r"meta\.json"):
         checkpoint.load(folder)
     assert checkpoint.best(tmp_path) is None
@@ -297,13 +297,13 @@ def test_foreign_json_is_refused(tmp_path: Path, text: str) -> None:
 
 def forge(folder: Path, content: bytes) -> Path:
     """Put other bytes where the model was, and a record that vouches for them."""
-    (folder / checkpoint.MODEL).write_bytes(content)
-    record = json.loads((folder / checkpoint.META).read_text(encoding="utf-8"))
-    record["files"][checkpoint.MODEL] = {"size": len(content), "crc32": crc32(content)}
+    (folder / snapshot.MODEL).write_bytes(content)
+    record = json.loads((folder / snapshot.META).read_text(encoding="utf-8"))
+    record["files"][snapshot.MODEL] = {"size": len(content), "crc32": crc32(content)}
     del record["crc32"]
     record["crc32"] = crc32(json.dumps(record, sort_keys=True).encode())
-    (folder / checkpoint.META).write_text(json.dumps(record), encoding="utf-8")
-    return folder / checkpoint.MODEL
+    (folder / snapshot.META).write_text(json.dumps(record), encoding="utf-8")
+    return folder / snapshot.MODEL
 
 
 def container(header: object, data: bytes = b"") -> bytes:
@@ -377,7 +377,7 @@ def test_a_changed_byte_anywhere_is_refused_or_harmless(tmp_path: Path, data: st
     except UserError as told:
         assert "\n" not in str(told)
     else:  # white space of the record
-        assert file.name == checkpoint.META
+        assert file.name == snapshot.META
         assert same(loaded.model, arrays(1)) and loaded.meta == {"val_loss": None, "position": [1, 2]}
 
 

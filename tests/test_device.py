@@ -257,7 +257,7 @@ def test_a_run_goes_on_on_another_device(gpu: None, text: Path, devices: tuple[A
     run = open_run(config_for(text, model, steps=8, device=devices[1], **settings))
     assert run.done == 4
     run.train()
-    ends = [checkpoint.load(checkpoint.latest(r.dir) or Path()) for r in (run, expected)]
+    ends = [checkpoint.load(checkpoint.newest(r.dir) or Path()) for r in (run, expected)]
     for part in ("model", "optimizer"):
         ours, theirs = (getattr(end, part) for end in ends)
         assert ours.keys() == theirs.keys()
@@ -303,7 +303,7 @@ def test_a_gpu_that_is_too_small_is_found_before_anything_is_deleted(
     give(1 << 10, monkeypatch)
     with pytest.raises(UserError, match="of the GPU's memory"):
         open_run(config_for(text, device="cuda"), fresh=True)
-    assert checkpoint.latest(run.dir) is not None
+    assert checkpoint.newest(run.dir) is not None
 
 
 # -- the command -------------------------------------------------------------------------------------------------------

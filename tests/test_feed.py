@@ -147,7 +147,7 @@ def test_train_on_a_hub(hub: Hub, tmp_path: Path) -> None:
     done = train(tmp_path, "--data", "wiki", "--steps", "30", "--run", "w")
     assert done.returncode == 0, done.stderr
     assert "tokens so far" in done.stdout and "done: best" in done.stdout
-    last = checkpoint.latest(tmp_path / "logs" / "w")
+    last = checkpoint.newest(tmp_path / "logs" / "w")
     assert last is not None
     meta = checkpoint.load(last).meta
     assert meta["text"] == "stream" and meta["feed"]["text"] == "stream"

@@ -9,16 +9,17 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Layer by layer, and within a layer in order. An `__init__` is the last of its own folder.
 LAYERS = """
-L0   config  presets  files  rng  engine.workspace  engine.backend  data.tokenizer  data.remote  inference.sampling
+L0   config  presets  files  seal  rng  engine.workspace  engine.backend  data.tokenizer  data.remote  inference.sampling
      inference.quantize  inference.decoding  inference.writer  inference.graph  inference.dialects  inference.export
      inference.session  inference
 L1   engine.tape  engine.tensor  data.formats  data.hub  data.corpora  data.shards
-     training.checkpoint  training.runlog  training.logview  training.plot  training.monitor  training.screen
+     training.snapshot  training.checkpoint  training.runlog  training.logview  training.plot  training.monitor  training.screen
+     training.divergence  training.clock  training.lock  training.saver
 L2   engine.lanes  engine.ops.linear  engine.ops.activation  engine.ops.norm  engine.ops.attention  engine.ops.loss
      engine.ops  engine  data.prepare  data.loader  data.stream  data.feed  data
 L3   model.layers  model.parameters
 L4   model.gpt  model.rolling  model.reader  model.footprint  model
-L5   training.optim  training.device  training.trainer  training.run  training
+L5   training.optim  training.checks  training.device  training.trainer  training.run  training
 L6   options  api  report  preparing  exporting  quality  writing
 L7   bench.roof  bench.train  bench.time_to_loss  bench.data  bench.generate  bench.command  bench
 top  __init__  cli  __main__

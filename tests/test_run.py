@@ -109,7 +109,7 @@ def test_fresh_starts_over(text: Path) -> None:
     expected = result_of(first)
     (first.dir / "notes.txt").write_text("mine", encoding="utf-8")
     again = open_run(config_for(text), fresh=True)
-    assert again.done == 0 and checkpoint.latest(again.dir) is None and not (again.dir / "log.pkl").exists()
+    assert again.done == 0 and checkpoint.newest(again.dir) is None and not (again.dir / "log.pkl").exists()
     again.train()
     assert result_of(again) == expected
     other = open_run(config_for(text, learning_rate=0.5, steps=4), fresh=True)
@@ -141,7 +141,7 @@ def test_nothing_appears_before_there_is_something_to_keep(text: Path) -> None:
 def test_init_from_keeps_weights_and_tokenizer(text: Path, tmp_path: Path) -> None:
     base = open_run(config_for(text, replace(MODEL, vocab_size=5), tokenizer="chars", optimizer="adamw"), "base")
     base.train()
-    origin = checkpoint.latest(base.dir)
+    origin = checkpoint.newest(base.dir)
     assert origin is not None
     found = checkpoint.load(origin)
     new_text = tmp_path / "new.txt"
@@ -158,7 +158,7 @@ def test_init_from_keeps_weights_and_tokenizer(text: Path, tmp_path: Path) -> No
         expected = Trainer(config, tuned.arrays, lanes)
         expected.step(*tuned.feed.batch(0, 6), 0, 0.5)
     tuned.train()
-    saved = checkpoint.latest(tuned.dir)
+    saved = checkpoint.newest(tuned.dir)
     assert saved is not None and saved.name == "00000001"
     result = checkpoint.load(saved)
     for name, array in expected.arrays.items():
@@ -174,7 +174,7 @@ def test_init_from_keeps_weights_and_tokenizer(text: Path, tmp_path: Path) -> No
 def test_init_from_refuses_another_shape_or_tokenizer(text: Path) -> None:
     base = open_run(config_for(text), "base")
     base.train()
-    origin = checkpoint.latest(base.dir)
+    origin = checkpoint.newest(base.dir)
     before = snapshot(text.parent / "logs")
     with pytest.raises(UserError, match="another shape"):
         open_run(config_for(text, replace(MODEL, n_embd=32)), "tuned", init_from=origin)
@@ -231,7 +231,7 @@ def test_the_best_and_the_last_checkpoint_stay(text: Path, monkeypatch: pytest.M
     run = open_run(config_for(text, steps=10, eval_interval=2))
     run.train()
     assert sorted(path.name for path in (run.dir / "checkpoints").iterdir()) == ["00000004", "00000010"]
-    best, last = checkpoint.best(run.dir), checkpoint.latest(run.dir)
+    best, last = checkpoint.best(run.dir), checkpoint.newest(run.dir)
     assert best is not None and last is not None
     assert (checkpoint.load(best).meta["val_loss"], checkpoint.load(last).meta["val_loss"]) == (2.0, 2.5)
     assert log_of(run)["best_loss"] == 2.0
@@ -240,7 +240,7 @@ def test_the_best_and_the_last_checkpoint_stay(text: Path, monkeypatch: pytest.M
 def test_a_checkpoint_knows_how_it_came_about(text: Path) -> None:
     run = open_run(config_for(text))
     run.train()
-    folder = checkpoint.latest(run.dir)
+    folder = checkpoint.newest(run.dir)
     assert folder is not None
     meta = checkpoint.load(folder).meta
     assert RunConfig.from_dict(meta["config"]) == run.config

@@ -17,9 +17,9 @@ from picogpt.data.prepare import prepare
 from picogpt.data.shards import Shards
 from picogpt.model.parameters import initial_arrays, parameter_count
 from picogpt.training import monitor
+from picogpt.training.checks import fit_vocabulary
 from picogpt.training.device import fitted_here, open_lanes
 from picogpt.training.optim import learning_rate_factor
-from picogpt.training.run import fit_vocabulary
 from picogpt.training.trainer import Trainer
 
 SLICE = 16  # one validation window in so many is looked at along the way

@@ -7,7 +7,7 @@ group is sealed, the embedded sample stands in. Which part it is takes a few int
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,9 @@ class Feed:
         """What a checkpoint keeps of it, fit for JSON."""
         return None
 
+    def restore(self, state: dict[str, Any] | None) -> None:
+        """Be again as when `state` was this."""
+
     def close(self) -> None:
         """Let go of what runs in the background."""
 
@@ -97,10 +100,11 @@ class StreamFeed(Feed):
         self._stand_in = sample.train, sample.val
         self._stream, self._shards = Stream(plan), shards_of(plan)
         self._looked, self._seen = 0.0, Status("working", f"asking for {plan.dataset}")
-        train, val = self._stand_in
-        if state and state.pop("of") != self.fingerprint:
-            state = None  # another text's: it is for the run to refuse
-        self._enter(_Part(**state) if state else _Part(SAMPLE, 0, 0, 0, len(train), len(val)))
+        if state and state.get("of") == self.fingerprint:
+            self.restore(state)
+        else:  # another text's is for the run to refuse
+            train, val = self._stand_in
+            self._enter(_Part(SAMPLE, 0, 0, 0, len(train), len(val)))
 
     def describe(self) -> str:
         if self._part.text == _STREAM and self._shards:
@@ -167,6 +171,15 @@ class StreamFeed(Feed):
     @property
     def state(self) -> dict[str, Any] | None:
         return {"of": self.fingerprint, **asdict(self._part)}
+
+    def restore(self, state: dict[str, Any] | None) -> None:
+        try:
+            part = _Part(**{name: value for name, value in (state or {}).items() if name != "of"})
+            if (part.text, *map(type, astuple(part)[1:])) not in [(text, *[int] * 5) for text in (SAMPLE, _STREAM)]:
+                raise TypeError
+        except TypeError:
+            raise UserError(f"the run does not say which part of {self.source} it was reading: use --fresh") from None
+        self._enter(part)
 
     def close(self) -> None:
         self._stream.close()

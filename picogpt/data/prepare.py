@@ -15,6 +15,7 @@ from picogpt.config import DataConfig, UserError
 from picogpt.data.corpora import Corpus, Join, open_corpus
 from picogpt.data.shards import Shards, ShardWriter
 from picogpt.data.tokenizer import CharTokenizer, Ids, PicoTokenizer, Tokenizer, from_dict
+from picogpt.files import sync_file, sync_folder
 
 PARTS = ("train", "val")
 _TOKENIZER = "tokenizer.json"
@@ -94,7 +95,9 @@ def read_tokenizer(folder: Path) -> Tokenizer:
 def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
     part = _beside(folder / _TOKENIZER)
     part.write_text(json.dumps(tokenizer.to_dict()), encoding="utf-8")
+    sync_file(part)
     os.replace(part, folder / _TOKENIZER)
+    sync_folder(folder)
 
 
 def _discard(folder: Path) -> None:
@@ -133,6 +136,7 @@ def _build(
                 if not _split(corpus, data, survey, _append(train), _append(val), lambda read: advance(read, total)):
                     raise UserError(f"{corpus.source} changed while it was read: try again")
             os.rename(work, folder)
+            sync_folder(folder.parent)
         except (UserError, OSError):  # anything else, such as Ctrl-C or a kill, leaves what is sealed for the next time
             shutil.rmtree(work, ignore_errors=True)
             raise

@@ -1,4 +1,4 @@
-"""Token shards: files of raw ids, appended, sealed, and read through short-lived memory maps.
+"""Token shards: files of raw ids, appended, sealed, and read a piece at a time.
 
 A shard is a 32-byte little-endian header (magic, version, dtype code, count, hash of the vocabulary) and the ids.
 A folder's index.json names the sealed shards, with a checksum for each block of a million ids and one of its own, and
@@ -23,8 +23,7 @@ import numpy.typing as npt
 
 from picogpt.config import UserError
 from picogpt.data.tokenizer import Ids
-from picogpt.files import read_bytes
-from picogpt.files import replace as replace_file
+from picogpt.files import make_folder, read_bytes, sync_folder, write_durably
 
 SHARD_TOKENS = 1 << 26  # a shard is sealed when it holds so many
 INDEX = "index.json"
@@ -72,7 +71,9 @@ class ShardWriter:
 
     def __init__(self, folder: Path, dtype: npt.DTypeLike, fingerprint: str, signature: str) -> None:
         """`fingerprint` is the tokenizer's, `signature` the corpus'. Raises FileExistsError when `folder` exists."""
-        folder.mkdir(parents=True)
+        make_folder(folder.parent)
+        folder.mkdir()
+        sync_folder(folder.parent)
         self._begin(folder, _Index(np.dtype(dtype).newbyteorder("<"), fingerprint, signature, (), ()))
 
     @classmethod
@@ -143,7 +144,8 @@ class ShardWriter:
         if self._file is not None:
             self._file.seek(0)
             self._file.write(_header(self._index.dtype, self._count, self._index.fingerprint))
-            _sync(self._file)
+            self._file.flush()
+            os.fsync(self._file.fileno())
             self._file.close()
             self._sealed.append(_Entry(self._next_path().name, self._count, tuple(self._crc32), self._source))
             self._file = None
@@ -188,19 +190,9 @@ class ShardWriter:
                 (self.folder / entry.file).unlink()
 
 
-def _sync(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
 def write_index(folder: Path, index: dict[str, Any]) -> None:
     """Replace a folder's index in one step; its checksum is added here."""
-    path = folder / INDEX
-    part = path.with_suffix(".part")
-    with part.open("wb") as file:
-        file.write(json.dumps({**index, "sha256": _digest(index)}).encode())
-        _sync(file)
-    replace_file(part, path)
+    write_durably(folder / INDEX, json.dumps({**index, "sha256": _digest(index)}).encode())
 
 
 def _digest(index: dict[str, Any]) -> str:
@@ -210,8 +202,9 @@ def _digest(index: dict[str, Any]) -> str:
 class Shards:
     """The sealed shards of a folder as one sequence of ids.
 
-    A block of ids is checked against its checksum when it is read for the first time, and nothing stays mapped: what is
-    read costs its own size in memory, however much there is.
+    A block of ids is checked against its checksum when it is read for the first time. What is read costs its own size
+    in memory, however much there is. It is read, not mapped: where a disk or a network fails, that is an error to wait
+    out, and in a map it would be the end of the process.
     """
 
     def __init__(self, folder: Path, fingerprint: str) -> None:
@@ -238,32 +231,44 @@ class Shards:
         return self._starts[-1]
 
     def read(self, start: int, stop: int) -> Ids:
-        """Ids start..stop - 1 across shard borders: (stop - start,). Raises UserError for a damaged block."""
+        """Ids start..stop - 1 across shard borders: (stop - start,). Raises UserError for a damaged block, OSError."""
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"tokens {start}:{stop} of {len(self)}")
         result, done = np.empty(stop - start, self.dtype), 0
         while done < len(result):
             shard = bisect_right(self._starts, start + done) - 1
             block, inside = divmod(start + done - self._starts[shard], BLOCK_TOKENS)
-            ids = self._block(shard, block)[inside : inside + len(result) - done]
-            result[done : done + len(ids)] = ids
-            done += len(ids)
+            count = min(len(result) - done, self._size(shard, block) - inside)
+            if (shard, block) in self._checked:
+                ids = self._ids(shard, block * BLOCK_TOKENS + inside, count)
+            else:
+                ids = self._block(shard, block)[inside : inside + count]
+            result[done : done + count] = ids
+            done += count
         return result
 
+    def _size(self, shard: int, block: int) -> int:
+        """Ids of a block."""
+        return min(BLOCK_TOKENS, self._entries[shard].count - block * BLOCK_TOKENS)
+
     def _block(self, shard: int, block: int) -> Ids:
-        """The ids of a block, mapped until the result is forgotten."""
-        entry = self._entries[shard]
-        path, start = self.folder / entry.file, block * BLOCK_TOKENS
-        shape = (min(BLOCK_TOKENS, entry.count - start),)
-        try:
-            ids = np.memmap(path, self.dtype, "r", _HEADER.size + start * self.dtype.itemsize, shape)
-        except (OSError, ValueError) as error:
-            raise _damaged(path, f"cannot be read ({error})") from None
-        if (shard, block) not in self._checked:
-            if zlib.crc32(ids.data) != entry.crc32[block]:
-                raise _damaged(path, f"has a wrong checksum of ids {start:,} to {start + len(ids):,}")
-            self._checked.add((shard, block))
-        return np.asarray(ids)
+        """The ids of a block, checked."""
+        entry, start = self._entries[shard], block * BLOCK_TOKENS
+        ids = self._ids(shard, start, self._size(shard, block))
+        if zlib.crc32(ids.data) != entry.crc32[block]:
+            path = self.folder / entry.file
+            raise _damaged(path, f"has a wrong checksum of ids {start:,} to {start + len(ids):,}")
+        self._checked.add((shard, block))
+        return ids
+
+    def _ids(self, shard: int, start: int, count: int) -> Ids:
+        """Ids of a shard as the disk has them."""
+        path, ids = self.folder / self._entries[shard].file, np.empty(count, self.dtype)
+        with path.open("rb") as file:
+            file.seek(_HEADER.size + start * self.dtype.itemsize)
+            if file.readinto(ids.data.cast("B")) < ids.nbytes:
+                raise _damaged(path, f"is cut short before id {start + count:,}")
+        return ids
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits of the ids: of each shard's count and checksums."""

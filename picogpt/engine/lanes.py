@@ -111,8 +111,7 @@ class Lanes:
         return lambda items, *args: self._call(number, list(items), args)
 
     def _call(self, number: int, items: Sequence[Any], args: tuple[Any, ...]) -> list[Any]:
-        if not self._begun:
-            self._begin()
+        self.begin()
         if self._waiting:
             raise RuntimeError("an earlier call was broken off: what lanes answer now could be meant for that one")
         self._waiting = True
@@ -135,6 +134,11 @@ class Lanes:
         with _in_reach(lane):
             answer: tuple[list[Any], Exception | None] = self._links[lane - 1].recv()
         return answer
+
+    def begin(self) -> None:
+        """Begin now, not with the first call: processes are made before there are threads, whose locks they inherit."""
+        if not self._begun:
+            self._begin()
 
     def _begin(self) -> None:
         if self.count > 1 and self._blas is None:

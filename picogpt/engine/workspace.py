@@ -60,6 +60,12 @@ class Workspace(threading.local):
         block = free.pop() if free else self._carve(size)
         return np.asarray(_Lease(block, free, shape, dtype))
 
+    def release(self) -> None:
+        """Give free blocks back. An arena goes back to the system when no block of it is in use."""
+        for free in self._free.values():
+            free.clear()
+        self._arena = np.empty(0, np.uint8)
+
     def _carve(self, size: int) -> npt.NDArray[np.uint8]:
         if self._arena.nbytes < size:
             self._arena = _new_arena(max(size, ARENA_BYTES))
@@ -89,3 +95,8 @@ _workspace = Workspace()
 def empty(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     """An uninitialised array from this thread's workspace."""
     return _workspace.empty(shape, dtype)
+
+
+def release() -> None:
+    """Give back what this thread's workspace does not use."""
+    _workspace.release()

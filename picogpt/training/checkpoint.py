@@ -1,60 +1,39 @@
-"""Checkpoints: one folder a step, written aside, renamed into place, `meta.json` last.
+"""The checkpoints of a run: one folder a step, written aside, made durable, read back, and only then given its name.
 
-    <run>/checkpoints/<step:08d>/model.safetensors, optimizer.safetensors, meta.json
+    <run>/checkpoints/<step:08d>/
 
-A folder without `meta.json` is no checkpoint, so a kill at any moment leaves the last one in force. `meta.json`
-holds the size and the crc32 of the other files, checked before the safetensors library sees a byte of them.
+A folder without `meta.json` is no checkpoint, so a kill or a power cut at any moment leaves the last one in force.
 """
 
 import json
-import os
 import re
 import shutil
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
-from typing import Any, BinaryIO
-from zlib import crc32
-
-import numpy as np
-import numpy.typing as npt
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from typing import Any
 
 from picogpt.config import UserError
-from picogpt.files import read_bytes, replace
+from picogpt.files import make_folder, replace, sync_folder
+from picogpt.training.snapshot import META, Array, Checkpoint, DamageError, read, read_record, seal, write_arrays
 
-Array = npt.NDArray[np.float32]
-
-FORMAT = 1
-FOLDER, META, MODEL, OPTIMIZER = "checkpoints", "meta.json", "model.safetensors", "optimizer.safetensors"
+FOLDER = "checkpoints"
 
 _TEMPORARY = ".tmp-"
-_FOLDER = re.compile(r"(\d{8,})(\.old)?")  # .old: set aside while a checkpoint of the same step takes its name
-_META_LIMIT = 16 << 20  # bytes of JSON; ours are a few thousand
-_PIECE = 1 << 18  # bytes read at once
-_FILE = {"size": 0, "crc32": 0}
-_RECORD = {"format": FORMAT, "step": 0, "files": {MODEL: _FILE, OPTIMIZER: _FILE}, "meta": {}, "crc32": 0}
+# .old: while another checkpoint of the same step takes its name. .aside: damaged, or of a course that was given up.
+_NAME = re.compile(r"(\d{8,})(\.old|\.aside)?")
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint in memory: float32 arrays by dotted name; `optimizer` is empty when it was not asked for."""
+class Draft:
+    """A checkpoint whose arrays are written, but neither durable nor under its name."""
 
-    path: Path
+    folder: Path
+    final: Path
     step: int
-    model: dict[str, Array]
-    optimizer: dict[str, Array]
     meta: dict[str, Any]
-
-
-class _DamageError(Exception):
-    """What is wrong with one file of a checkpoint."""
-
-    def __init__(self, file: Path, reason: str) -> None:
-        super().__init__(f"{file} {reason}")
 
 
 def save(
@@ -64,25 +43,55 @@ def save(
 
     `meta` is anything JSON holds. Raises UserError when the disk refuses; the checkpoints before stay as they are.
     """
+    return publish(write(run_dir, step, model, optimizer, meta))
+
+
+def write(
+    run_dir: Path, step: int, model: Mapping[str, Array], optimizer: Mapping[str, Array], meta: dict[str, Any]
+) -> Draft:
+    """The first half of `save`, as quick as copying: when it returns, the arrays may change.
+
+    Raises UserError when the disk refuses.
+    """
     meta = json.loads(json.dumps(meta))  # refused before anything is written; and the crc32 is of what will be read
-    root = run_dir / FOLDER
-    final, temporary = root / f"{step:08d}", root / f"{_TEMPORARY}{step:08d}"
+    final = run_dir / FOLDER / f"{step:08d}"
+    draft = Draft(final.with_name(f"{_TEMPORARY}{final.name}"), final, step, meta)
+    with _told(draft):
+        make_folder(final.parent)
+        _remove(draft.folder)
+        draft.folder.mkdir()
+        write_arrays(draft.folder, model, optimizer)
+    return draft
+
+
+def publish(draft: Draft) -> Path:
+    """The second half of `save`, which waits for the disk. There is a complete checkpoint of this step at every moment.
+
+    Raises UserError when the disk refuses.
+    """
+    aside = draft.final.with_name(f"{draft.final.name}.old")
+    with _told(draft):
+        seal(draft.folder, draft.step, draft.meta)
+        if draft.final.exists():  # no platform replaces a folder that is not empty
+            _remove(aside)
+            replace(draft.final, aside)
+        replace(draft.folder, draft.final)
+        sync_folder(draft.final.parent)
+        _remove(aside)
+    return draft.final
+
+
+@contextmanager
+def _told(draft: Draft) -> Iterator[None]:
+    """An error of the disk as one line, and its space given back."""
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        _remove(temporary)
-        temporary.mkdir()
-        files = {MODEL: _write_arrays(temporary / MODEL, model)}
-        files[OPTIMIZER] = _write_arrays(temporary / OPTIMIZER, optimizer)
-        _write_meta(temporary / META, {"format": FORMAT, "step": step, "files": files, "meta": meta})
-        _sync_folder(temporary)
-        _publish(temporary, final)
+        yield
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)  # a full disk needs the space back
+        shutil.rmtree(draft.folder, ignore_errors=True)
         raise UserError(
-            f"cannot write the checkpoint {final} ({error.strerror or error}): free some disk space or choose "
+            f"cannot write the checkpoint {draft.final} ({error.strerror or error}): free some disk space or choose "
             "another folder; the checkpoints before it are as they were"
         ) from error
-    return final
 
 
 def load(path: Path, optimizer: bool = True) -> Checkpoint:
@@ -91,25 +100,25 @@ def load(path: Path, optimizer: bool = True) -> Checkpoint:
     Raises UserError naming the damaged file and what to do; nothing is ever unpickled.
     """
     try:
-        return _load(path, optimizer)
-    except _DamageError as damage:
-        older = _newest_sound(path)
-        way_out = "start the run again with --fresh" if older is None else f"delete {path} to go on from step {older}"
+        return read(path, optimizer)
+    except DamageError as damage:
+        older = next((found for found in _sound(_complete(path.parent)[::-1]) if found.path != path), None)
+        way_out = f"delete {path} to go on from step {older.step}" if older else "start the run again with --fresh"
         raise UserError(f"{damage}: {way_out}") from None
 
 
-def fingerprint(path: Path) -> str:
-    """Tells this checkpoint from every other, without reading its arrays."""
-    try:
-        return f"{path.name}-{crc32(read_bytes(path / META)):08x}"
-    except OSError as error:
-        raise UserError(str(_unreadable(path / META, error))) from None
-
-
-def latest(run_dir: Path) -> Path | None:
-    """The run's newest complete checkpoint folder."""
+def newest(run_dir: Path) -> Path | None:
+    """The run's newest checkpoint folder, by its name alone."""
     folders = _complete(run_dir / FOLDER)
     return folders[-1] if folders else None
+
+
+def latest(run_dir: Path, skipped: Callable[[str], None] = lambda _: None) -> Checkpoint | None:
+    """The run's newest checkpoint that verifies, read. `skipped` is told of every newer one, and what is wrong with it.
+
+    Raises UserError for files that are not damaged but cannot be read.
+    """
+    return next(_sound(_folders(run_dir / FOLDER)[::-1], skipped), None)
 
 
 def best(run_dir: Path) -> Path | None:
@@ -117,58 +126,99 @@ def best(run_dir: Path) -> Path | None:
 
     Nor do those from before the last change of meta["text"], the text the losses are of.
     """
+    return _best(_records(run_dir))
+
+
+def before_divergence(run_dir: Path, again: bool) -> Checkpoint | None:
+    """Where a run that diverged goes on: at its last evaluation or, when that diverged again, at its best one.
+
+    The beginning counts as an evaluation. Of those that verify. Raises UserError for files that cannot be read.
+    """
+    records = {folder: meta for folder, meta in _records(run_dir).items() if meta.get("evaluated")}
+    order = list(records)[::-1]
+    if again and (first := _best(records)):
+        order.sort(key=lambda folder: folder != first)
+    return next(_sound(order), None)
+
+
+def set_aside(run_dir: Path, after: int) -> None:
+    """Take the checkpoints after this step out of the way. They are deleted when the run has come as far again."""
+    for folder in _folders(run_dir / FOLDER):
+        step = _step(folder)
+        if step > after:
+            aside = folder.with_name(f"{step:08d}.aside")
+            _remove(aside)
+            replace(folder, aside)
+
+
+def prune(run_dir: Path) -> None:
+    """Delete every checkpoint but the newest, the last evaluation's and the best, and what interrupted saves left."""
+    root, records = run_dir / FOLDER, _records(run_dir)
+    evaluated = [folder for folder, meta in records.items() if meta.get("evaluated")]
+    last = newest(run_dir)
+    kept = {last, _best(records), *evaluated[-1:]}
+    for folder in _ours(root):
+        awaited = folder.name.endswith(".aside") and (last is None or _step(folder) > _step(last))
+        if folder not in kept and not awaited:
+            _remove(folder)
+
+
+def clear(run_dir: Path) -> None:
+    """Delete every checkpoint of the run. Files that are not ours stay."""
+    for folder in _ours(run_dir / FOLDER):
+        _remove(folder)
+
+
+def _ours(root: Path) -> list[Path]:
+    """All that `save` ever made, finished or not."""
+    folders = sorted(root.iterdir()) if root.is_dir() else []
+    return [f for f in folders if f.is_dir() and (f.name.startswith(_TEMPORARY) or _NAME.fullmatch(f.name))]
+
+
+def _folders(root: Path) -> list[Path]:
+    """Folders under `root` named as checkpoints, by step; one that makes room comes before its successor."""
+    folders = [folder for folder in _ours(root) if not folder.name.startswith(_TEMPORARY)]
+    in_force = [folder for folder in folders if not folder.name.endswith(".aside")]
+    return sorted(in_force, key=lambda folder: (_step(folder), not folder.name.endswith(".old")))
+
+
+def _complete(root: Path) -> list[Path]:
+    """Those that hold a meta.json."""
+    return [folder for folder in _folders(root) if (folder / META).is_file()]
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.partition(".")[0])
+
+
+def _sound(folders: list[Path], skipped: Callable[[str], None] = lambda _: None) -> Iterator[Checkpoint]:
+    """Those of the folders that verify, read one after the other."""
+    for folder in folders:
+        try:
+            yield read(folder)
+        except DamageError as damage:
+            skipped(f"{damage}: it is left out")
+
+
+def _records(run_dir: Path) -> dict[Path, dict[str, Any]]:
+    """The meta of every checkpoint whose record is sound, by step."""
+    records = {}
+    for folder in _complete(run_dir / FOLDER):
+        with suppress(DamageError):  # it says nothing; load() tells its story to whoever asks for it
+            records[folder] = read_record(folder)["meta"]
+    return records
+
+
+def _best(records: Mapping[Path, dict[str, Any]]) -> Path | None:
     ranked: list[tuple[float, Path]] = []
     text = None
-    for folder in _complete(run_dir / FOLDER):
-        try:
-            meta = _read_meta(folder)["meta"]
-        except _DamageError:
-            continue  # it says no loss; load() tells its story to whoever asks for it
+    for folder, meta in records.items():
         loss = meta.get("val_loss")
         if isinstance(loss, int | float) and -inf < loss < inf:
             if meta.get("text") != text:
                 ranked, text = [], meta.get("text")
             ranked.append((loss, folder))
     return min(ranked)[1] if ranked else None
-
-
-def prune(run_dir: Path) -> None:
-    """Delete every checkpoint but the newest and the best, and what an interrupted save left behind."""
-    root = run_dir / FOLDER
-    kept = {latest(run_dir), best(run_dir)}
-    for folder in sorted(root.iterdir()) if root.is_dir() else []:
-        ours = folder.name.startswith(_TEMPORARY) or _FOLDER.fullmatch(folder.name)
-        if ours and folder.is_dir() and folder not in kept:
-            _remove(folder)
-
-
-def clear(run_dir: Path) -> None:
-    """Delete every checkpoint of the run. Files that are not ours stay."""
-    root = run_dir / FOLDER
-    for folder in sorted(root.iterdir()) if root.is_dir() else []:
-        if folder.is_dir() and (folder.name.startswith(_TEMPORARY) or _FOLDER.fullmatch(folder.name)):
-            _remove(folder)
-
-
-def _complete(root: Path) -> list[Path]:
-    """Folders under `root` that hold a meta.json, by step; one set aside comes before its successor."""
-    found: list[tuple[int, bool, Path]] = []
-    for folder in root.iterdir() if root.is_dir() else []:
-        match = _FOLDER.fullmatch(folder.name)
-        if match and (folder / META).is_file():
-            found.append((int(match[1]), match[2] is None, folder))
-    return [folder for _, _, folder in sorted(found)]
-
-
-def _publish(temporary: Path, final: Path) -> None:
-    """Give a finished folder its name. There is a complete checkpoint of this step at every moment."""
-    aside = final.with_name(f"{final.name}.old")
-    if final.exists():  # no platform replaces a folder that is not empty
-        _remove(aside)
-        replace(final, aside)
-    replace(temporary, final)
-    _sync_folder(final.parent)
-    _remove(aside)
 
 
 def _remove(folder: Path) -> None:
@@ -180,126 +230,3 @@ def _remove(folder: Path) -> None:
         (folder / META).unlink(missing_ok=True)
         if folder.exists():
             shutil.rmtree(folder)
-
-
-def _newest_sound(damaged: Path) -> int | None:
-    """Step of the newest other checkpoint beside `damaged` that loads."""
-    for folder in reversed(_complete(damaged.parent)):
-        if folder != damaged:
-            with suppress(_DamageError):
-                return _load(folder, optimizer=True).step
-    return None
-
-
-def _load(path: Path, optimizer: bool) -> Checkpoint:
-    record = _read_meta(path)
-    loaded: dict[str, dict[str, Array]] = {OPTIMIZER: {}}
-    for name in (MODEL, OPTIMIZER) if optimizer else (MODEL,):
-        loaded[name] = _read_arrays(path / name, record["files"][name])
-    return Checkpoint(path, record["step"], loaded[MODEL], loaded[OPTIMIZER], record["meta"])
-
-
-def _write_arrays(path: Path, arrays: Mapping[str, Array]) -> dict[str, int]:
-    """Write float32 arrays as a safetensors file, sync it to the disk, and return the record of it.
-
-    Raises TypeError for another dtype, OSError as the disk does.
-    """
-    for name, array in arrays.items():
-        if array.dtype != np.float32:
-            raise TypeError(f"{name} is {array.dtype}; a checkpoint holds float32")
-    try:  # the library writes the memory as it lies: an array whose rows do not follow each other is copied
-        save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, path)
-    except SafetensorError as error:
-        raise OSError(str(error)) from error
-    with suppress(PermissionError):  # the library leaves it to its owner alone; some file systems know no modes
-        path.chmod(path.parent.stat().st_mode & 0o666)
-    with path.open("r+b") as file:  # Windows syncs only what is open for writing
-        os.fsync(file.fileno())
-        return _measure(file)
-
-
-def _read_arrays(path: Path, expected: dict[str, int]) -> dict[str, Array]:
-    """Arrays of a safetensors file whose record is `expected`. Raises _DamageError."""
-    try:
-        with path.open("rb") as file:
-            found = _measure(file)
-        if found["size"] != expected["size"]:
-            raise _DamageError(path, f"is damaged (it has {found['size']:,} bytes, {expected['size']:,} were written)")
-        if found["crc32"] != expected["crc32"]:
-            crcs = f"its crc32 is {found['crc32']:08x}, {expected['crc32']:08x} was written"
-            raise _DamageError(path, f"is damaged ({crcs})")
-        arrays = load_file(path)
-    except OSError as error:
-        raise _unreadable(path, error) from None
-    except (SafetensorError, ValueError, TypeError, AttributeError) as error:  # the last two for dtypes NumPy lacks
-        reason = " ".join(str(error).split())[:120]
-        raise _DamageError(path, f"is damaged ({reason})") from None
-    for name, array in arrays.items():
-        if array.dtype != np.float32:
-            raise _DamageError(path, f"is damaged ({name[:80]!r} is not a float32 array)")
-    return {name: np.require(array, requirements="W") for name, array in arrays.items()}
-
-
-def _measure(file: BinaryIO) -> dict[str, int]:
-    """Size and crc32 of an open file, read in small pieces."""
-    size = crc = 0
-    while piece := file.read(_PIECE):
-        size += len(piece)
-        crc = crc32(piece, crc)
-    return {"size": size, "crc32": crc}
-
-
-def _digest(record: dict[str, Any]) -> int:
-    """crc32 of a record, whatever its layout in the file; its own entry "crc32" does not count."""
-    return crc32(json.dumps({key: record[key] for key in _RECORD if key != "crc32"}, sort_keys=True).encode())
-
-
-def _write_meta(path: Path, record: dict[str, Any]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        json.dump({**record, "crc32": _digest(record)}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _read_meta(folder: Path) -> dict[str, Any]:
-    """The verified record of a checkpoint: format, step, files, meta. Raises _DamageError."""
-    path = folder / META
-    try:
-        if path.stat().st_size > _META_LIMIT:
-            raise _DamageError(path, "is too large to be a record of picogpt")
-        record = json.loads(path.read_bytes().decode("utf-8"))
-    except OSError as error:
-        raise _unreadable(path, error) from None
-    except (ValueError, RecursionError):
-        raise _DamageError(path, "is damaged (it is not JSON)") from None
-    version = record.get("format") if isinstance(record, dict) else None
-    if type(version) is int and version != FORMAT:
-        raise _DamageError(path, f"has format {version}, this picogpt reads format {FORMAT}")
-    if not _has_shape(record, _RECORD):
-        raise _DamageError(path, "is not a record of picogpt")
-    if _digest(record) != record.pop("crc32"):
-        raise _DamageError(path, "is damaged (it does not match its own crc32)")
-    return dict(record)
-
-
-def _has_shape(value: object, example: object) -> bool:
-    """Whether JSON `value` has the type of `example` and, for an object, at least its keys, so shaped as well."""
-    if type(value) is not type(example):
-        return False
-    if isinstance(value, dict) and isinstance(example, dict):
-        return all(key in value and _has_shape(value[key], inner) for key, inner in example.items())
-    return True
-
-
-def _unreadable(path: Path, error: OSError) -> _DamageError:
-    missing = isinstance(error, FileNotFoundError | NotADirectoryError)
-    return _DamageError(path, "is missing" if missing else f"cannot be read ({error.strerror or error})")
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a folder's names durable: Windows has no such call, and some network file systems refuse it."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        with suppress(OSError):
-            os.fsync(descriptor)
-        os.close(descriptor)

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import psutil
 
+_LEAST_FREE = 0.03  # of the machine's memory: with less, systems begin to swap
+_LOOK, _AFTER_SHORTAGE = 2.0, 15.0  # seconds to the next look
+
 
 def physical_cores() -> int:
     """Physical cores, but no more than the processors this process may use, and at least one."""
@@ -48,8 +51,29 @@ def total_memory() -> int:
 
 
 def available_memory() -> int:
-    """Bytes that can be had without swapping."""
-    return int(psutil.virtual_memory().available)
+    """Bytes that can be had without swapping, or that a container's cgroup has left where that is less."""
+    available, group = int(psutil.virtual_memory().available), Path("/sys/fs/cgroup")
+    try:
+        most = int((group / "memory.max").read_text(encoding="ascii"))
+        used = int((group / "memory.current").read_text(encoding="ascii"))
+        cached = re.search(r"^inactive_file (\d+)$", (group / "memory.stat").read_text(encoding="ascii"), re.MULTILINE)
+    except (OSError, ValueError):  # as in total_memory
+        return available
+    return min(available, most - used + (int(cached[1]) if cached else 0))
+
+
+class MemoryWatch:
+    """Looks every few seconds whether the machine is about to swap."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def is_short(self) -> bool:
+        if (now := time.monotonic()) < self._next:
+            return False
+        short = available_memory() < _LEAST_FREE * total_memory()
+        self._next = now + (_AFTER_SHORTAGE if short else _LOOK)
+        return short
 
 
 def resident_memory() -> int:

@@ -60,6 +60,15 @@ def scheduled_depth(config: TrainConfig, n_layer: int, progress: float) -> int:
     return max(1, n_layer // (4 if progress < config.depth_warmup / 2 else 2))
 
 
+def state_shapes(config: TrainConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of all that an optimizer of parameters of these shapes keeps."""
+    kept: dict[str, tuple[int, ...]] = {}
+    for name, shape in shapes.items():
+        by_muon = config.optimizer == "muon" and is_hidden_matrix(name, shape)
+        kept |= {f"{kind}.{name}": shape for kind in (("momentum",) if by_muon else ("mean", "square"))}
+    return kept
+
+
 class Optimizer:
     """AdamW for every parameter, or Muon for the hidden matrices and AdamW for the rest.
 

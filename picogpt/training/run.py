@@ -1,93 +1,116 @@
 """A run: a folder under logs/ with checkpoints and a log, begun, continued or begun from another run."""
 
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import fields, replace
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from math import isfinite
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
 
 from picogpt.config import GenerateConfig, RunConfig, UserError
-from picogpt.data.feed import Feed, open_feed
-from picogpt.data.tokenizer import Tokenizer, from_dict
-from picogpt.engine.backend import to_device, to_host
+from picogpt.data.feed import open_feed
+from picogpt.data.loader import Batch
+from picogpt.data.tokenizer import from_dict
+from picogpt.engine.backend import to_host
 from picogpt.inference.writer import Writer
-from picogpt.model.footprint import footprint
 from picogpt.model.parameters import Arrays, initial_arrays, parameter_count, parameter_shapes
 from picogpt.model.reader import NumpyReader
 from picogpt.rng import generator
 from picogpt.training import checkpoint, monitor
-from picogpt.training.checkpoint import Checkpoint
+from picogpt.training.checks import fit_vocabulary, refuse_differences, require_memory, require_meta, require_shapes
+from picogpt.training.clock import Clock, stop_signals
 from picogpt.training.device import fitted_here, gpu_in_words, lanes_in_words, open_lanes
+from picogpt.training.divergence import RETURNS, SKIPS, SLOWER, Divergence
+from picogpt.training.lock import run_lock
 from picogpt.training.optim import learning_rate_factor
 from picogpt.training.plot import Plotter
 from picogpt.training.runlog import RunLog
+from picogpt.training.saver import Saver
 from picogpt.training.screen import Screen
-from picogpt.training.trainer import Trainer
+from picogpt.training.snapshot import fingerprint
+from picogpt.training.trainer import NotFiniteError, Trainer
 
-# What may differ when a run goes on: how long it trains and how the machine does it, not what it learns.
-FREE = ("steps", "minutes", "micro_batch", "lanes", "device", "tf32", "recompute", "low_memory", "data", "data_limit")
 EVALUATION_SHARE = 0.03  # of the time spent training
 SAMPLE = GenerateConfig(tokens=128, temperature=0.5)
 SAMPLE_PROMPT = "He is a"
+RETRY_SECONDS = 10.0  # after a save that failed, or text that cannot be read
 
 
 class Run:
     """One training run. `train()` brings it to its last step.
 
     config: as asked for; its vocabulary may grow to the corpus. run_dir: logs/<name>. init_from: a checkpoint folder
-    whose weights and tokenizer the run starts with. Raises UserError for everything the user can put right, before
-    anything on the disk is changed.
+    whose weights and tokenizer the run starts with. Making one changes nothing in run_dir. Raises UserError for
+    everything the user can put right.
     """
 
     def __init__(
         self, config: RunConfig, run_dir: Path, dataset_dir: Path, fresh: bool = False, init_from: Path | None = None
     ) -> None:
-        self.dir, self.screen = run_dir, Screen()
-        newest = None if fresh else checkpoint.latest(run_dir)
-        origin = newest or init_from
-        found = checkpoint.load(origin, optimizer=newest is not None) if origin else None
+        self.dir, self.screen, self._fresh = run_dir, Screen(), fresh
+        self._seen, skipped = _newest(run_dir), list[str]()
+        self.resumed = None if fresh else checkpoint.latest(run_dir, skipped.append)
+        for text in skipped:
+            self.screen.notice(text)
+        origin = checkpoint.load(init_from, optimizer=False) if init_from and not self.resumed else None
+        found = self.resumed or origin
+        if found:
+            require_meta(found)
         tokenizer = from_dict(found.meta["tokenizer"]) if found and init_from else None
         if tokenizer and tokenizer.name != config.data.tokenizer:
             raise UserError(f"{init_from} was trained with the tokenizer {tokenizer.name}: leave --tokenizer out")
-        self.resumed = found if newest else None
         meta = self.resumed.meta if self.resumed else {}
         train = config.train
         windows = max(8, round(EVALUATION_SHARE * 3 * train.eval_interval * train.batch_size))  # forward is 1/3
         self.feed = open_feed(config, dataset_dir, self.screen.notice, tokenizer, windows, meta.get("feed"))
         self.config = fit_vocabulary(config, self.feed.tokenizer)
         if self.resumed:
-            _refuse_differences(self.resumed, self.config, self.feed)
-        elif found and parameter_shapes(self.config.model) != {name: a.shape for name, a in found.model.items()}:
+            refuse_differences(self.resumed, self.config, self.feed)
+            require_shapes(self.resumed, self.config)
+        elif origin and parameter_shapes(self.config.model) != {name: a.shape for name, a in origin.model.items()}:
             raise UserError(f"{init_from} has another shape than the model asked for: leave the model's flags out")
         self.fitted = fitted_here(self.config, self.screen.notice)
-        _require_memory(self.fitted, self.screen.notice)
+        require_memory(self.fitted, self.screen.notice)
         if found:
             self.arrays: Arrays = {name: found.model[name] for name in parameter_shapes(self.config.model)}
         else:
             self.arrays = initial_arrays(self.config.model, config.train.seed)
         self.done: int = self.resumed.step if self.resumed else 0
-        self._begun = self.feed.begin(self.done * train.batch_size)  # it may fail: before anything is removed
-        if fresh:
-            _remove_run(run_dir)
         about = {**self.config.to_dict(), "parameters": parameter_count(self.config.model)[0]}
-        self.log = RunLog.open(run_dir / "log.pkl", about)
+        self.log = RunLog(run_dir / "log.pkl", about) if fresh else RunLog.open(run_dir / "log.pkl", about)
         if self.log.evaluations and not self.resumed:
             raise UserError(f"{run_dir} has a log but no checkpoint to go on from: start over with --fresh")
-        self.log.rewind(self.resumed.step if self.resumed else 0)
-        self.plotter = Plotter(run_dir / "log.pkl", run_dir / "log.png")
+        self.log.notices += skipped
+        self.plotter, self.saver = Plotter(run_dir / "log.pkl", run_dir / "log.png"), Saver(run_dir)
         self.seconds: float = meta.get("seconds", 0.0)
-        self.recent: list[float] = meta.get("recent", [])  # training losses since the last evaluation
         self.depth = self.config.model.n_layer  # blocks that train
+        self._save_failed = self._memory_told = self._undrawn = False
+        self._stand(meta)
+
+    def _stand(self, meta: dict[str, Any]) -> None:
+        """Where a checkpoint's meta says the run stands; the log forgets what came after. {}: at the beginning."""
+        self.recent: list[float] = list(meta.get("recent", []))  # training losses since the last evaluation
+        events: list[dict[str, Any]] = []
+        self.divergence = Divergence()
+        if "divergence" in meta:
+            try:
+                self.divergence, events = Divergence.from_dict(meta["divergence"])
+            except ValueError as error:
+                raise UserError(f"{self.dir}: {error}: start over with --fresh") from None
+        self.log.rewind(self.done, events)
+        self._saved = self.done if meta else -1  # the step of the last save that was begun
+        # The last evaluation's step and loss; the beginning counts as one, so that a run can go back to it.
+        self._evaluated: tuple[int, float | None] = (0, None)
 
     def train(self) -> None:
-        """Train, evaluate, save, until the steps or the minutes are over or the user stops it."""
-        train = self.config.train
+        """Train, evaluate, save, until the steps or the minutes are over or the user stops it.
+
+        Raises UserError where another process trains the run, and for what goes wrong on the way; what was saved
+        before is then sound.
+        """
         if self._progress() >= 1:
             self.screen.notice(
                 f"run {self.dir.name} has trained its {self.done} steps already: raise --steps or --minutes to go on, "
@@ -96,70 +119,145 @@ class Run:
             self.feed.close()
             return
         with ExitStack() as stack:
-            lanes = stack.enter_context(open_lanes(self.fitted))
-            stopped = stack.enter_context(_signals(self.screen.notice))
             stack.callback(self.feed.close)
+            stack.enter_context(run_lock(self.dir, self._tell))
+            if _newest(self.dir) != self._seen:
+                raise UserError(f"run {self.dir.name} was trained by another process meanwhile: give the command again")
+            stopped = stack.enter_context(stop_signals(self.screen.notice))
+            for notice in self.feed.begin(self.done * self.config.train.batch_size):
+                self._tell(notice)
+            self._clear_the_way()
+            lanes = stack.enter_context(open_lanes(self.fitted))
             stack.callback(self._finish_plot)
             stack.callback(self.screen.close)
-            self._tell(self._begun)
+            stack.callback(self.saver.wait, RETRY_SECONDS)  # after an error, too
             trainer = Trainer(self.fitted, self.arrays, lanes)
             if self.resumed:
-                for name, array in trainer.optimizer.state.items():
-                    array[...] = to_device(self.resumed.optimizer[name], array)
+                trainer.restore(self.resumed.model, self.resumed.optimizer)
                 self.resumed.optimizer.clear()
                 self.resumed.model.clear()
             self.arrays.clear()  # the trainer has its own
-            self.log.save()  # a folder that cannot be written to is found now, not at the first evaluation
+            lanes.begin()  # before a thread saves
             self._announce(trainer)
             if self.feed.warning:
                 self.screen.warning(self.feed.warning)
                 self.log.notice(self.feed.warning)
-            self.screen.start(self.done, train.steps, train.minutes, _work(trainer, train.steps))
-            saved = self.done
-            clock = _Clock()
-            while self._progress() < 1 and not stopped():
-                self._step(trainer, clock)
-                if self.done % train.eval_interval == 0 or self._progress() >= 1:
-                    self._evaluate(trainer, clock)
-                    saved = self.done
-            if saved != self.done:
-                self._save(trainer, None)
+            self._train(trainer, stopped)
         self._farewell(stopped())
+
+    def _clear_the_way(self) -> None:
+        """Take away what the run does not go on from, and write the log: a folder that refuses is found now."""
+        if self._fresh:
+            checkpoint.clear(self.dir)
+            for name in ("log.pkl", "log.png"):
+                (self.dir / name).unlink(missing_ok=True)
+        elif self.resumed:
+            checkpoint.set_aside(self.dir, self.done)  # damaged ones
+        self.log.save()
+
+    def _train(self, trainer: Trainer, stopped: Callable[[], bool]) -> None:
+        train = self.config.train
+        self.screen.start(self.done, train.steps, train.minutes, _work(trainer, train.steps))
+        clock, watch, self._saved_at = Clock(self._tell), monitor.MemoryWatch(), time.monotonic()
+        if self._saved < 0:
+            self._save(trainer)
+        while self._progress() < 1 and not stopped():
+            if (batch := self._batch(clock, stopped)) is None:
+                break
+            self._step(trainer, clock, batch)
+            if self.done % train.eval_interval == 0 or self._progress() >= 1:
+                self._evaluate(trainer, clock)
+            elif self._save_is_due():
+                self._save(trainer)
+            self._look_at_saves()
+            if watch.is_short():
+                self._shrink(trainer)
+        self._last_save(trainer, stopped)
 
     def _progress(self) -> float:
         """Share of the run that is done, by steps or by minutes, whichever is further."""
         train = self.config.train
         return max(self.done / train.steps, self.seconds / (60 * train.minutes) if train.minutes else 0.0)
 
-    def _step(self, trainer: Trainer, clock: "_Clock") -> None:
-        train = self.config.train
-        position = self.done * train.batch_size
-        self._tell(self.feed.look(position))
-        x, y = self.feed.batch(position, train.batch_size)
+    def _batch(self, clock: Clock, stopped: Callable[[], bool]) -> Batch | None:
+        """The next batch. Text that cannot be read, as on a network that is gone, is waited for; None: until a stop."""
+        position, told = self.done * self.config.train.batch_size, False
+        while not stopped():
+            try:
+                for notice in self.feed.look(position):
+                    self._tell(notice)
+                return self.feed.batch(position, self.config.train.batch_size)
+            except OSError as error:
+                if not told:
+                    self._tell(f"the text cannot be read ({error.strerror or error}): waiting for it; Ctrl-C stops")
+                told = True
+                _sleep(RETRY_SECONDS, stopped)
+                clock.skip()
+        return None
+
+    def _step(self, trainer: Trainer, clock: Clock, batch: Batch) -> None:
+        x, y = batch
         progress = self._progress()
-        self.factor, depth = learning_rate_factor(train, self.done, progress), trainer.depth_at(progress)
+        factor, depth = learning_rate_factor(self.config.train, self.done, progress), trainer.depth_at(progress)
+        self.factor = factor * self.divergence.rate
         if depth != self.depth:
             self.depth = depth
             self.screen.notice(f"from step {self.done + 1:,} on {depth} of {self.config.model.n_layer} blocks train")
-        loss = trainer.step(x, y, self.done, self.factor, depth)
-        self.done += 1
-        self.recent.append(loss)
+        try:
+            loss = trainer.step(x, y, self.done, self.factor, depth)
+        except NotFiniteError as error:
+            self._diverged(trainer, error)
+            loss = error.loss
+        else:
+            self.divergence.skipped = 0
+            self.recent.append(loss)
+            self.done += 1
         self.seconds += clock.lap()
         clock.trained(y.size)
         self.screen.step(self.done, loss, clock.tokens_per_second, self.seconds, self.feed.status())
 
-    def _tell(self, notices: list[str]) -> None:
-        """What the user should know now, and find in the log again."""
-        for notice in notices:
-            self.screen.notice(notice)
-            self.log.notice(notice)
+    def _diverged(self, trainer: Trainer, error: NotFiniteError) -> None:
+        """Leave a step out, or go back to where all was well. Raises UserError where that has not helped."""
+        state, what = self.divergence, f"loss {error.loss:.4g}, gradient norm {error.norm:.4g}"
+        if state.skipped < SKIPS:
+            state.skipped += 1
+            self.done += 1
+            self._tell_divergence(f"{what}: step {self.done:,} is left out")
+            return
+        self.saver.wait()
+        found = None
+        if state.returns < RETURNS:
+            found = checkpoint.before_divergence(self.dir, again=state.returns > 0)
+        if found is None:
+            raise error
+        require_shapes(found, self.config)
+        checkpoint.set_aside(self.dir, found.step)
+        at, events = self.done + 1, self.log.divergence
+        trainer.restore(found.model, found.optimizer)
+        self.feed.restore(found.meta["feed"])
+        self.done = found.step
+        self._stand(found.meta)
+        self.log.divergence = events
+        self.divergence = Divergence(state.rate * SLOWER, 0, state.returns + 1)
+        self._tell_divergence(
+            f"{what} at step {at:,}: back to step {self.done:,}, with {self.divergence.rate:g} of the learning rates"
+        )
 
-    def _evaluate(self, trainer: Trainer, clock: "_Clock") -> None:
+    def _tell_divergence(self, text: str) -> None:
+        self.screen.notice(text)
+        self.log.diverged(self.done, text)
+
+    def _tell(self, notice: str) -> None:
+        """What the user should know now, and find in the log again."""
+        self.screen.notice(notice)
+        self.log.notice(notice)
+
+    def _evaluate(self, trainer: Trainer, clock: Clock) -> None:
         entry: dict[str, Any] = {
             "step": self.done,
             "tokens": self.done * self.config.train.batch_size * self.config.context,
             "lr": self.config.train.learning_rate * self.factor,
-            "train_loss": float(np.mean(self.recent)),
+            "train_loss": float(np.mean(self.recent)) if self.recent else None,
             "val_loss": trainer.evaluate(*self.feed.validation),
             "tokens_per_second": clock.tokens_per_second,
             "memory_mb": monitor.peak_memory() / 2**20,
@@ -169,12 +267,12 @@ class Run:
         self.seconds += clock.lap()
         entry["seconds"] = self.seconds
         self.recent.clear()
-        # The log first: one that is ahead of its checkpoint is cut back on resuming, one behind would have a gap.
+        self.divergence.returns = 0
+        self._evaluated = self.done, entry["val_loss"]
         self.log.evaluation(**entry)
-        self.log.save()
         self.screen.evaluation(entry)
-        self._save(trainer, entry["val_loss"])
-        self.plotter.redraw()
+        self._save(trainer)
+        self._undrawn = True
         self.seconds += clock.lap()
         clock.reset()
 
@@ -190,7 +288,11 @@ class Run:
         shown = tokenizer.decode(tokenizer.encode(SAMPLE_PROMPT))
         return shown + "".join(writer.stream(SAMPLE_PROMPT, replace(SAMPLE, seed=seed)))
 
-    def _save(self, trainer: Trainer, val_loss: float | None) -> None:
+    def _save(self, trainer: Trainer) -> None:
+        """Begin to save what is now. `_look_at_saves` tells how it ended."""
+        step, val_loss = self._evaluated
+        if step != self.done:
+            val_loss = None
         meta = {
             "config": self.config.to_dict(),
             "tokenizer": self.feed.tokenizer.to_dict(),
@@ -198,15 +300,61 @@ class Run:
             "feed": self.feed.state,
             "text": self.feed.text,
             "val_loss": val_loss,
+            "evaluated": step == self.done and (val_loss is None or isfinite(val_loss)),
             "seconds": self.seconds,
             "recent": self.recent,
+            "divergence": self.divergence.to_dict(self.log.divergence),
         }
         model, optimizer = (
             {name: to_host(array) for name, array in arrays.items()}
             for arrays in (trainer.arrays, trainer.optimizer.state)
         )
-        checkpoint.save(self.dir, self.done, model, optimizer, meta)
-        checkpoint.prune(self.dir)
+        self.saver.save(self.done, model, optimizer, meta, self.log.to_bytes())
+        self._saved, self._saved_at = self.done, time.monotonic()
+
+    def _save_is_due(self) -> bool:
+        """By the minutes, or because the last one failed."""
+        since, minutes = time.monotonic() - self._saved_at, self.config.train.save_minutes
+        due = bool(minutes) and since > 60 * minutes
+        return not self.saver.busy and (due or (bool(self.saver.problem) and since > RETRY_SECONDS))
+
+    def _look_at_saves(self) -> None:
+        """Tell when saving fails, once, and when it works again; draw what was saved."""
+        if self.saver.busy:
+            return
+        failed = bool(self.saver.problem)
+        if failed and not self._save_failed:
+            self._tell(f"{self.saver.problem}; training goes on, and saving is tried again")
+        elif self._save_failed and not failed:
+            self._tell(f"saved again, after step {self._saved}")
+        self._save_failed = failed
+        if self._undrawn and not failed:
+            self._undrawn = False
+            self.plotter.redraw()
+
+    def _last_save(self, trainer: Trainer, stopped: Callable[[], bool]) -> None:
+        """Raises UserError where it cannot be and nobody is at the terminal to make room."""
+        was_stopped = stopped()
+        if self._saved != self.done:
+            self._save(trainer)
+        self.saver.wait()
+        self._look_at_saves()
+        while self.saver.problem:
+            if not self.screen.interactive or stopped() != was_stopped:
+                raise UserError(self.saver.problem)
+            self.screen.notice(f"step {self.done} is not saved yet: it is tried again and again; Ctrl-C gives up")
+            _sleep(RETRY_SECONDS, lambda: stopped() != was_stopped)
+            self._save(trainer)
+            self.saver.wait()
+            self._look_at_saves()
+
+    def _shrink(self, trainer: Trainer) -> None:
+        free = f"memory runs short ({monitor.available_memory() / 2**20:,.0f} MB free)"
+        if self.fitted.train.device == "cpu" and trainer.shrink():
+            self._tell(f"{free}: from here {trainer.micro_batch} at a time in each lane, which changes the last bits")
+        elif not self._memory_told:
+            self._memory_told = True
+            self._tell(f"{free} and a smaller micro-batch would not help: close other programs")
 
     def _announce(self, trainer: Trainer) -> None:
         train = self.config.train
@@ -235,102 +383,13 @@ def _work(trainer: Trainer, steps: int) -> Callable[[int], float]:
     return lambda step: float(np.interp(step / steps, progress, work))
 
 
-class _Clock:
-    """Seconds since the last look, and training speed since the last evaluation."""
-
-    def __init__(self) -> None:
-        self._last = time.perf_counter()
-        self.reset()
-
-    def reset(self) -> None:
-        self._tokens, self._seconds = 0, 0.0
-
-    def lap(self) -> float:
-        now = time.perf_counter()
-        self._lap, self._last = now - self._last, now
-        return self._lap
-
-    def trained(self, tokens: int) -> None:
-        """The last lap trained on so many tokens."""
-        self._tokens += tokens
-        self._seconds += self._lap
-
-    @property
-    def tokens_per_second(self) -> float:
-        return self._tokens / self._seconds if self._seconds else 0.0
+def _newest(run_dir: Path) -> str:
+    """Which checkpoint is the newest; "" for none."""
+    found = checkpoint.newest(run_dir)
+    return fingerprint(found) if found else ""
 
 
-def fit_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:
-    """A table with a row for every token; rows the tokenizer does not use stay as the config has them."""
-    size = max(config.model.vocab_size, tokenizer.vocab_size)
-    return replace(config, model=replace(config.model, vocab_size=size))
-
-
-def _require_memory(config: RunConfig, notify: Callable[[str], None]) -> None:
-    """Raises UserError where the machine could never hold the run, and says so where it cannot now."""
-    if config.train.device == "cuda":
-        return  # its own memory was looked at
-    batch = 2 * 4 * config.train.batch_size * config.context
-    needed, total = footprint(config).total + batch, monitor.total_memory()
-    if needed > total:
-        raise UserError(
-            f"this run needs about {needed / 2**30:,.1f} GB of memory and the machine has {total / 2**30:,.1f}: "
-            "try --low-memory, a smaller --batch-size or a smaller model"
-        )
-    if needed > (free := monitor.available_memory()):
-        notify(
-            f"this run needs about {needed / 2**20:,.0f} MB of memory and {free / 2**20:,.0f} are free: it may swap; "
-            "close other programs or try --low-memory"
-        )
-
-
-def _refuse_differences(saved: Checkpoint, config: RunConfig, feed: Feed) -> None:
-    """Raises UserError where a run was trained with other settings or on another text than asked for now."""
-    before = RunConfig.from_dict(saved.meta["config"])
-    free = {name: getattr(config.train, name) for name in FREE if hasattr(config.train, name)}
-    # One window is the default context, and it is the text that counts, not what it is called.
-    old = replace(before.train, context=before.context, **free)
-    new = replace(config.train, context=config.context)
-    differences = [
-        f"{field.name} was {getattr(mine, field.name)}, now {getattr(yours, field.name)}"
-        for mine, yours in ((before.model, config.model), (before.data, config.data), (old, new))
-        for field in fields(mine)
-        if field.name not in FREE and getattr(mine, field.name) != getattr(yours, field.name)
-    ]
-    if not differences and saved.meta["data"] != feed.fingerprint:
-        differences = [f"the text of {feed.source} has changed"]
-    if differences:
-        name = saved.path.parent.parent.name
-        raise UserError(
-            f"run {name} was trained differently ({'; '.join(differences)}): "
-            "give the old settings to go on, another --run NAME, or --fresh to start over"
-        )
-
-
-def _remove_run(run_dir: Path) -> None:
-    """Forget what was trained here. Files that are not ours stay."""
-    checkpoint.clear(run_dir)
-    for name in ("log.pkl", "log.png"):
-        (run_dir / name).unlink(missing_ok=True)
-
-
-@contextmanager
-def _signals(notify: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
-    """While open, Ctrl-C, SIGTERM or a closed terminal asks to stop after the step in hand, a second at once."""
-    asked: list[int] = []
-
-    def ask(number: int, _: FrameType | None) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
-        notify("stopping after this step; once more to stop at once")
-
-    previous = {}
-    if threading.current_thread() is threading.main_thread():  # no other may ask for signals
-        numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-        previous = {number: signal.signal(number, ask) for number in numbers}
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+def _sleep(seconds: float, ended: Callable[[], bool]) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and not ended():
+        time.sleep(0.1)

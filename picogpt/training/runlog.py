@@ -1,12 +1,13 @@
 """The log of a run: one pickle of plain builtins that `pickle.load` opens anywhere.
 
-    {"losses": {"train": [...], "val": [...]}, "best_loss", "iter_num", "evaluations": [{...}], "notices", "config"}
+    {"losses": {"train": [...], "val": [...]}, "best_loss", "iter_num", "evaluations": [{...}], "divergence": [{...}],
+     "notices", "config"}
 
-A pickle can run code, so logs are read by an unpickler that builds nothing but builtins.
+A checksum follows the pickle, where `pickle.load` does not look. A pickle can run code, so logs are read by an
+unpickler that builds nothing but builtins.
 """
 
 import io
-import os
 import pickle
 import pickletools
 from pathlib import Path
@@ -16,8 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from picogpt.config import UserError
-from picogpt.files import replace
+from picogpt.files import make_folder, write_durably
+from picogpt.seal import sealed
 
+MOST_EVALUATIONS = 10_000  # kept of a run, however long it is
 _SIZE_LIMIT = 32 << 20  # bytes; ten thousand evaluations are about 6 MB
 _OPCODE_LIMIT = 4_000_000  # each may make an object, so this bounds memory; an evaluation has about 30
 _NUMBERS = ("step", "tokens", "seconds", "lr", "train_loss", "val_loss", "tokens_per_second", "memory_mb")
@@ -25,12 +28,13 @@ _SCALARS = (str, int, float, bool, type(None))
 
 
 class RunLog:
-    """The log being written: evaluations and notices in memory, the file replaced as a whole by `save`."""
+    """The log being written, in memory; `to_bytes` is the file as a whole, and `save` replaces it."""
 
     def __init__(self, path: Path, config: dict[str, Any]) -> None:
         self.path = path
         self.config = _plain(config)
         self.evaluations: list[dict[str, Any]] = []
+        self.divergence: list[dict[str, Any]] = []
         self.notices: list[str] = []
 
     @classmethod
@@ -42,20 +46,36 @@ class RunLog:
             if found["losses"]["val"] and not found["evaluations"]:
                 raise UserError(f"{path} holds losses without their steps, it cannot be continued: move it away")
             log.evaluations, log.notices = found["evaluations"], found["notices"]
+            log.divergence = found["divergence"]
         return log
 
     def evaluation(self, *, step: int, train_loss: float | None, val_loss: float | None, **fields: Any) -> None:
-        """Append one evaluation. NumPy scalars become builtins; TypeError for what is no plain scalar."""
+        """Append one evaluation. NumPy scalars become builtins; TypeError for what is no plain scalar.
+
+        Where there are too many, every second one goes, but for the best and the last.
+        """
         entry = {"step": step, "train_loss": train_loss, "val_loss": val_loss, **fields}
         self.evaluations.append({name: _scalar(value) for name, value in entry.items()})
+        if len(self.evaluations) > MOST_EVALUATIONS:
+            best, last = self.best_loss, len(self.evaluations) - 1
+            numbered = enumerate(self.evaluations)
+            self.evaluations = [e for i, e in numbered if i % 2 == last % 2 or e["val_loss"] == best]
+
+    def diverged(self, step: int, text: str) -> None:
+        """Append what was done about a step that was not finite."""
+        self.divergence.append({"step": step, "text": text})
 
     def notice(self, text: str) -> None:
         """Append one line the user should find again."""
         self.notices.append(text)
 
-    def rewind(self, step: int) -> None:
-        """Drop the evaluations after `step`: a resumed run makes them again."""
+    def rewind(self, step: int, divergence: list[dict[str, Any]]) -> None:
+        """Be what the log was after `step`: a run that goes on from there makes again what came after.
+
+        divergence: what it had to say of that by then.
+        """
         self.evaluations = [entry for entry in self.evaluations if entry["step"] <= step]
+        self.divergence = divergence
 
     @property
     def best_loss(self) -> float | None:
@@ -64,29 +84,34 @@ class RunLog:
         losses = [entry["val_loss"] for entry in self.evaluations if entry.get("text") == text]
         return min(filter(is_finite, losses), default=None)
 
-    def save(self) -> None:
-        """Replace the file atomically. Raises UserError when the disk refuses."""
+    def to_bytes(self) -> bytes:
+        """The file."""
         losses = {name: [entry[f"{name}_loss"] for entry in self.evaluations] for name in ("train", "val")}
         content = {
             "losses": losses,
             "best_loss": self.best_loss,
             "iter_num": self.evaluations[-1]["step"] if self.evaluations else 0,
             "evaluations": self.evaluations,
+            "divergence": self.divergence,
             "notices": self.notices,
             "config": self.config,
         }
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                pickle.dump(content, file, protocol=4)
-                file.flush()
-                os.fsync(file.fileno())
-            replace(temporary, self.path)
-        except OSError as error:
-            raise UserError(
-                f"cannot write {self.path} ({error.strerror or error}): look at the folder and the free disk space"
-            ) from error
+        return sealed(pickle.dumps(content, protocol=4))
+
+    def save(self) -> None:
+        """Replace the file. Raises UserError when the disk refuses."""
+        write_log(self.path, self.to_bytes())
+
+
+def write_log(path: Path, content: bytes) -> None:
+    """Replace the file. Raises UserError when the disk refuses."""
+    try:
+        make_folder(path.parent)
+        write_durably(path, content)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path} ({error.strerror or error}): look at the folder and the free disk space"
+        ) from error
 
 
 def read_log(path: Path) -> dict[str, Any]:
@@ -165,7 +190,8 @@ def _checked(content: object, path: Path) -> dict[str, Any]:
     reason = _foreign(content)
     if reason or not isinstance(content, dict):
         raise UserError(f"{path} is not a log of picogpt: {reason}")
-    empty: dict[str, Any] = {"best_loss": None, "iter_num": 0, "evaluations": [], "notices": [], "config": {}}
+    empty: dict[str, Any] = {"best_loss": None, "iter_num": 0, "evaluations": [], "divergence": [], "notices": []}
+    empty["config"] = {}
     return {"losses": content["losses"], **{name: content.get(name, value) for name, value in empty.items()}}
 
 
@@ -180,11 +206,13 @@ def _foreign(content: object) -> str:
         return "its train and val losses differ in number"
     if not all(_is_number(content.get(name)) for name in ("best_loss", "iter_num")):
         return "its best_loss or iter_num is not a number"
-    for name, kind in (("evaluations", list), ("notices", list), ("config", dict)):
+    for name, kind in (("evaluations", list), ("divergence", list), ("notices", list), ("config", dict)):
         if type(content.get(name, kind())) is not kind:
             return f"its {name} are not a {kind.__name__}"
     if not all(type(notice) is str for notice in content.get("notices", [])):
         return "a notice is not text"
+    if not all(is_event(entry) for entry in content.get("divergence", [])):
+        return "what it says of divergence is damaged"
     if not all(_is_evaluation(entry) for entry in content.get("evaluations", [])):
         return "an evaluation is damaged"
     return ""
@@ -198,6 +226,15 @@ def _is_evaluation(entry: object) -> bool:
         and {"train_loss", "val_loss"} <= entry.keys()
         and all(_is_number(entry.get(name)) for name in _NUMBERS)
         and type(entry.get("sample")) in (str, type(None))
+    )
+
+
+def is_event(entry: object) -> bool:
+    """What `diverged` appends."""
+    return (
+        isinstance(entry, dict)
+        and entry.keys() == {"step", "text"}
+        and (type(entry["step"]), type(entry["text"])) == (int, str)
     )
 
 

@@ -3,7 +3,8 @@
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -28,7 +29,7 @@ class Screen:
         self._console = console or Console()
         continuous_integration = os.environ.get("CI", "").lower() not in ("", "0", "false")
         terminal = self._console.file.isatty() and self._console.is_interactive
-        self._interactive = terminal and not continuous_integration
+        self.interactive = terminal and not continuous_integration
         self._progress: Progress | None = None
         self._drawn = -math.inf
         self._steps, self._minutes = 0, 0.0
@@ -43,7 +44,7 @@ class Screen:
         """
         self._steps, self._minutes, self._work = steps, minutes, work
         self._began = None
-        if self._interactive:
+        if self.interactive:
             self._progress = Progress(
                 BarColumn(24),
                 TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="crop")),
@@ -72,7 +73,9 @@ class Screen:
         if self._minutes:
             done = max(done, elapsed_seconds / (60 * self._minutes))
         task = self._progress.task_ids[0]
-        self._progress.update(task, description="  ".join(filter(None, parts)), completed=min(1.0, done), refresh=True)
+        line = "  ".join(filter(None, parts))
+        with self._whatever_becomes_of_it():
+            self._progress.update(task, description=line, completed=min(1.0, done), refresh=True)
 
     def evaluation(self, entry: dict[str, Any]) -> None:
         """Print one evaluation, a dict with the fields of the run's log, and its sample below it."""
@@ -88,15 +91,18 @@ class Screen:
 
     def warning(self, text: str) -> None:
         """Print what nobody may miss: framed, and in capitals where there are no colours."""
-        if self._interactive:
-            self._console.print(Panel(Text(visible(text, self._console.encoding)), style="bold black on yellow"))
+        if self.interactive:
+            panel = Panel(Text(visible(text, self._console.encoding)), style="bold black on yellow")
+            with self._whatever_becomes_of_it():
+                self._console.print(panel)
         else:
             self._print(f"WARNING: {text.upper()}")
 
     def close(self) -> None:
         """Give the terminal back. Closing twice is fine."""
         if self._progress is not None:
-            self._progress.stop()
+            with self._whatever_becomes_of_it():
+                self._progress.stop()
             self._progress = None
 
     def _line(self, entry: dict[str, Any]) -> str:
@@ -128,13 +134,19 @@ class Screen:
 
     def _print(self, text: str, style: str = "", indent: int = 0) -> None:
         shown = visible(text, self._console.encoding)
-        if self._interactive:
-            self._console.print(Padding(Text(shown, style), (0, 0, 0, indent), expand=False))
-            return
+        with self._whatever_becomes_of_it():
+            if self.interactive:
+                self._console.print(Padding(Text(shown, style), (0, 0, 0, indent), expand=False))
+            else:
+                self._console.file.write(" " * indent + shown + "\n")
+                self._console.file.flush()
+
+    @contextmanager
+    def _whatever_becomes_of_it(self) -> Iterator[None]:
+        """Nobody reads any more (`| head`), the terminal has gone, the disk is full: training goes on, with its log."""
         try:
-            self._console.file.write(" " * indent + shown + "\n")
-            self._console.file.flush()
-        except BrokenPipeError:  # nobody reads any more (`| head`): training goes on, the log has it all
+            yield
+        except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._console.file.fileno())
 
 

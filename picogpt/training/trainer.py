@@ -13,6 +13,7 @@ from picogpt.config import RunConfig, UserError
 from picogpt.engine import Tape, Tensor, no_grad
 from picogpt.engine.backend import Array, check_ids, cuda, fetch, to_device
 from picogpt.engine.lanes import Lanes, SharedArrays
+from picogpt.engine.workspace import release
 from picogpt.model.footprint import choose_micro_batch
 from picogpt.model.gpt import GPT
 from picogpt.model.parameters import Arrays, as_tensors
@@ -21,6 +22,17 @@ from picogpt.rng import generator
 from picogpt.training.optim import Optimizer, in_groups, scheduled_depth
 
 Ids = npt.NDArray[np.int32]
+
+
+class NotFiniteError(UserError):
+    """A loss or a gradient that is not a number, or infinite."""
+
+    def __init__(self, step: int, loss: float, norm: float) -> None:
+        self.loss, self.norm = loss, norm
+        super().__init__(
+            f"step {step + 1}: loss {loss}, gradient norm {norm}: training diverged. "
+            "What was saved before is sound; start again with a lower learning rate"
+        )
 
 
 class Trainer:
@@ -48,6 +60,7 @@ class Trainer:
             GPT(config.model, as_tensors(self.arrays, own.named), recompute=config.train.recompute) for own in gradients
         ]
         self._nodes = [[leaf.node for _, leaf in replica.named_parameters() if leaf.node] for replica in self.replicas]
+        self._sizes = [0] * lanes.count  # of each lane's last micro-batches; a lane knows its own
         self.optimizer = Optimizer(config.train, parameters, gradients, lanes)
         self._accumulate_on, self._evaluate_on = lanes.task(self._accumulate), lanes.task(self._evaluate)
 
@@ -57,15 +70,12 @@ class Trainer:
         """Train on one batch. step: how many were done before. factor: of the learning rates.
 
         depth: blocks to train, from the first (default: all); see `depth_at`.
-        Raises UserError, with the parameters untouched, where the loss or the gradient is not finite.
+        Raises NotFiniteError, with the parameters untouched, where the loss or the gradient is not finite.
         """
         depth = self.config.model.n_layer if depth is None else depth
         loss, norm = self.accumulate(x, y, step, depth)
         if not isfinite(loss + norm):
-            raise UserError(
-                f"step {step + 1}: loss {loss}, gradient norm {norm}: training diverged. "
-                f"What was saved before is sound; start again with a lower learning rate"
-            )
+            raise NotFiniteError(step, loss, norm)
         clip = self.config.train.grad_clip
         self.optimizer.step(step, factor, min(1.0, clip / (norm + 1e-6)) if clip else 1.0, depth)
         return loss
@@ -74,6 +84,17 @@ class Trainer:
         """Blocks to train when this share of the run is done: never fewer than do something already."""
         n_layer = self.config.model.n_layer
         return max(self._least_depth, min(n_layer, scheduled_depth(self.config.train, n_layer, progress)))
+
+    def restore(self, model: Arrays, optimizer: Arrays) -> None:
+        """Be as a checkpoint has it, whose names and shapes are the trainer's."""
+        for mine, saved in ((self.arrays, model), (self.optimizer.state, optimizer)):
+            for name, array in mine.items():
+                array[...] = to_device(saved[name], array)
+
+    def shrink(self) -> bool:
+        """Take half as many sequences at once from now on, to need less memory. Returns whether there was a half."""
+        self.micro_batch = max(1, smaller := self.micro_batch // 2)
+        return smaller > 0
 
     def accumulate(self, x: Ids, y: Ids, step: int, depth: int | None = None) -> tuple[float, float]:
         """The batch's mean loss, and the norm of its gradient, which is then in `gradients`."""
@@ -89,6 +110,10 @@ class Trainer:
         nodes = self._nodes[lane]
         for node in nodes:
             node.clear()
+        size = max(micro.stop - micro.start for micro in micros)
+        if size < self._sizes[lane]:
+            release()  # what larger micro-batches took
+        self._sizes[lane] = size
         self.replicas[lane].depth = depth
         losses = []
         for micro in micros:

@@ -1,0 +1,58 @@
+"""Saving while training goes on: files are written between two steps, and a thread waits for the disk."""
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from picogpt.config import UserError
+from picogpt.training import checkpoint
+from picogpt.training.checkpoint import Draft
+from picogpt.training.runlog import write_log
+from picogpt.training.snapshot import Array
+
+
+class Saver:
+    """Saves the log and the checkpoints of one run, one save at a time.
+
+    A step waits as long as it takes to copy the arrays into files. Flushing them, reading them back and deleting older
+    checkpoints is the thread's. The log goes first: one that is ahead of its checkpoint is cut back when the run goes
+    on, one behind would have a gap.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self._dir = run_dir
+        self._thread: threading.Thread | None = None
+        self.problem = ""
+        """Why the last save that ended has failed, as one line; "" where it has not."""
+
+    def save(
+        self, step: int, model: Mapping[str, Array], optimizer: Mapping[str, Array], meta: dict[str, Any], log: bytes
+    ) -> None:
+        """Begin a save, when the one before is through. What goes wrong is in `problem` when `busy` is false."""
+        self.wait()
+        try:
+            draft = checkpoint.write(self._dir, step, model, optimizer, meta)
+        except UserError as error:
+            self.problem = str(error)
+            return
+        self._thread = threading.Thread(target=self._finish, args=(draft, log), daemon=True)
+        self._thread.start()
+
+    def _finish(self, draft: Draft, log: bytes) -> None:
+        try:
+            write_log(self._dir / "log.pkl", log)
+            checkpoint.publish(draft)
+            self.problem = ""
+            checkpoint.prune(self._dir)
+        except (UserError, OSError) as error:
+            self.problem = str(error)
+
+    @property
+    def busy(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Until the save in hand has ended, but no longer than so many seconds."""
+        if self._thread is not None:
+            self._thread.join(seconds)

@@ -1,0 +1,195 @@
+"""One checkpoint: a folder with two files of arrays and a record that vouches for them.
+
+    model.safetensors, optimizer.safetensors, meta.json
+
+`meta.json` is written last. It holds the size and the crc32 of the other files, which are checked before the
+safetensors library sees a byte of them, and a crc32 of itself.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from errno import EIO
+from pathlib import Path
+from typing import Any, BinaryIO
+from zlib import crc32
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from picogpt.config import UserError
+from picogpt.files import read_bytes, sync_file, sync_folder
+
+Array = npt.NDArray[np.float32]
+
+FORMAT = 1
+META, MODEL, OPTIMIZER = "meta.json", "model.safetensors", "optimizer.safetensors"
+
+_META_LIMIT = 16 << 20  # bytes of JSON; ours are a few thousand
+_PIECE = 1 << 18  # bytes read at once
+_FILE = {"size": 0, "crc32": 0}
+_RECORD = {"format": FORMAT, "step": 0, "files": {MODEL: _FILE, OPTIMIZER: _FILE}, "meta": {}, "crc32": 0}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint in memory: float32 arrays by dotted name; `optimizer` is empty when it was not asked for."""
+
+    path: Path
+    step: int
+    model: dict[str, Array]
+    optimizer: dict[str, Array]
+    meta: dict[str, Any]
+
+
+class DamageError(Exception):
+    """What is wrong with one file of a checkpoint."""
+
+    def __init__(self, file: Path, reason: str) -> None:
+        super().__init__(f"{file} {reason}")
+
+
+def write_arrays(folder: Path, model: Mapping[str, Array], optimizer: Mapping[str, Array]) -> None:
+    """Write the arrays, as quick as copying them: nothing waits for the disk.
+
+    Raises TypeError for another dtype than float32, OSError as the disk does.
+    """
+    for file, arrays in ((MODEL, model), (OPTIMIZER, optimizer)):
+        for name, array in arrays.items():
+            if array.dtype != np.float32:
+                raise TypeError(f"{name} is {array.dtype}; a checkpoint holds float32")
+        try:  # the library writes the memory as it lies: an array whose rows do not follow each other is copied
+            save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, folder / file)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+        with suppress(PermissionError):  # the library leaves it to its owner alone; some file systems know no modes
+            (folder / file).chmod(folder.stat().st_mode & 0o666)
+
+
+def seal(folder: Path, step: int, meta: dict[str, Any]) -> None:
+    """Vouch for the arrays written here, make everything durable, and read it back from the disk.
+
+    Raises OSError as the disk does, or where it gives back something else.
+    """
+    files = {}
+    for name in (MODEL, OPTIMIZER):
+        with (folder / name).open("rb") as file:
+            files[name] = _measure(file)
+    record: dict[str, Any] = {"format": FORMAT, "step": step, "files": files, "meta": meta}
+    (folder / META).write_text(json.dumps({**record, "crc32": _digest(record)}, indent=1), encoding="utf-8")
+    for name in (MODEL, OPTIMIZER, META):
+        sync_file(folder / name)
+    sync_folder(folder)
+    try:
+        for name, expected in read_record(folder)["files"].items():
+            _check(folder / name, expected)
+    except DamageError as damage:
+        raise OSError(f"what was written cannot be read back: {damage}") from None
+
+
+def read(folder: Path, optimizer: bool = True) -> Checkpoint:
+    """Raises DamageError, and UserError for files that are not damaged but cannot be read."""
+    record = read_record(folder)
+    loaded: dict[str, dict[str, Array]] = {OPTIMIZER: {}}
+    for name in (MODEL, OPTIMIZER) if optimizer else (MODEL,):
+        loaded[name] = _read_arrays(folder / name, record["files"][name])
+    return Checkpoint(folder, record["step"], loaded[MODEL], loaded[OPTIMIZER], record["meta"])
+
+
+def fingerprint(folder: Path) -> str:
+    """Tells this checkpoint from every other, without reading its arrays."""
+    try:
+        return f"{folder.name}-{crc32(read_bytes(folder / META)):08x}"
+    except OSError as error:
+        raise UserError(f"{folder / META} cannot be read ({error.strerror or error})") from None
+
+
+def _read_arrays(path: Path, expected: dict[str, int]) -> dict[str, Array]:
+    """Arrays of a safetensors file whose record is `expected`. Raises DamageError."""
+    _check(path, expected)
+    try:
+        arrays = load_file(path)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    except (SafetensorError, ValueError, TypeError, AttributeError) as error:  # the last two for dtypes NumPy lacks
+        reason = " ".join(str(error).split())[:120]
+        raise DamageError(path, f"is damaged ({reason})") from None
+    for name, array in arrays.items():
+        if array.dtype != np.float32:
+            raise DamageError(path, f"is damaged ({name[:80]!r} is not a float32 array)")
+    return {name: np.require(array, requirements="W") for name, array in arrays.items()}
+
+
+def _check(path: Path, expected: dict[str, int]) -> None:
+    """Raises DamageError where a file is not the one recorded: as the disk has it, where the system can be asked."""
+    try:
+        with path.open("rb") as file:
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            found = _measure(file)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    if found["size"] != expected["size"]:
+        raise DamageError(path, f"is damaged (it has {found['size']:,} bytes, {expected['size']:,} were written)")
+    if found["crc32"] != expected["crc32"]:
+        crcs = f"its crc32 is {found['crc32']:08x}, {expected['crc32']:08x} was written"
+        raise DamageError(path, f"is damaged ({crcs})")
+
+
+def _measure(file: BinaryIO) -> dict[str, int]:
+    """Size and crc32 of an open file, read in small pieces."""
+    size = crc = 0
+    while piece := file.read(_PIECE):
+        size += len(piece)
+        crc = crc32(piece, crc)
+    return {"size": size, "crc32": crc}
+
+
+def _digest(record: dict[str, Any]) -> int:
+    """crc32 of a record, whatever its layout in the file; its own entry "crc32" does not count."""
+    return crc32(json.dumps({key: record[key] for key in _RECORD if key != "crc32"}, sort_keys=True).encode())
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The verified record of a checkpoint: format, step, files, meta. Raises DamageError."""
+    path = folder / META
+    try:
+        if path.stat().st_size > _META_LIMIT:
+            raise DamageError(path, "is too large to be a record of picogpt")
+        record = json.loads(path.read_bytes().decode("utf-8"))
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    except (ValueError, RecursionError):
+        raise DamageError(path, "is damaged (it is not JSON)") from None
+    version = record.get("format") if isinstance(record, dict) else None
+    if type(version) is int and version != FORMAT:
+        raise DamageError(path, f"has format {version}, this picogpt reads format {FORMAT}")
+    if not _has_shape(record, _RECORD):
+        raise DamageError(path, "is not a record of picogpt")
+    if _digest(record) != record.pop("crc32"):
+        raise DamageError(path, "is damaged (it does not match its own crc32)")
+    return dict(record)
+
+
+def _has_shape(value: object, example: object) -> bool:
+    """Whether JSON `value` has the type of `example` and, for an object, at least its keys, so shaped as well."""
+    if type(value) is not type(example):
+        return False
+    if isinstance(value, dict) and isinstance(example, dict):
+        return all(key in value and _has_shape(value[key], inner) for key, inner in example.items())
+    return True
+
+
+def _unreadable(path: Path, error: OSError) -> DamageError:
+    """What a file that cannot be read means. Raises UserError where the fault is not in it."""
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return DamageError(path, "is missing")
+    if error.errno == EIO:  # a bad place on the disk
+        return DamageError(path, f"cannot be read ({error.strerror})")
+    raise UserError(
+        f"{path} cannot be read ({error.strerror or error}): look at the folder and its permissions"
+    ) from None
