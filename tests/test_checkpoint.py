@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import struct
 import tracemalloc
@@ -185,7 +186,7 @@ def test_a_sound_checkpoint_survives_a_death_at_any_file_operation(
                 save(run, 10 if again else 20, 1.0, seed=2)
                 checkpoint.prune(run)
             except (Killed, OSError, UserError) as death:
-                assert not isinstance(death, UserError) or "free some disk space" in str(death)
+                assert not isinstance(death, UserError) or re.search("free some disk space|cannot be read", str(death))
             finished = operations() < moment
         survivor = checkpoint.load(checkpoint.newest(run) or run)
         assert same(survivor.model, arrays(1)) or same(survivor.model, arrays(2))

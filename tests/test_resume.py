@@ -63,13 +63,14 @@ def test_killed_between_log_and_checkpoint(
     text: Path, undisturbed: tuple[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The log is then ahead; what it says of the lost steps is said again."""
-    config, save = hard_config(text, optimizer=undisturbed[0]), checkpoint.save
+    config, publish = hard_config(text, optimizer=undisturbed[0]), checkpoint.publish
 
-    def failing(folder: Path, step: int, *rest: Any) -> Path:
-        return save(folder, step, *rest) if step < 8 else die()  # type: ignore[return-value]
+    def too_late(draft: checkpoint.Draft) -> Path:
+        return publish(draft) if draft.step < 8 else draft.final
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", failing)
+        patch.setattr(checkpoint, "publish", too_late)
+        before_step(patch, 9, die)
         with pytest.raises(RuntimeError, match="the power went"):
             open_run(config).train()
     run = open_run(config)

@@ -91,7 +91,7 @@ def test_goes_on_where_it_was_and_rewinds(tmp_path: Path) -> None:
     first = written(path)
     again = RunLog.open(path, {"preset": "other"})
     assert (again.evaluations, again.notices) == (first.evaluations, ["something to know"])
-    again.rewind(100)
+    again.rewind(100, [])
     record(again, 150, float("nan"))
     record(again, 200, None)
     assert again.best_loss == first.evaluations[2]["val_loss"]
@@ -100,7 +100,7 @@ def test_goes_on_where_it_was_and_rewinds(tmp_path: Path) -> None:
     assert (
         content["iter_num"] == 200 and len(content["losses"]["val"]) == 5 and content["config"] == {"preset": "other"}
     )
-    again.rewind(-1)
+    again.rewind(-1, [])
     assert again.best_loss is None
     again.save()
     assert read_log(path)["losses"] == {"train": [], "val": []}

@@ -3,6 +3,8 @@
 import numpy as np
 import numpy.typing as npt
 
+from picogpt.config import UserError
+
 
 def sample(
     logits: npt.NDArray[np.floating], temperature: float, top_k: int, top_p: float, rng: np.random.Generator
@@ -11,7 +13,10 @@ def sample(
 
     top_k keeps the k likeliest tokens and every tie with the k-th (0: all). top_p keeps the likeliest tokens up to and
     including the one that brings their probability to top_p (A. Holtzman et al., arXiv 1904.09751).
+    Raises UserError for logits that are no numbers.
     """
+    if not np.isfinite(logits.max()):
+        raise UserError("what the model says is not a number: its training diverged; train it again, more slowly")
     if temperature == 0:
         return int(logits.argmax())
     scores = logits.astype(np.float64)

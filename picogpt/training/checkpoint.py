@@ -114,7 +114,7 @@ def newest(run_dir: Path) -> Path | None:
 
 
 def latest(run_dir: Path, skipped: Callable[[str], None] = lambda _: None) -> Checkpoint | None:
-    """The run's newest checkpoint that verifies, read. `skipped` is told of every newer one, and what is wrong with it.
+    """The run's newest checkpoint that verifies, read. `skipped` is told what is wrong with every newer one.
 
     Raises UserError for files that are not damaged but cannot be read.
     """
@@ -197,7 +197,7 @@ def _sound(folders: list[Path], skipped: Callable[[str], None] = lambda _: None)
         try:
             yield read(folder)
         except DamageError as damage:
-            skipped(f"{damage}: it is left out")
+            skipped(str(damage))
 
 
 def _records(run_dir: Path) -> dict[Path, dict[str, Any]]:

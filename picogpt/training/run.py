@@ -27,7 +27,7 @@ from picogpt.training.divergence import RETURNS, SKIPS, SLOWER, Divergence
 from picogpt.training.lock import run_lock
 from picogpt.training.optim import learning_rate_factor
 from picogpt.training.plot import Plotter
-from picogpt.training.runlog import RunLog
+from picogpt.training.runlog import RunLog, is_finite
 from picogpt.training.saver import Saver
 from picogpt.training.screen import Screen
 from picogpt.training.snapshot import fingerprint
@@ -53,8 +53,8 @@ class Run:
         self.dir, self.screen, self._fresh = run_dir, Screen(), fresh
         self._seen, skipped = _newest(run_dir), list[str]()
         self.resumed = None if fresh else checkpoint.latest(run_dir, skipped.append)
-        for text in skipped:
-            self.screen.notice(text)
+        if skipped and not self.resumed:
+            raise UserError(f"{skipped[0]}, and there is no other to go on from: start over with --fresh")
         origin = checkpoint.load(init_from, optimizer=False) if init_from and not self.resumed else None
         found = self.resumed or origin
         if found:
@@ -83,7 +83,8 @@ class Run:
         self.log = RunLog(run_dir / "log.pkl", about) if fresh else RunLog.open(run_dir / "log.pkl", about)
         if self.log.evaluations and not self.resumed:
             raise UserError(f"{run_dir} has a log but no checkpoint to go on from: start over with --fresh")
-        self.log.notices += skipped
+        for damage in skipped:
+            self._tell(f"{damage}: it is left out")
         self.plotter, self.saver = Plotter(run_dir / "log.pkl", run_dir / "log.png"), Saver(run_dir)
         self.seconds: float = meta.get("seconds", 0.0)
         self.depth = self.config.model.n_layer  # blocks that train
@@ -120,12 +121,12 @@ class Run:
             return
         with ExitStack() as stack:
             stack.callback(self.feed.close)
+            for notice in self.feed.begin(self.done * self.config.train.batch_size):
+                self._tell(notice)
             stack.enter_context(run_lock(self.dir, self._tell))
             if _newest(self.dir) != self._seen:
                 raise UserError(f"run {self.dir.name} was trained by another process meanwhile: give the command again")
             stopped = stack.enter_context(stop_signals(self.screen.notice))
-            for notice in self.feed.begin(self.done * self.config.train.batch_size):
-                self._tell(notice)
             self._clear_the_way()
             lanes = stack.enter_context(open_lanes(self.fitted))
             stack.callback(self._finish_plot)
@@ -164,7 +165,10 @@ class Run:
         while self._progress() < 1 and not stopped():
             if (batch := self._batch(clock, stopped)) is None:
                 break
+            before = self.done
             self._step(trainer, clock, batch)
+            if self.done < before:
+                continue  # it went back, to where all is saved
             if self.done % train.eval_interval == 0 or self._progress() >= 1:
                 self._evaluate(trainer, clock)
             elif self._save_is_due():
@@ -258,17 +262,18 @@ class Run:
             "tokens": self.done * self.config.train.batch_size * self.config.context,
             "lr": self.config.train.learning_rate * self.factor,
             "train_loss": float(np.mean(self.recent)) if self.recent else None,
-            "val_loss": trainer.evaluate(*self.feed.validation),
+            "val_loss": (val_loss := trainer.evaluate(*self.feed.validation)),
             "tokens_per_second": clock.tokens_per_second,
             "memory_mb": monitor.peak_memory() / 2**20,
-            "sample": self._sample(trainer),
+            "sample": self._sample(trainer) if isfinite(val_loss) else "",
             **({"text": self.feed.text} if self.feed.text else {}),
         }
         self.seconds += clock.lap()
         entry["seconds"] = self.seconds
         self.recent.clear()
-        self.divergence.returns = 0
-        self._evaluated = self.done, entry["val_loss"]
+        if isfinite(val_loss) and not self.divergence.skipped:
+            self.divergence.returns = 0
+        self._evaluated = self.done, val_loss
         self.log.evaluation(**entry)
         self.screen.evaluation(entry)
         self._save(trainer)
@@ -289,7 +294,14 @@ class Run:
         return shown + "".join(writer.stream(SAMPLE_PROMPT, replace(SAMPLE, seed=seed)))
 
     def _save(self, trainer: Trainer) -> None:
-        """Begin to save what is now. `_look_at_saves` tells how it ended."""
+        """Begin to save what is now, but never what diverged. `_look_at_saves` tells how it ended."""
+        model, optimizer = (
+            {name: to_host(array) for name, array in arrays.items()}
+            for arrays in (trainer.arrays, trainer.optimizer.state)
+        )
+        self._saved, self._saved_at = self.done, time.monotonic()
+        if not all(np.isfinite(array).all() for array in model.values()):
+            return
         step, val_loss = self._evaluated
         if step != self.done:
             val_loss = None
@@ -305,12 +317,7 @@ class Run:
             "recent": self.recent,
             "divergence": self.divergence.to_dict(self.log.divergence),
         }
-        model, optimizer = (
-            {name: to_host(array) for name, array in arrays.items()}
-            for arrays in (trainer.arrays, trainer.optimizer.state)
-        )
         self.saver.save(self.done, model, optimizer, meta, self.log.to_bytes())
-        self._saved, self._saved_at = self.done, time.monotonic()
 
     def _save_is_due(self) -> bool:
         """By the minutes, or because the last one failed."""
@@ -370,6 +377,8 @@ class Run:
     def _farewell(self, stopped: bool) -> None:
         if stopped:
             self.screen.notice(f"stopped and saved after step {self.done}: the same command goes on from here")
+        elif not is_finite(self.log.evaluations[-1]["val_loss"]):
+            raise UserError("training diverged: start over with --fresh and a lower learning rate")
         elif (best := self.log.best_loss) is not None:
             self.screen.notice(
                 f"done: best validation loss {best:.3f}; sample it with: python inference.py --run {self.dir.name}"

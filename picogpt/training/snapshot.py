@@ -87,7 +87,7 @@ def seal(folder: Path, step: int, meta: dict[str, Any]) -> None:
     try:
         for name, expected in read_record(folder)["files"].items():
             _check(folder / name, expected)
-    except DamageError as damage:
+    except (DamageError, UserError) as damage:
         raise OSError(f"what was written cannot be read back: {damage}") from None
 
 
