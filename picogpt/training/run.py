@@ -129,9 +129,7 @@ class Run:
             stopped = stack.enter_context(stop_signals(self.screen.notice))
             self._clear_the_way()
             lanes = stack.enter_context(open_lanes(self.fitted))
-            stack.callback(self._finish_plot)
-            stack.callback(self.screen.close)
-            stack.callback(self.saver.wait, RETRY_SECONDS)  # after an error, too
+            stack.push(self._close)
             trainer = Trainer(self.fitted, self.arrays, lanes)
             if self.resumed:
                 trainer.restore(self.resumed.model, self.resumed.optimizer)
@@ -145,6 +143,15 @@ class Run:
                 self.log.notice(self.feed.warning)
             self._train(trainer, stopped)
         self._farewell(stopped())
+
+    def _close(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Let a save that was begun end, and the picture; but one who interrupts does not want to wait."""
+        at_once = kind is KeyboardInterrupt
+        self.saver.wait(1.0 if at_once else RETRY_SECONDS)
+        self.screen.close()
+        self.plotter.close(0.0 if at_once else 60.0)
+        if self.plotter.problem and not at_once:
+            self.screen.notice(self.plotter.problem)
 
     def _clear_the_way(self) -> None:
         """Take away what the run does not go on from, and write the log: a folder that refuses is found now."""
@@ -281,11 +288,6 @@ class Run:
         self.seconds += clock.lap()
         clock.reset()
 
-    def _finish_plot(self) -> None:
-        self.plotter.close()
-        if self.plotter.problem:
-            self.screen.notice(self.plotter.problem)
-
     def _sample(self, trainer: Trainer) -> str:
         tokenizer = self.feed.tokenizer
         writer = Writer(self.config.model, tokenizer, lambda batch: NumpyReader(trainer.replicas[0], batch))
@@ -376,7 +378,8 @@ class Run:
 
     def _farewell(self, stopped: bool) -> None:
         if stopped:
-            self.screen.notice(f"stopped and saved after step {self.done}: the same command goes on from here")
+            same = "the same command" + (" without --fresh" if self._fresh else "")
+            self.screen.notice(f"stopped and saved after step {self.done}: {same} goes on from here")
         elif not is_finite(self.log.evaluations[-1]["val_loss"]):
             raise UserError("training diverged: start over with --fresh and a lower learning rate")
         elif (best := self.log.best_loss) is not None:

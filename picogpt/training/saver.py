@@ -24,7 +24,7 @@ class Saver:
         self._dir = run_dir
         self._thread: threading.Thread | None = None
         self.problem = ""
-        """Why the last save that ended has failed, as one line; "" where it has not."""
+        """Why the last save failed, as one line; "" where it has not. Of no meaning while one is `busy`."""
 
     def save(
         self, step: int, model: Mapping[str, Array], optimizer: Mapping[str, Array], meta: dict[str, Any], log: bytes
@@ -36,6 +36,7 @@ class Saver:
         except UserError as error:
             self.problem = str(error)
             return
+        self.problem = "the last save broke off"
         self._thread = threading.Thread(target=self._finish, args=(draft, log), daemon=True)
         self._thread.start()
 
@@ -47,6 +48,7 @@ class Saver:
             checkpoint.prune(self._dir)
         except (UserError, OSError) as error:
             self.problem = str(error)
+            draft.drop()
 
     @property
     def busy(self) -> bool:
