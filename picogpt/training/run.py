@@ -28,7 +28,7 @@ from picogpt.training.lock import run_lock
 from picogpt.training.optim import learning_rate_factor
 from picogpt.training.plot import Plotter
 from picogpt.training.runlog import RunLog, is_finite
-from picogpt.training.saver import Saver
+from picogpt.training.saver import RETRY_SECONDS, Saver
 from picogpt.training.screen import Screen
 from picogpt.training.snapshot import fingerprint
 from picogpt.training.trainer import NotFiniteError, Trainer
@@ -36,7 +36,6 @@ from picogpt.training.trainer import NotFiniteError, Trainer
 EVALUATION_SHARE = 0.03  # of the time spent training
 SAMPLE = GenerateConfig(tokens=128, temperature=0.5)
 SAMPLE_PROMPT = "He is a"
-RETRY_SECONDS = 10.0  # after a save that failed, or text that cannot be read
 
 
 class Run:
@@ -88,7 +87,7 @@ class Run:
         self.plotter, self.saver = Plotter(run_dir / "log.pkl", run_dir / "log.png"), Saver(run_dir)
         self.seconds: float = meta.get("seconds", 0.0)
         self.depth = self.config.model.n_layer  # blocks that train
-        self._save_failed = self._memory_told = self._undrawn = False
+        self._memory_told = self._undrawn = False
         self._stand(meta)
 
     def _stand(self, meta: dict[str, Any]) -> None:
@@ -162,23 +161,22 @@ class Run:
         elif self.resumed:
             checkpoint.set_aside(self.dir, self.done)  # damaged ones
         self.log.save()
+        self._log_saved = self.log.to_bytes()
 
     def _train(self, trainer: Trainer, stopped: Callable[[], bool]) -> None:
         train = self.config.train
         self.screen.start(self.done, train.steps, train.minutes, _work(trainer, train.steps))
-        clock, watch, self._saved_at = Clock(self._tell), monitor.MemoryWatch(), time.monotonic()
+        clock, watch = Clock(self._tell), monitor.MemoryWatch()
         if self._saved < 0:
             self._save(trainer)
         while self._progress() < 1 and not stopped():
             if (batch := self._batch(clock, stopped)) is None:
                 break
-            before = self.done
-            self._step(trainer, clock, batch)
-            if self.done < before:
+            if not self._step(trainer, clock, batch):
                 continue  # it went back, to where all is saved
             if self.done % train.eval_interval == 0 or self._progress() >= 1:
                 self._evaluate(trainer, clock)
-            elif self._save_is_due():
+            elif self.saver.is_due(train.save_minutes):
                 self._save(trainer)
             self._look_at_saves()
             if watch.is_short():
@@ -206,9 +204,9 @@ class Run:
                 clock.skip()
         return None
 
-    def _step(self, trainer: Trainer, clock: Clock, batch: Batch) -> None:
-        x, y = batch
-        progress = self._progress()
+    def _step(self, trainer: Trainer, clock: Clock, batch: Batch) -> bool:
+        """Returns whether the run is a step further, and not back where all was well."""
+        (x, y), progress, further = batch, self._progress(), True
         factor, depth = learning_rate_factor(self.config.train, self.done, progress), trainer.depth_at(progress)
         self.factor = factor * self.divergence.rate
         if depth != self.depth:
@@ -217,8 +215,9 @@ class Run:
         try:
             loss = trainer.step(x, y, self.done, self.factor, depth)
         except NotFiniteError as error:
-            self._diverged(trainer, error)
-            loss = error.loss
+            loss, further = error.loss, self._leave_out(error)
+            if not further:
+                self._go_back(trainer, error)
         else:
             self.divergence.skipped = 0
             self.recent.append(loss)
@@ -226,17 +225,21 @@ class Run:
         self.seconds += clock.lap()
         clock.trained(y.size)
         self.screen.step(self.done, loss, clock.tokens_per_second, self.seconds, self.feed.status())
+        return further
 
-    def _diverged(self, trainer: Trainer, error: NotFiniteError) -> None:
-        """Leave a step out, or go back to where all was well. Raises UserError where that has not helped."""
-        state, what = self.divergence, f"loss {error.loss:.4g}, gradient norm {error.norm:.4g}"
-        if state.skipped < SKIPS:
-            state.skipped += 1
-            self.done += 1
-            self._tell_divergence(f"{what}: step {self.done:,} is left out")
-            return
+    def _leave_out(self, error: NotFiniteError) -> bool:
+        """Go on without this step, unless too many before it were left out."""
+        if self.divergence.skipped == SKIPS:
+            return False
+        self.divergence.skipped += 1
+        self.done += 1
+        self._tell_divergence(f"{error.what}: step {self.done:,} is left out")
+        return True
+
+    def _go_back(self, trainer: Trainer, error: NotFiniteError) -> None:
+        """Go on from where all was well, more slowly. Raises UserError where that has not helped."""
         self.saver.wait()
-        found = None
+        state, found = self.divergence, None
         if state.returns < RETURNS:
             found = checkpoint.before_divergence(self.dir, again=state.returns > 0)
         if found is None:
@@ -250,9 +253,8 @@ class Run:
         self._stand(found.meta)
         self.log.divergence = events
         self.divergence = Divergence(state.rate * SLOWER, 0, state.returns + 1)
-        self._tell_divergence(
-            f"{what} at step {at:,}: back to step {self.done:,}, with {self.divergence.rate:g} of the learning rates"
-        )
+        slower = f"with {self.divergence.rate:g} of the learning rates"
+        self._tell_divergence(f"{error.what} at step {at:,}: back to step {self.done:,}, {slower}")
 
     def _tell_divergence(self, text: str) -> None:
         self.screen.notice(text)
@@ -301,9 +303,9 @@ class Run:
             {name: to_host(array) for name, array in arrays.items()}
             for arrays in (trainer.arrays, trainer.optimizer.state)
         )
-        self._saved, self._saved_at = self.done, time.monotonic()
         if not all(np.isfinite(array).all() for array in model.values()):
             return
+        self._saved = self.done
         step, val_loss = self._evaluated
         if step != self.done:
             val_loss = None
@@ -319,25 +321,14 @@ class Run:
             "recent": self.recent,
             "divergence": self.divergence.to_dict(self.log.divergence),
         }
-        self.saver.save(self.done, model, optimizer, meta, self.log.to_bytes())
-
-    def _save_is_due(self) -> bool:
-        """By the minutes, or because the last one failed."""
-        since, minutes = time.monotonic() - self._saved_at, self.config.train.save_minutes
-        due = bool(minutes) and since > 60 * minutes
-        return not self.saver.busy and (due or (bool(self.saver.problem) and since > RETRY_SECONDS))
+        self._log_saved = self.log.to_bytes()
+        self.saver.save(self.done, model, optimizer, meta, self._log_saved)
 
     def _look_at_saves(self) -> None:
-        """Tell when saving fails, once, and when it works again; draw what was saved."""
-        if self.saver.busy:
-            return
-        failed = bool(self.saver.problem)
-        if failed and not self._save_failed:
-            self._tell(f"{self.saver.problem}; training goes on, and saving is tried again")
-        elif self._save_failed and not failed:
-            self._tell(f"saved again, after step {self._saved}")
-        self._save_failed = failed
-        if self._undrawn and not failed:
+        """Tell what there is to say of them, and draw what was saved."""
+        if news := self.saver.news():
+            self._tell(news)
+        if self._undrawn and self.saver.is_through:
             self._undrawn = False
             self.plotter.redraw()
 
@@ -356,6 +347,8 @@ class Run:
             self._save(trainer)
             self.saver.wait()
             self._look_at_saves()
+        if self.log.to_bytes() != self._log_saved:  # something was told since
+            self.log.save()
 
     def _shrink(self, trainer: Trainer) -> None:
         free = f"memory runs short ({monitor.available_memory() / 2**20:,.0f} MB free)"
@@ -379,7 +372,7 @@ class Run:
     def _farewell(self, stopped: bool) -> None:
         if stopped:
             same = "the same command" + (" without --fresh" if self._fresh else "")
-            self.screen.notice(f"stopped and saved after step {self.done}: {same} goes on from here")
+            self.screen.notice(f"stopped and saved after step {self._saved}: {same} goes on from here")
         elif not is_finite(self.log.evaluations[-1]["val_loss"]):
             raise UserError("training diverged: start over with --fresh and a lower learning rate")
         elif (best := self.log.best_loss) is not None:

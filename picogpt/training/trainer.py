@@ -28,9 +28,9 @@ class NotFiniteError(UserError):
     """A loss or a gradient that is not a number, or infinite."""
 
     def __init__(self, step: int, loss: float, norm: float) -> None:
-        self.loss, self.norm = loss, norm
+        self.loss, self.what = loss, f"loss {loss:.4g}, gradient norm {norm:.4g}"
         super().__init__(
-            f"step {step + 1}: loss {loss}, gradient norm {norm}: training diverged. "
+            f"step {step + 1}: {self.what}: training diverged. "
             "What was saved before is sound; start again with a lower learning rate"
         )
 
