@@ -1,11 +1,13 @@
 """Runs on a machine that fails: full and vanishing disks, divergence, little memory, sleep, a second process."""
 
 import errno
+import itertools
 import json
 import math
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -358,6 +360,17 @@ def test_saves_by_the_minute(text: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         before_step(monkeypatch, step, run.saver.wait)
     run.train()
     assert saved == list(range(13))
+
+
+def test_the_clock_may_jump(text: Path, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """By years, both ways, at every look."""
+    jumps = itertools.cycle((0.0, 1e9, -1e9))
+    original = time.time
+    monkeypatch.setattr(time, "time", lambda: original() + next(jumps))
+    run = open_run(config_for(text, minutes=600.0))
+    run.train()
+    assert result_of(run)["losses"] == undisturbed["losses"]
+    assert 0 < log_of(run)["evaluations"][-1]["seconds"] < 600
 
 
 def test_a_second_process_is_refused_and_the_first_goes_on(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
