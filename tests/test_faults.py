@@ -67,6 +67,13 @@ def test_a_disk_that_stays_full_is_an_error_at_the_end(text: Path, monkeypatch: 
     assert open_run(config_for(text)).done == 4  # what was saved before is sound
 
 
+def test_a_disk_that_is_full_from_the_beginning(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(snapshot, "save_file", full)
+    monkeypatch.setattr(Trainer, "step", lambda *_: pytest.fail("it trains what it cannot save"))
+    with pytest.raises(UserError, match=r"00000000 \(No space left on device\): free some disk space"):
+        open_run(config_for(text)).train()
+
+
 def test_somebody_at_a_terminal_can_make_room(
     text: Path, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

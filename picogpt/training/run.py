@@ -165,10 +165,12 @@ class Run:
 
     def _train(self, trainer: Trainer, stopped: Callable[[], bool]) -> None:
         train = self.config.train
-        self.screen.start(self.done, train.steps, train.minutes, _work(trainer, train.steps))
+        self.screen.start(self.done, train.steps, train.minutes, trainer.work(train.steps))
         clock, watch = Clock(self._tell), monitor.MemoryWatch()
         if self._saved < 0:
             self._save(trainer)
+            if not self.saver.busy and self.saver.problem:
+                raise UserError(self.saver.problem)  # nothing is lost yet
         while self._progress() < 1 and not stopped():
             if (batch := self._batch(clock, stopped)) is None:
                 break
@@ -379,13 +381,6 @@ class Run:
             self.screen.notice(
                 f"done: best validation loss {best:.3f}; sample it with: python inference.py --run {self.dir.name}"
             )
-
-
-def _work(trainer: Trainer, steps: int) -> Callable[[int], float]:
-    """What so many first steps cost: a step as much as it trains blocks."""
-    progress = np.linspace(0, 1, 1001)
-    work = np.concatenate([[0], np.cumsum([max(1, trainer.depth_at(share)) for share in progress[:-1]])])
-    return lambda step: float(np.interp(step / steps, progress, work))
 
 
 def _newest(run_dir: Path) -> str:
