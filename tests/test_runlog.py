@@ -106,6 +106,34 @@ def test_goes_on_where_it_was_and_rewinds(tmp_path: Path) -> None:
     assert read_log(path)["losses"] == {"train": [], "val": []}
 
 
+def test_a_log_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runlog, "MOST_EVALUATIONS", 10)
+    monkeypatch.setattr(runlog, "_MOST_LINES", 5)
+    log = RunLog(tmp_path / "log.pkl", {})
+    for step in range(1, 1001):
+        record(log, step, 1.0 if step == 7 else 2.0)
+        log.notice(str(step))
+        log.diverged(step, "left out")
+        assert log.best_loss == (1.0 if step >= 7 else 2.0) and log.evaluations[-1]["step"] == step
+        assert len(log.evaluations) <= 11
+    steps = [entry["step"] for entry in log.evaluations]
+    assert steps == sorted(steps) and 7 in steps
+    assert log.notices == ["996", "997", "998", "999", "1000"]
+    assert [event["step"] for event in log.divergence] == [*range(996, 1001)]
+
+
+def test_a_thinned_log_is_the_same_after_going_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log may be ahead of the checkpoint by the evaluation that thinned it."""
+    monkeypatch.setattr(runlog, "MOST_EVALUATIONS", 10)
+    whole, broken = RunLog(tmp_path / "log.pkl", {}), RunLog(tmp_path / "log.pkl", {})
+    for step in range(1, 31):
+        record(whole, step, 2.0)
+        record(broken, step, 2.0)
+        broken.rewind(step - 1, [])
+        record(broken, step, 2.0)
+    assert whole.evaluations == broken.evaluations
+
+
 def test_a_death_while_saving_leaves_the_last_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "log.pkl"
     log = written(path)

@@ -57,9 +57,9 @@ class RunLog:
         entry = {"step": step, "train_loss": train_loss, "val_loss": val_loss, **fields}
         self.evaluations.append({name: _scalar(value) for name, value in entry.items()})
         if len(self.evaluations) > MOST_EVALUATIONS:
-            best, last = self.best_loss, len(self.evaluations) - 1
-            numbered = enumerate(self.evaluations)
-            self.evaluations = [e for i, e in numbered if i % 2 == last % 2 or e["val_loss"] == best]
+            losses = [entry["val_loss"] for entry in self.evaluations]
+            best, last = losses.index(self.best_loss) if self.best_loss in losses else -1, len(losses) - 1
+            self.evaluations = [e for i, e in enumerate(self.evaluations) if i % 2 == last % 2 or i == best]
 
     def diverged(self, step: int, text: str) -> None:
         """Append what was done about a step that was not finite."""
