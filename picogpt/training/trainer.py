@@ -94,6 +94,7 @@ class Trainer:
 
     def restore(self, model: Arrays, optimizer: Arrays) -> None:
         """Be as a checkpoint has it, whose names and shapes are the trainer's."""
+        self._least_depth = _working_blocks(model, self.config.model.n_layer)
         for mine, saved in ((self.arrays, model), (self.optimizer.state, optimizer)):
             for name, array in mine.items():
                 array[...] = to_device(saved[name], array)
