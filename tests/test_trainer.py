@@ -215,12 +215,12 @@ def test_a_shrunk_micro_batch_gives_its_memory_back(count: int, monkeypatch: pyt
     with Lanes(count) as lanes:
         trainer = deep_trainer(lanes, micro_batch=4)
         losses = [trainer.step(X, Y, 0, 0.0)]
-        for expected in (2, 1):
-            assert trainer.shrink() and trainer.micro_batch == expected
+        for expected in ((2, False), (1, False), (1, True)):
+            assert trainer.shrink() and (trainer.micro_batch, trainer.recompute) == expected
             losses += [trainer.step(X, Y, 0, 0.0), trainer.step(X, Y, 0, 0.0)]
-        assert not trainer.shrink() and trainer.micro_batch == 1
-    assert losses == pytest.approx([losses[0]] * 5, rel=1e-5)
-    assert len(released) == 2  # this lane's own; the other is a process
+        assert not trainer.shrink() and (trainer.micro_batch, trainer.recompute) == (1, True)
+    assert losses == pytest.approx([losses[0]] * 7, rel=1e-5)
+    assert len(released) == 3  # this lane's own; the other is a process
 
 
 def test_a_step_that_is_not_finite_changes_nothing() -> None:
