@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = """
 L0   config  presets  files  rng  seal  unpickle  engine.workspace  engine.backend  data.tokenizer  data.remote
      inference.sampling  inference.quantize  inference.decoding  inference.writer  inference.graph  inference.dialects
-     inference.export  inference.session  inference
+     inference.export  inference.modelfile  inference.session  inference
 L1   engine.tape  engine.tensor  data.formats  data.hub  data.corpora  data.shards
      training.checkpoint  training.runlog  training.logview  training.plot  training.monitor  training.screen
 L2   engine.lanes  engine.ops.linear  engine.ops.activation  engine.ops.norm  engine.ops.attention  engine.ops.loss
