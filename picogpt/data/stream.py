@@ -169,7 +169,7 @@ class _Filling:
                     raise UserError(f"{self._hub.endpoint} has no sound file of {self._plan.dataset}")
                 reason = "all of it is here"
                 break
-            if reason := self._full(size_of(self._tables[source[0]], source[1], self._plan.columns)):
+            if reason := self._full(size_of(self._tables[source[0]], source[1])):
                 break
             try:
                 self._add(source)
