@@ -27,6 +27,7 @@ _XZ_MEMORY = 256 << 20  # bytes for a dictionary; xz -9 takes 65 MB
 _PLAUSIBLE, _RATIO = 1 << 30, 1000  # bytes that anything may unpack to; beyond, text never shrinks to a thousandth
 _KEPT_FREE = 0.05  # of the disk
 _ROWS = 16  # of a parquet file that are unpacked at once: a few bytes can stand for a text of many megabytes in each
+_FOOTER = 64 << 20  # bytes of a parquet file that say what is where
 _THRIFT = {"thrift_string_size_limit": 16 << 20, "thrift_container_size_limit": 200_000}  # of a footer
 _KINDS = (".txt", ".md", ".jsonl", ".parquet")
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
@@ -259,6 +260,9 @@ def open_parquet(name: str, file: Any, columns: Columns, buffer_size: int = 0) -
     from pyarrow import parquet
 
     with _damage(f"{name} is no parquet file"):
+        file.seek(max(0, file.seek(0, io.SEEK_END) - 8))
+        if int.from_bytes(file.read(8)[:4], "little") > _FOOTER:
+            raise ValueError("its footer is too large")
         table = parquet.ParquetFile(file, buffer_size=buffer_size, page_checksum_verification=True, **_THRIFT)
         schema = table.schema_arrow
         names = schema.names
@@ -300,7 +304,7 @@ def _damage(what: str) -> Iterator[None]:
 
     try:
         yield
-    except (pyarrow.ArrowException, ValueError, OSError) as error:
+    except (pyarrow.ArrowException, ValueError, MemoryError, OSError) as error:
         if isinstance(error, OSError) and error.errno:  # the system's word, not the library's
             raise
         raise DamagedFileError(f"{what} ({_line(error)}): get it again") from None
