@@ -288,7 +288,7 @@ def test_a_packed_table_that_does_not_fit_on_the_disk(tmp_path: Path, monkeypatc
 
 def test_a_few_bytes_that_stand_for_many_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(formats, "_PLAUSIBLE", 64 << 20)
-    monkeypatch.setattr(formats, "_RATIO", 2)
+    monkeypatch.setattr(formats, "_TABLE_RATIO", 2)
     path = tmp_path / "a.parquet"
     one = pa.DictionaryArray.from_arrays(pa.array([0] * 5000, pa.int32()), pa.array(["x" * (1 << 20)]))
     parquet.write_table(pa.table({"text": one}), path, compression="zstd", store_schema=False)
@@ -298,3 +298,13 @@ def test_a_few_bytes_that_stand_for_many_texts(tmp_path: Path, monkeypatch: pyte
         for _ in documents(path, Columns()):
             taken.append(pa.total_allocated_bytes())
     assert len(taken) == 64 and max(taken) < 64 << 20
+    monkeypatch.setattr(formats, "_TABLE", 1 << 20)
+    with pytest.raises(UserError, match="it says that it unpacks to more than 2 times its size"):
+        read(path)
+
+
+def test_a_footer_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "_FOOTER", 100)
+    (tmp_path / "a.parquet").write_bytes(as_parquet(["x"]))
+    with pytest.raises(UserError, match="its footer is too large"):
+        read(tmp_path / "a.parquet")

@@ -26,6 +26,7 @@ _LINE = 32 << 20  # bytes of a JSON line, which is held whole, and takes up to t
 _XZ_MEMORY = 256 << 20  # bytes for a dictionary; xz -9 takes 65 MB
 _PLAUSIBLE, _RATIO = 1 << 30, 1000  # bytes that anything may unpack to; beyond, text never shrinks to a thousandth
 _KEPT_FREE = 0.05  # of the disk
+_TABLE, _TABLE_RATIO = 64 << 20, 100  # the same for the columns of a parquet file, and the texts of what it says
 _ROWS = 16  # of a parquet file that are unpacked at once: a few bytes can stand for a text of many megabytes in each
 _FOOTER = 64 << 20  # bytes of a parquet file that say what is where
 _THRIFT = {"thrift_string_size_limit": 16 << 20, "thrift_container_size_limit": 200_000}  # of a footer
@@ -260,12 +261,15 @@ def open_parquet(name: str, file: Any, columns: Columns, buffer_size: int = 0) -
     from pyarrow import parquet
 
     with _damage(f"{name} is no parquet file"):
-        file.seek(max(0, file.seek(0, io.SEEK_END) - 8))
+        size = file.seek(0, io.SEEK_END)
+        file.seek(max(0, size - 8))
         if int.from_bytes(file.read(8)[:4], "little") > _FOOTER:
             raise ValueError("its footer is too large")
         table = parquet.ParquetFile(file, buffer_size=buffer_size, page_checksum_verification=True, **_THRIFT)
         schema = table.schema_arrow
         names = schema.names
+        if sum(size_of(table, group) for group in range(table.num_row_groups)) > max(_TABLE, _TABLE_RATIO * size):
+            raise ValueError(f"it says that it unpacks to more than {_TABLE_RATIO} times its size")
     for column in columns.names:
         if column not in names:
             raise UserError(f"{name} has no column {column!r} (it has {_names(names)}): use --text-field or --qa")
@@ -281,7 +285,7 @@ def open_parquet(name: str, file: Any, columns: Columns, buffer_size: int = 0) -
 
 def row_group(name: str, table: Any, group: int, columns: Columns) -> Iterator[str]:
     """The documents of one row group. Raises DamagedFileError."""
-    come, most = 0, max(_PLAUSIBLE, _RATIO * size_of(table, group))
+    come, most = 0, max(_PLAUSIBLE, _TABLE_RATIO * size_of(table, group))
     with _damage(f"{name} is damaged in row group {group}"):
         for batch in table.iter_batches(batch_size=_ROWS, row_groups=[group], columns=list(columns.names)):
             for row in zip(*(batch.column(column).to_pylist() for column in columns.names), strict=True):

@@ -3,13 +3,13 @@
 import argparse
 import importlib.util
 import re
-import resource
+import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-MEMORY = 3 << 30  # bytes a process may take more than it has when its libraries are loaded
+MEMORY = 3 << 30  # bytes of memory that a process may take after its libraries are loaded
 SLOW = 20  # seconds that an input may take
 LONG = 20_000  # bytes of the longest input
 
@@ -33,6 +33,8 @@ def main() -> int:
         return 2
     root = Path(tempfile.mkdtemp(prefix="picogpt-fuzz-"))
     found = [fuzz(name, root, options) for name in ([options.only] if options.only else TARGETS)]
+    if not any(found):
+        shutil.rmtree(root)
     return int(any(found))
 
 
@@ -47,18 +49,19 @@ def fuzz(name: str, root: Path, options: argparse.Namespace) -> bool:
     said = (folder / "output").read_text(encoding="utf-8", errors="replace")
     executions = re.search(r"stat::number_of_executed_units: (\d+)", said)
     coverage = re.findall(r"cov: (\d+) ft: (\d+) corp: (\d+)", said)
-    inputs = [str(path) for path in folder.iterdir() if re.match(r"(crash|timeout|oom|leak|slow)-", path.name)]
+    inputs = [str(path) for path in folder.iterdir() if re.match(r"(crash|timeout|oom)-", path.name)]
     facts = [f"{int(executions[1]):,} executions" if executions else "no count of executions"]
     facts += [f"corpus {coverage[-1][2]}, coverage {coverage[-1][0]}"] if coverage else []
-    facts += (
-        [f"FOUND {', '.join(inputs) or f'exit status {status}'} (see {folder / 'output'})"] if status else ["nothing"]
-    )
+    where = ", ".join(inputs) or f"exit status {status}"
+    facts.append(f"FOUND {where} (see {folder / 'output'})" if status else "nothing found")
     print(f"{name}: {', '.join(facts)}", flush=True)
     return status != 0
 
 
 def inside(name: str, folder: Path, seconds: int, one: Path | None) -> int:
     """Search until the time is over or something is found, which ends the process."""
+    import resource
+
     import atheris
 
     with atheris.instrument_imports(include=["picogpt"]):
@@ -68,18 +71,14 @@ def inside(name: str, folder: Path, seconds: int, one: Path | None) -> int:
     for number, seed in enumerate(target.seeds(work)):
         (folder / "corpus" / f"seed-{number}").write_bytes(seed)
         target(work, seed)  # whatever is imported when it is first used
-    limit = virtual() + MEMORY
+    addresses = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+    limit = addresses + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     flags = [f"-max_total_time={seconds}", f"-timeout={SLOW}", f"-max_len={LONG}", f"-rss_limit_mb={MEMORY >> 20}"]
     flags += [f"-artifact_prefix={folder}/", "-print_final_stats=1", "-report_slow_units=1000"]
     atheris.Setup([sys.argv[0], *flags, str(one or folder / "corpus")], lambda data: target(work, data))
     atheris.Fuzz()
     return 0
-
-
-def virtual() -> int:
-    """Bytes of addresses that the process has."""
-    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -356,9 +357,9 @@ class Answers:
 def listing(folder: Path, data: bytes) -> None:
     link, _, body = data.partition(b"\n")
     asked = hub.Hub(print)
-    hub._PAGES = 3
     asked._web = Answers(body, link.decode("latin-1"))  # type: ignore[assignment]
-    files = asked.files(hub.Dataset("a/b"))
+    with mock.patch.object(hub, "_PAGES", 3):
+        files = asked.files(hub.Dataset("a/b"))
     sizes = np.array([file.size or 1 for file in files], np.float64)
     np.random.default_rng(0).choice(len(files), p=sizes / sizes.sum())  # as streaming draws them
     for file in files:
