@@ -68,26 +68,8 @@ def as_json(*values: Any) -> list[bytes]:
     return [json.dumps(value).encode() for value in values]
 
 
-STRANGE = [
-    None,
-    True,
-    -1,
-    0,
-    1,
-    7,
-    1 << 31,
-    1 << 64,
-    10**400,
-    0.5,
-    -1e308,
-    float("nan"),
-    "",
-    "x",
-    "\n",
-    "\ud800",
-    "../x",
-]
-STRANGE += [[], {}, [[]], "x" * 2000, "3", "picogpt", "fp32"]
+STRANGE: list[Any] = [-1, 0, 1, 7, 1 << 31, 1 << 64, 10**400, 0.5, -1e308, float("nan")]
+STRANGE += ["", "x", "\n", "\ud800", "../x", "x" * 2000, "3", "picogpt", "fp32", None, True, [], {}, [[]]]
 
 
 def changed(data: bytes, chance: random.Random) -> bytes:
