@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from picogpt.unpickle import ClassNamedError, loads
 
-FEW = settings(max_examples=150, deadline=None)
+FEW = settings(max_examples=80, deadline=None)
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
 
 
