@@ -2,6 +2,7 @@
 
 import json
 import random
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,3 @@ def watched(run: Callable[[], object]) -> None:
         run()
     finally:
         _watching = False
-
-
-"".encode("raw_unicode_escape")  # its codec is imported when it is first used, by protocol 0

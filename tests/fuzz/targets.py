@@ -33,7 +33,7 @@ from picogpt.training import checkpoint, snapshot
 from picogpt.training.logview import summary
 from picogpt.training.runlog import RunLog, read_log
 from picogpt.unpickle import loads
-from tests.fuzz.target import Target, as_json, parsed, watched
+from tests.fuzz.target import Finding, Target, as_json, parsed, watched
 
 # Pickles and seals
 
