@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -49,7 +50,7 @@ def test_a_disk_that_is_full_for_a_while(
     owner = os if operation == "fsync" else snapshot
     original = getattr(owner, operation)
     before_step(monkeypatch, 3, lambda: monkeypatch.setattr(owner, operation, full))
-    before_step(monkeypatch, 7, lambda: monkeypatch.setattr(owner, operation, original))
+    before_step(monkeypatch, 7, lambda: (run.saver.wait(), monkeypatch.setattr(owner, operation, original))[1])
     run = open_run(config_for(text))
     run.train()
     assert result_of(run) == undisturbed
@@ -116,6 +117,106 @@ def test_the_runs_folder_goes_and_comes_back(
     run.saver.wait()
     before_step(monkeypatch, 2, lambda: (run.saver.wait(), run.dir.rename(away))[0])
     before_step(monkeypatch, 6, lambda: (run.saver.wait(), away.rename(run.dir))[0])
+    run.train()
+    assert result_of(run) == undisturbed
+
+
+def test_a_folder_that_goes_in_the_middle_of_a_save_is_not_made_anew(
+    text: Path, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away, write_log = text.parent / "away", saver.write_log
+
+    def gone(path: Path, content: bytes) -> None:
+        monkeypatch.setattr(saver, "write_log", write_log)
+        run.dir.rename(away)
+        write_log(path, content)
+
+    def back() -> None:
+        run.saver.wait()
+        assert not run.dir.exists()
+        away.rename(run.dir)
+
+    before_step(monkeypatch, 3, lambda: monkeypatch.setattr(saver, "write_log", gone))
+    before_step(monkeypatch, 7, back)
+    run = open_run(config_for(text))
+    run.train()
+    assert result_of(run) == undisturbed
+
+
+def test_a_network_that_answers_nonsense_ends_nothing(
+    text: Path, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = open_run(config_for(text))
+    stat, stale = os.stat, [False]
+
+    def answered(path: Any, *arguments: Any, **options: Any) -> os.stat_result:
+        if stale[0] and str(path).startswith(str(run.dir)):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return stat(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", answered)
+    before_step(monkeypatch, 3, lambda: (run.saver.wait(), stale.__setitem__(0, True))[0])
+    before_step(monkeypatch, 6, lambda: (run.saver.wait(), stale.__setitem__(0, False))[0])
+    run.train()
+    assert result_of(run) == undisturbed
+
+
+def test_what_is_wrong_with_the_text_costs_no_step(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Loader.batch
+
+    def damaged(self: Loader, position: int, count: int) -> Any:
+        if position == 24:
+            raise UserError("its text is damaged")
+        return original(self, position, count)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loader, "batch", damaged)
+        with pytest.raises(UserError, match="its text is damaged"):
+            open_run(config_for(text)).train()
+    assert open_run(config_for(text)).done == 6
+
+
+def test_a_slow_disk_is_waited_for_after_an_error(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish = checkpoint.publish
+
+    def slow(draft: checkpoint.Draft) -> Path:
+        if draft.step:
+            waiting.wait(0.3)
+        return publish(draft)
+
+    def die() -> None:
+        raise UserError("a lane has died")
+
+    waiting = threading.Event()
+    monkeypatch.setattr(checkpoint, "publish", slow)
+    before_step(monkeypatch, 4, die)
+    with pytest.raises(UserError, match="a lane has died"):
+        open_run(config_for(text)).train()
+    assert open_run(config_for(text)).done == 4
+
+
+def test_what_a_killed_save_left_makes_room(text: Path) -> None:
+    run = open_run(config_for(text))
+    run.train()
+    left = run.dir / "checkpoints" / ".tmp-00000016"
+    left.mkdir()
+    (left / snapshot.MODEL).write_bytes(bytes(1000))
+    seen: list[bool] = []
+    again = open_run(config_for(text, steps=13))
+    with pytest.MonkeyPatch.context() as patch:
+        before_step(patch, 12, lambda: seen.append(left.exists()))
+        again.train()
+    assert seen == [False]
+
+
+def test_a_system_without_threads_saves_all_the_same(
+    text: Path, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", none)
+    run = open_run(config_for(text))
     run.train()
     assert result_of(run) == undisturbed
 
@@ -211,11 +312,12 @@ def test_no_sound_checkpoint_at_all_is_refused(text: Path) -> None:
     [
         {"config": None},
         {"tokenizer": 3},
-        {"recent": ["x"]},
+        {"recent": ["x", 1]},
+        {"recent": [1.0, 2.0, 3.0]},
         {"feed": 3},
         {"seconds": "long"},
-        {"divergence": {"rate": 0.0, "skipped": 0, "returns": 0, "events": []}},
-        {"divergence": {"rate": 0.5, "skipped": 0, "returns": 0, "events": [{"step": "x", "text": ""}]}},
+        {"divergence": {"rate": 0.0, "skipped": 0, "returns": 0, "furthest": 0, "events": []}},
+        {"divergence": {"rate": 0.5, "skipped": 0, "returns": 0, "furthest": 0, "events": [{"step": "x", "text": ""}]}},
     ],
 )
 def test_a_forged_record_is_refused_in_one_line(text: Path, change: dict[str, Any]) -> None:
@@ -320,6 +422,52 @@ def test_what_never_gets_better_is_given_up(text: Path, monkeypatch: pytest.Monk
     assert found is not None and all(np.isfinite(array).all() for array in found.model.values())
 
 
+def test_going_back_again_and_again_comes_to_an_end(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where there are evaluations between the best one and what diverges."""
+    losses = itertools.chain([1.0], itertools.repeat(2.0))
+    monkeypatch.setattr(Trainer, "evaluate", lambda self, x, y: next(losses))
+    poison(monkeypatch, (13, 14, 15), below_rate=0.0)
+    run = open_run(config_for(text, steps=20))
+    with pytest.raises(UserError, match=r"step 16: loss nan, .* training diverged"):
+        run.train()
+    assert len([event for event in run.log.divergence if "back to step" in event["text"]]) == 5
+
+
+def test_an_evaluation_that_is_not_finite_sends_the_run_back(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights are spoilt then, whatever steps are left."""
+    original, spoilt = Trainer.step, [True]
+
+    def step(self: Trainer, x: Any, y: Any, done: int, *how: Any) -> float:
+        loss = original(self, x, y, done, *how)
+        if done == 11 and spoilt.pop():
+            self.arrays["wte.weight"].fill(np.nan)
+            spoilt.append(False)
+        return loss
+
+    monkeypatch.setattr(Trainer, "step", step)
+    run = open_run(config_for(text))
+    run.train()
+    log = log_of(run)
+    assert [event["text"][-50:] for event in log["divergence"]] == [
+        "step 13: back to step 8, with 0.5 of the learning rates"[-50:]
+    ]
+    assert [entry["step"] for entry in log["evaluations"]] == [4, 8, 12]
+    assert all(math.isfinite(loss) for loss in log["losses"]["val"])
+
+
+def test_time_that_is_over_after_going_back_is_told(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    poison(monkeypatch, (0, 1, 2))
+    go_back = Run._go_back
+
+    def late(self: Run, *how: Any) -> None:
+        go_back(self, *how)
+        self.seconds = 1e9
+
+    monkeypatch.setattr(Run, "_go_back", late)
+    with pytest.raises(UserError, match="training diverged before its time was over: run run has it up to step 0"):
+        open_run(config_for(text, minutes=60.0)).train()
+
+
 def test_the_second_time_it_goes_back_to_the_best(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([2.0, 3.0, *[1.0] * 10])
     monkeypatch.setattr(Trainer, "evaluate", lambda self, x, y: next(losses))
@@ -361,6 +509,33 @@ def test_little_memory_means_smaller_micro_batches(text: Path, monkeypatch: pyte
     )
     assert len(notices) == 4 and all(words in notice for words, notice in zip(said, notices, strict=True))
     assert checkpoint.newest(run.dir) == run.dir / "checkpoints" / "00000012"
+
+
+def test_no_memory_for_a_step_means_a_smaller_way(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, refused = Trainer.accumulate, [3, 3]
+
+    def accumulate(self: Trainer, x: Any, y: Any, step: int, *how: Any) -> tuple[float, float]:
+        if refused and step == refused[0]:
+            refused.pop()
+            raise MemoryError("32 MB more for training")
+        return original(self, x, y, step, *how)
+
+    monkeypatch.setattr(Trainer, "accumulate", accumulate)
+    run = open_run(config_for(text, micro_batch=4, lanes=1))
+    run.train()
+    (notice,) = log_of(run)["notices"]
+    assert notice.startswith("there was no memory left: until the next start 1 at a time in each lane, which changes")
+    assert checkpoint.newest(run.dir) == run.dir / "checkpoints" / "00000012"
+
+
+def test_other_lanes_than_before_are_told(text: Path) -> None:
+    open_run(config_for(text)).train()
+    run = open_run(config_for(text, steps=14, lanes=1))
+    run.train()
+    assert log_of(run)["notices"] == [
+        "it trained with device cpu, lanes 2, micro_batch 2 before, now with device cpu, lanes 1, micro_batch 4: "
+        "the last bits will differ"
+    ]
 
 
 def test_saves_by_the_minute(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -435,4 +610,5 @@ def test_the_meta_says_where_the_run_stands(text: Path) -> None:
     assert folder is not None
     meta = json.loads((folder / snapshot.META).read_text(encoding="utf-8"))["meta"]
     assert meta["evaluated"] is True and meta["val_loss"] == log_of(run)["losses"]["val"][-1]
-    assert meta["divergence"] == {"rate": 1.0, "skipped": 0, "returns": 0, "events": []}
+    assert meta["divergence"] == {"rate": 1.0, "skipped": 0, "returns": 0, "furthest": 0, "events": []}
+    assert meta["way"] == {"device": "cpu", "lanes": 2, "micro_batch": 2}

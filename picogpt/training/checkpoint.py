@@ -47,6 +47,7 @@ def save(
 
     `meta` is anything JSON holds. Raises UserError when the disk refuses; the checkpoints before stay as they are.
     """
+    make_folder(run_dir)
     return publish(write(run_dir, step, model, optimizer, meta))
 
 
@@ -55,13 +56,14 @@ def write(
 ) -> Draft:
     """The first half of `save`, as quick as copying: when it returns, the arrays may change.
 
-    Raises UserError when the disk refuses.
+    The run's folder has to be there: one that has gone, as a network's does, may come back. Raises UserError when the
+    disk refuses.
     """
     meta = json.loads(json.dumps(meta))  # refused before anything is written; and the crc32 is of what will be read
     final = run_dir / FOLDER / f"{step:08d}"
     draft = Draft(final.with_name(f"{_TEMPORARY}{final.name}"), final, step, meta)
     with _told(draft):
-        make_folder(final.parent)
+        final.parent.mkdir(exist_ok=True)
         _remove(draft.folder)
         draft.folder.mkdir()
         write_arrays(draft.folder, model, optimizer)
@@ -80,18 +82,21 @@ def publish(draft: Draft) -> Path:
             _remove(aside)
             replace(draft.final, aside)
         replace(draft.folder, draft.final)
-        sync_folder(draft.final.parent)
+        for folder in (draft.final.parent, draft.final.parent.parent):
+            sync_folder(folder)
         _remove(aside)
     return draft.final
 
 
 @contextmanager
 def _told(draft: Draft) -> Iterator[None]:
-    """An error of the disk as one line, and its space given back."""
+    """An error of the disk as one line; what the draft took is given back, and what may go if there is no room."""
     try:
         yield
     except OSError as error:
         draft.drop()
+        for aside in draft.final.parent.glob("*.aside"):
+            shutil.rmtree(aside, ignore_errors=True)
         raise UserError(
             f"cannot write the checkpoint {draft.final} ({error.strerror or error}): free some disk space or choose "
             "another folder; the checkpoints before it are as they were"
@@ -237,5 +242,4 @@ def _remove(folder: Path) -> None:
     """
     with suppress(PermissionError):
         (folder / META).unlink(missing_ok=True)
-        if folder.exists():
-            shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)  # without its record it is no checkpoint, whatever stays of it
