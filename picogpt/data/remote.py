@@ -360,4 +360,4 @@ def _fetch(url: str, path: Path, checksum: str, size: int) -> None:
     with path.open("xb") as file:
         file.write(got)
         file.flush()
-        os.fsync(file.fileno())
+        flush(file.fileno())

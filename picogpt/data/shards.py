@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from picogpt.config import UserError, shown
 from picogpt.data.tokenizer import Ids
-from picogpt.files import make_folder, read_bytes, sync_folder, write_durably
+from picogpt.files import flush, make_folder, read_bytes, sync_folder, write_durably
 
 SHARD_TOKENS = 1 << 26  # a shard is sealed when it holds so many
 INDEX = "index.json"
@@ -146,7 +146,7 @@ class ShardWriter:
             self._file.seek(0)
             self._file.write(_header(self._index.dtype, self._count, self._index.fingerprint))
             self._file.flush()
-            os.fsync(self._file.fileno())
+            flush(self._file.fileno())
             self._file.close()
             self._sealed.append(_Entry(self._next_path().name, self._count, tuple(self._crc32), self._source))
             self._file = None
