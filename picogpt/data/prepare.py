@@ -15,7 +15,7 @@ from picogpt.config import DataConfig, UserError
 from picogpt.data.corpora import Corpus, Join, open_corpus
 from picogpt.data.shards import Shards, ShardWriter
 from picogpt.data.tokenizer import CharTokenizer, Ids, PicoTokenizer, Tokenizer, from_dict
-from picogpt.files import sync_file, sync_folder
+from picogpt.files import make_folder, sync_file, sync_folder
 
 PARTS = ("train", "val")
 _TOKENIZER = "tokenizer.json"
@@ -123,7 +123,7 @@ def _build(
     advance: Advance,
 ) -> None:
     """Make `folder` under another name and rename it: other processes wait, and see all or nothing."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     work, total = folder.with_name(f"{folder.name}.part"), 2 * corpus.size  # it is read twice
     with FileLock(folder.with_name(".lock")):
         if folder.exists():
@@ -146,6 +146,7 @@ def _writers(work: Path, tokenizer: Tokenizer, corpus: Corpus) -> list[ShardWrit
     """To train on and to validate with: those of one that was interrupted here, or new ones."""
     folders = [work / part for part in PARTS]
     try:
+        read_tokenizer(work)  # it is gone where deleting the folder was interrupted
         return [ShardWriter.resume(folder, tokenizer.fingerprint(), {None}) for folder in folders]
     except UserError:
         shutil.rmtree(work, ignore_errors=True)
