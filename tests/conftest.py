@@ -1,8 +1,10 @@
 """What several test files share."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -62,6 +64,14 @@ def text(tmp_path: Path) -> Path:
     path = tmp_path / "easy.txt"
     path.write_text(EASY, encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def memory() -> Iterator[Path]:
+    """A folder for thousands of small files: not on a disk, where the system has such a place."""
+    place = "/dev/shm"
+    with TemporaryDirectory(dir=place if os.access(place, os.W_OK) else None) as folder:
+        yield Path(folder)
 
 
 @pytest.fixture

@@ -81,12 +81,14 @@ class ShardWriter:
     def resume(cls, folder: Path, fingerprint: str, sources: Collection[Source | None]) -> "ShardWriter":
         """Go on after the sealed shards made from these sources (None: from no one in particular); others are deleted.
 
-        Raises UserError for a damaged index.
+        Raises UserError for a damaged index, or one that names what is gone.
         """
         index = _read_index(folder / INDEX, fingerprint)
         shards = tuple(entry for entry in index.shards if entry.source in sources)
         if shards != index.shards[: len(shards)]:
             raise _damaged(folder / INDEX, "names shards in another order")
+        for entry in shards:
+            _check_header(folder / entry.file, index.dtype, entry.count, fingerprint)
         cut = replace(index, shards=shards, sources=tuple(name for name in index.sources if name in sources))
         writer = cls.__new__(cls)
         writer._begin(folder, cut)
@@ -148,6 +150,7 @@ class ShardWriter:
             self._file.flush()
             flush(self._file.fileno())
             self._file.close()
+            sync_folder(self.folder)  # first, for what an index names has to be there
             self._sealed.append(_Entry(self._next_path().name, self._count, tuple(self._crc32), self._source))
             self._file = None
             self._clear()

@@ -151,9 +151,9 @@ def before_divergence(run_dir: Path, again: bool) -> Checkpoint | None:
 
 
 def set_aside(run_dir: Path, after: int) -> None:
-    """Take the checkpoints after this step out of the way. They are deleted when the run has come as far again.
+    """Take the checkpoints after this step out of the way, durably: the log will no longer reach as far as they do.
 
-    For good, before a log is written that knows nothing of them.
+    They are deleted when the run has come as far again.
     """
     root = run_dir / FOLDER
     later = [folder for folder in _folders(root) if _step(folder) > after]
@@ -178,9 +178,15 @@ def prune(run_dir: Path) -> None:
 
 
 def clear(run_dir: Path) -> None:
-    """Delete every checkpoint of the run. Files that are not ours stay."""
-    for folder in _ours(run_dir / FOLDER):
+    """Delete every checkpoint of the run, durably: a new log will know nothing of them.
+
+    Files that are not ours stay.
+    """
+    root = run_dir / FOLDER
+    for folder in _ours(root):
         _remove(folder)
+    if root.is_dir():
+        sync_folder(root)
 
 
 def _ours(root: Path) -> list[Path]:
