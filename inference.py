@@ -2,7 +2,10 @@
 
 import sys
 
-from picogpt.cli import main
-
 if __name__ == "__main__":
-    sys.exit(main(["generate", *sys.argv[1:]]))
+    try:
+        from picogpt.cli import main
+
+        sys.exit(main(["generate", *sys.argv[1:]]))
+    except KeyboardInterrupt:  # before there was anybody to hear it
+        sys.exit(130)

@@ -179,6 +179,7 @@ def test_a_sound_checkpoint_survives_a_death_at_any_file_operation(
     while not finished:
         moment += 1
         run = tmp_path / str(moment)
+        run.mkdir()
         save(run, 10, 2.0, seed=1)
         with pytest.MonkeyPatch.context() as patch:
             operations = die_at(patch, moment, error)

@@ -9,12 +9,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Layer by layer, and within a layer in order. An `__init__` is the last of its own folder.
 LAYERS = """
-L0   config  presets  files  seal  rng  engine.workspace  engine.backend  data.tokenizer  data.remote  inference.sampling
-     inference.quantize  inference.decoding  inference.writer  inference.graph  inference.dialects  inference.export
-     inference.session  inference
+L0   config  presets  files  seal  rng  engine.workspace  engine.backend  data.tokenizer  data.remote
+     inference.sampling  inference.quantize  inference.decoding  inference.writer  inference.graph  inference.dialects
+     inference.export  inference.session  inference
 L1   engine.tape  engine.tensor  data.formats  data.hub  data.corpora  data.shards
-     training.snapshot  training.checkpoint  training.runlog  training.logview  training.plot  training.monitor  training.screen
-     training.divergence  training.clock  training.lock  training.saver
+     training.snapshot  training.checkpoint  training.runlog  training.logview  training.plot  training.monitor
+     training.screen  training.divergence  training.clock  training.lock  training.saver
 L2   engine.lanes  engine.ops.linear  engine.ops.activation  engine.ops.norm  engine.ops.attention  engine.ops.loss
      engine.ops  engine  data.prepare  data.loader  data.stream  data.feed  data
 L3   model.layers  model.parameters

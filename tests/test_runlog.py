@@ -59,7 +59,7 @@ def shown(log: dict[str, Any], encoding: str, width: int = 100) -> str:
 
 
 def test_the_file_opens_without_picogpt_and_numpy(tmp_path: Path) -> None:
-    path = tmp_path / "run" / "log.pkl"
+    path = tmp_path / "log.pkl"
     log = RunLog.open(path, PRESETS["pico"].to_dict())
     fields: dict[str, Any] = {"step": np.int64(50), "train_loss": np.float32(2.5), "val_loss": np.float64(2.25)}
     log.evaluation(**fields, name=np.str_("x"), ok=np.True_)
@@ -293,6 +293,7 @@ def png_size(path: Path) -> tuple[int, ...]:
 @pytest.mark.parametrize("count", [0, 1, 5000])
 def test_the_picture_of_any_log(tmp_path: Path, count: int) -> None:
     folder = tmp_path / "costs $5 and $6"
+    folder.mkdir()
     log = RunLog.open(folder / "log.pkl", {"preset": "pico", "parameters": 10**12})
     for step in range(count):
         record(log, step, NAN if step % 10 == 5 else 2.0 + 1 / (1 + step))

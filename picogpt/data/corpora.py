@@ -12,6 +12,7 @@ from picogpt.config import DataConfig, UserError
 from picogpt.data.formats import KNOWN, TEXT, Columns, Document, documents, kind_of
 from picogpt.data.hub import dataset_named
 from picogpt.data.remote import download
+from picogpt.files import sync_file
 
 _BLOCK = 1 << 20  # bytes read at once
 
@@ -151,6 +152,7 @@ def _input(dataset_dir: Path) -> Path:
             raise UserError("the standard input is empty: pipe some text into it, or name a file")
         path = dataset_dir / f"input-{digest.hexdigest()[:12]}.txt"
         if not path.exists():
+            sync_file(part)
             os.replace(part, path)
         return path
     except OSError as error:

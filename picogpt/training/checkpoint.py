@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from picogpt.config import UserError
-from picogpt.files import make_folder, replace, sync_folder
+from picogpt.files import replace, sync_folder
 from picogpt.training.snapshot import META, Array, Checkpoint, DamageError, read, read_record, seal, write_arrays
 
 FOLDER = "checkpoints"
@@ -34,6 +34,10 @@ class Draft:
     final: Path
     step: int
     meta: dict[str, Any]
+
+    def drop(self) -> None:
+        """Give its space back."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def save(
@@ -57,7 +61,7 @@ def write(
     final = run_dir / FOLDER / f"{step:08d}"
     draft = Draft(final.with_name(f"{_TEMPORARY}{final.name}"), final, step, meta)
     with _told(draft):
-        make_folder(final.parent)
+        final.parent.mkdir(exist_ok=True)  # not its parents: a run's folder that has gone may come back
         _remove(draft.folder)
         draft.folder.mkdir()
         write_arrays(draft.folder, model, optimizer)
@@ -76,7 +80,8 @@ def publish(draft: Draft) -> Path:
             _remove(aside)
             replace(draft.final, aside)
         replace(draft.folder, draft.final)
-        sync_folder(draft.final.parent)
+        for folder in (draft.final.parent, draft.final.parent.parent):
+            sync_folder(folder)
         _remove(aside)
     return draft.final
 
@@ -87,7 +92,7 @@ def _told(draft: Draft) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        shutil.rmtree(draft.folder, ignore_errors=True)
+        draft.drop()
         raise UserError(
             f"cannot write the checkpoint {draft.final} ({error.strerror or error}): free some disk space or choose "
             "another folder; the checkpoints before it are as they were"

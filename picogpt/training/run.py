@@ -28,7 +28,7 @@ from picogpt.training.lock import run_lock
 from picogpt.training.optim import learning_rate_factor
 from picogpt.training.plot import Plotter
 from picogpt.training.runlog import RunLog, is_finite
-from picogpt.training.saver import Saver
+from picogpt.training.saver import RETRY_SECONDS, Saver
 from picogpt.training.screen import Screen
 from picogpt.training.snapshot import fingerprint
 from picogpt.training.trainer import NotFiniteError, Trainer
@@ -36,7 +36,6 @@ from picogpt.training.trainer import NotFiniteError, Trainer
 EVALUATION_SHARE = 0.03  # of the time spent training
 SAMPLE = GenerateConfig(tokens=128, temperature=0.5)
 SAMPLE_PROMPT = "He is a"
-RETRY_SECONDS = 10.0  # after a save that failed, or text that cannot be read
 
 
 class Run:
@@ -88,7 +87,7 @@ class Run:
         self.plotter, self.saver = Plotter(run_dir / "log.pkl", run_dir / "log.png"), Saver(run_dir)
         self.seconds: float = meta.get("seconds", 0.0)
         self.depth = self.config.model.n_layer  # blocks that train
-        self._save_failed = self._memory_told = self._undrawn = False
+        self._memory_told = self._undrawn = False
         self._stand(meta)
 
     def _stand(self, meta: dict[str, Any]) -> None:
@@ -129,9 +128,7 @@ class Run:
             stopped = stack.enter_context(stop_signals(self.screen.notice))
             self._clear_the_way()
             lanes = stack.enter_context(open_lanes(self.fitted))
-            stack.callback(self._finish_plot)
-            stack.callback(self.screen.close)
-            stack.callback(self.saver.wait, RETRY_SECONDS)  # after an error, too
+            stack.push(self._close)
             trainer = Trainer(self.fitted, self.arrays, lanes)
             if self.resumed:
                 trainer.restore(self.resumed.model, self.resumed.optimizer)
@@ -146,6 +143,15 @@ class Run:
             self._train(trainer, stopped)
         self._farewell(stopped())
 
+    def _close(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Let a save that was begun end, and the picture; but one who interrupts does not want to wait."""
+        at_once = kind is KeyboardInterrupt
+        self.saver.wait(1.0 if at_once else RETRY_SECONDS)
+        self.screen.close()
+        self.plotter.close(0.0 if at_once else 60.0)
+        if self.plotter.problem and not at_once:
+            self.screen.notice(self.plotter.problem)
+
     def _clear_the_way(self) -> None:
         """Take away what the run does not go on from, and write the log: a folder that refuses is found now."""
         if self._fresh:
@@ -155,23 +161,24 @@ class Run:
         elif self.resumed:
             checkpoint.set_aside(self.dir, self.done)  # damaged ones
         self.log.save()
+        self._log_saved = self.log.to_bytes()
 
     def _train(self, trainer: Trainer, stopped: Callable[[], bool]) -> None:
         train = self.config.train
-        self.screen.start(self.done, train.steps, train.minutes, _work(trainer, train.steps))
-        clock, watch, self._saved_at = Clock(self._tell), monitor.MemoryWatch(), time.monotonic()
+        self.screen.start(self.done, train.steps, train.minutes, trainer.work(train.steps))
+        clock, watch = Clock(self._tell), monitor.MemoryWatch()
         if self._saved < 0:
             self._save(trainer)
+            if not self.saver.busy and self.saver.problem:
+                raise UserError(self.saver.problem)  # nothing is lost yet
         while self._progress() < 1 and not stopped():
             if (batch := self._batch(clock, stopped)) is None:
                 break
-            before = self.done
-            self._step(trainer, clock, batch)
-            if self.done < before:
+            if not self._step(trainer, clock, batch):
                 continue  # it went back, to where all is saved
             if self.done % train.eval_interval == 0 or self._progress() >= 1:
                 self._evaluate(trainer, clock)
-            elif self._save_is_due():
+            elif self.saver.is_due(train.save_minutes):
                 self._save(trainer)
             self._look_at_saves()
             if watch.is_short():
@@ -199,9 +206,9 @@ class Run:
                 clock.skip()
         return None
 
-    def _step(self, trainer: Trainer, clock: Clock, batch: Batch) -> None:
-        x, y = batch
-        progress = self._progress()
+    def _step(self, trainer: Trainer, clock: Clock, batch: Batch) -> bool:
+        """Returns whether the run is a step further, and not back where all was well."""
+        (x, y), progress, further = batch, self._progress(), True
         factor, depth = learning_rate_factor(self.config.train, self.done, progress), trainer.depth_at(progress)
         self.factor = factor * self.divergence.rate
         if depth != self.depth:
@@ -210,8 +217,9 @@ class Run:
         try:
             loss = trainer.step(x, y, self.done, self.factor, depth)
         except NotFiniteError as error:
-            self._diverged(trainer, error)
-            loss = error.loss
+            loss, further = error.loss, self._leave_out(error)
+            if not further:
+                self._go_back(trainer, error)
         else:
             self.divergence.skipped = 0
             self.recent.append(loss)
@@ -219,17 +227,21 @@ class Run:
         self.seconds += clock.lap()
         clock.trained(y.size)
         self.screen.step(self.done, loss, clock.tokens_per_second, self.seconds, self.feed.status())
+        return further
 
-    def _diverged(self, trainer: Trainer, error: NotFiniteError) -> None:
-        """Leave a step out, or go back to where all was well. Raises UserError where that has not helped."""
-        state, what = self.divergence, f"loss {error.loss:.4g}, gradient norm {error.norm:.4g}"
-        if state.skipped < SKIPS:
-            state.skipped += 1
-            self.done += 1
-            self._tell_divergence(f"{what}: step {self.done:,} is left out")
-            return
+    def _leave_out(self, error: NotFiniteError) -> bool:
+        """Go on without this step, unless too many before it were left out."""
+        if self.divergence.skipped == SKIPS:
+            return False
+        self.divergence.skipped += 1
+        self.done += 1
+        self._tell_divergence(f"{error.what}: step {self.done:,} is left out")
+        return True
+
+    def _go_back(self, trainer: Trainer, error: NotFiniteError) -> None:
+        """Go on from where all was well, more slowly. Raises UserError where that has not helped."""
         self.saver.wait()
-        found = None
+        state, found = self.divergence, None
         if state.returns < RETURNS:
             found = checkpoint.before_divergence(self.dir, again=state.returns > 0)
         if found is None:
@@ -243,9 +255,8 @@ class Run:
         self._stand(found.meta)
         self.log.divergence = events
         self.divergence = Divergence(state.rate * SLOWER, 0, state.returns + 1)
-        self._tell_divergence(
-            f"{what} at step {at:,}: back to step {self.done:,}, with {self.divergence.rate:g} of the learning rates"
-        )
+        slower = f"with {self.divergence.rate:g} of the learning rates"
+        self._tell_divergence(f"{error.what} at step {at:,}: back to step {self.done:,}, {slower}")
 
     def _tell_divergence(self, text: str) -> None:
         self.screen.notice(text)
@@ -281,11 +292,6 @@ class Run:
         self.seconds += clock.lap()
         clock.reset()
 
-    def _finish_plot(self) -> None:
-        self.plotter.close()
-        if self.plotter.problem:
-            self.screen.notice(self.plotter.problem)
-
     def _sample(self, trainer: Trainer) -> str:
         tokenizer = self.feed.tokenizer
         writer = Writer(self.config.model, tokenizer, lambda batch: NumpyReader(trainer.replicas[0], batch))
@@ -299,9 +305,9 @@ class Run:
             {name: to_host(array) for name, array in arrays.items()}
             for arrays in (trainer.arrays, trainer.optimizer.state)
         )
-        self._saved, self._saved_at = self.done, time.monotonic()
         if not all(np.isfinite(array).all() for array in model.values()):
             return
+        self._saved = self.done
         step, val_loss = self._evaluated
         if step != self.done:
             val_loss = None
@@ -317,25 +323,14 @@ class Run:
             "recent": self.recent,
             "divergence": self.divergence.to_dict(self.log.divergence),
         }
-        self.saver.save(self.done, model, optimizer, meta, self.log.to_bytes())
-
-    def _save_is_due(self) -> bool:
-        """By the minutes, or because the last one failed."""
-        since, minutes = time.monotonic() - self._saved_at, self.config.train.save_minutes
-        due = bool(minutes) and since > 60 * minutes
-        return not self.saver.busy and (due or (bool(self.saver.problem) and since > RETRY_SECONDS))
+        self._log_saved = self.log.to_bytes()
+        self.saver.save(self.done, model, optimizer, meta, self._log_saved)
 
     def _look_at_saves(self) -> None:
-        """Tell when saving fails, once, and when it works again; draw what was saved."""
-        if self.saver.busy:
-            return
-        failed = bool(self.saver.problem)
-        if failed and not self._save_failed:
-            self._tell(f"{self.saver.problem}; training goes on, and saving is tried again")
-        elif self._save_failed and not failed:
-            self._tell(f"saved again, after step {self._saved}")
-        self._save_failed = failed
-        if self._undrawn and not failed:
+        """Tell what there is to say of them, and draw what was saved."""
+        if news := self.saver.news():
+            self._tell(news)
+        if self._undrawn and self.saver.is_through:
             self._undrawn = False
             self.plotter.redraw()
 
@@ -354,6 +349,8 @@ class Run:
             self._save(trainer)
             self.saver.wait()
             self._look_at_saves()
+        if self.log.to_bytes() != self._log_saved:  # something was told since
+            self.log.save()
 
     def _shrink(self, trainer: Trainer) -> None:
         free = f"memory runs short ({monitor.available_memory() / 2**20:,.0f} MB free)"
@@ -376,20 +373,14 @@ class Run:
 
     def _farewell(self, stopped: bool) -> None:
         if stopped:
-            self.screen.notice(f"stopped and saved after step {self.done}: the same command goes on from here")
+            same = "the same command" + (" without --fresh" if self._fresh else "")
+            self.screen.notice(f"stopped and saved after step {self._saved}: {same} goes on from here")
         elif not is_finite(self.log.evaluations[-1]["val_loss"]):
             raise UserError("training diverged: start over with --fresh and a lower learning rate")
         elif (best := self.log.best_loss) is not None:
             self.screen.notice(
                 f"done: best validation loss {best:.3f}; sample it with: python inference.py --run {self.dir.name}"
             )
-
-
-def _work(trainer: Trainer, steps: int) -> Callable[[int], float]:
-    """What so many first steps cost: a step as much as it trains blocks."""
-    progress = np.linspace(0, 1, 1001)
-    work = np.concatenate([[0], np.cumsum([max(1, trainer.depth_at(share)) for share in progress[:-1]])])
-    return lambda step: float(np.interp(step / steps, progress, work))
 
 
 def _newest(run_dir: Path) -> str:

@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from picogpt.config import UserError
-from picogpt.files import make_folder, write_durably
+from picogpt.files import write_durably
 from picogpt.seal import sealed
 
-MOST_EVALUATIONS = 10_000  # kept of a run, however long it is
+MOST_EVALUATIONS, _MOST_LINES = 10_000, 1_000  # kept of a run, however long it is
 _SIZE_LIMIT = 32 << 20  # bytes; ten thousand evaluations are about 6 MB
 _OPCODE_LIMIT = 4_000_000  # each may make an object, so this bounds memory; an evaluation has about 30
 _NUMBERS = ("step", "tokens", "seconds", "lr", "train_loss", "val_loss", "tokens_per_second", "memory_mb")
@@ -63,11 +63,11 @@ class RunLog:
 
     def diverged(self, step: int, text: str) -> None:
         """Append what was done about a step that was not finite."""
-        self.divergence.append({"step": step, "text": text})
+        self.divergence = [*self.divergence, {"step": step, "text": text}][-_MOST_LINES:]
 
     def notice(self, text: str) -> None:
         """Append one line the user should find again."""
-        self.notices.append(text)
+        self.notices = [*self.notices, text][-_MOST_LINES:]
 
     def rewind(self, step: int, divergence: list[dict[str, Any]]) -> None:
         """Be what the log was after `step`: a run that goes on from there makes again what came after.
@@ -104,9 +104,8 @@ class RunLog:
 
 
 def write_log(path: Path, content: bytes) -> None:
-    """Replace the file. Raises UserError when the disk refuses."""
+    """Replace the file, in a folder that is there. Raises UserError when the disk refuses."""
     try:
-        make_folder(path.parent)
         write_durably(path, content)
     except OSError as error:
         raise UserError(

@@ -1,6 +1,7 @@
 """Saving while training goes on: files are written between two steps, and a thread waits for the disk."""
 
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from picogpt.training import checkpoint
 from picogpt.training.checkpoint import Draft
 from picogpt.training.runlog import write_log
 from picogpt.training.snapshot import Array
+
+RETRY_SECONDS = 10.0  # after a save that failed
 
 
 class Saver:
@@ -23,19 +26,22 @@ class Saver:
     def __init__(self, run_dir: Path) -> None:
         self._dir = run_dir
         self._thread: threading.Thread | None = None
+        self._began, self._failing = time.monotonic(), False
         self.problem = ""
-        """Why the last save that ended has failed, as one line; "" where it has not."""
+        """Why the last save failed, as one line; "" where it has not. Of no meaning while one is `busy`."""
 
     def save(
         self, step: int, model: Mapping[str, Array], optimizer: Mapping[str, Array], meta: dict[str, Any], log: bytes
     ) -> None:
         """Begin a save, when the one before is through. What goes wrong is in `problem` when `busy` is false."""
         self.wait()
+        self._began = time.monotonic()
         try:
             draft = checkpoint.write(self._dir, step, model, optimizer, meta)
         except UserError as error:
             self.problem = str(error)
             return
+        self.problem = "the last save broke off"
         self._thread = threading.Thread(target=self._finish, args=(draft, log), daemon=True)
         self._thread.start()
 
@@ -47,10 +53,28 @@ class Saver:
             checkpoint.prune(self._dir)
         except (UserError, OSError) as error:
             self.problem = str(error)
+            draft.drop()
 
     @property
     def busy(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
+
+    @property
+    def is_through(self) -> bool:
+        """Whether all that `save` was given is on the disk."""
+        return not self.busy and not self.problem
+
+    def is_due(self, minutes: float) -> bool:
+        """Whether it is time to save: so many minutes after the last one, if not 0, or soon after one that failed."""
+        since = time.monotonic() - self._began
+        return not self.busy and (0 < 60 * minutes < since or (bool(self.problem) and since > RETRY_SECONDS))
+
+    def news(self) -> str:
+        """What there is to say of saves: once that they fail, and once that they work again."""
+        if self.busy or bool(self.problem) == self._failing:
+            return ""
+        self._failing = bool(self.problem)
+        return f"{self.problem}; training goes on, and saving is tried again" if self._failing else "saved again"
 
     def wait(self, seconds: float | None = None) -> None:
         """Until the save in hand has ended, but no longer than so many seconds."""

@@ -3,6 +3,7 @@
 B sequences of a batch   T tokens of a sequence
 """
 
+from collections.abc import Callable
 from itertools import chain
 from math import isfinite, sqrt
 
@@ -28,9 +29,9 @@ class NotFiniteError(UserError):
     """A loss or a gradient that is not a number, or infinite."""
 
     def __init__(self, step: int, loss: float, norm: float) -> None:
-        self.loss, self.norm = loss, norm
+        self.loss, self.what = loss, f"loss {loss:.4g}, gradient norm {norm:.4g}"
         super().__init__(
-            f"step {step + 1}: loss {loss}, gradient norm {norm}: training diverged. "
+            f"step {step + 1}: {self.what}: training diverged. "
             "What was saved before is sound; start again with a lower learning rate"
         )
 
@@ -84,6 +85,12 @@ class Trainer:
         """Blocks to train when this share of the run is done: never fewer than do something already."""
         n_layer = self.config.model.n_layer
         return max(self._least_depth, min(n_layer, scheduled_depth(self.config.train, n_layer, progress)))
+
+    def work(self, steps: int) -> Callable[[int], float]:
+        """What so many first steps of a run cost: each as much as it trains blocks."""
+        progress = np.linspace(0, 1, 1001)
+        work = np.concatenate([[0], np.cumsum([max(1, self.depth_at(share)) for share in progress[:-1]])])
+        return lambda step: float(np.interp(step / steps, progress, work))
 
     def restore(self, model: Arrays, optimizer: Arrays) -> None:
         """Be as a checkpoint has it, whose names and shapes are the trainer's."""
