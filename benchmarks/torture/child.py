@@ -20,7 +20,7 @@ from typing import Any
 
 from picogpt import cli
 from picogpt.data.shards import Shards
-from picogpt.training import checkpoint, monitor, run, snapshot
+from picogpt.training import checkpoint, monitor, run, saver, snapshot
 from picogpt.training.plot import Plotter
 from picogpt.training.trainer import Trainer
 
@@ -110,7 +110,7 @@ class Saboteur:
             self.mark(PASSED)
         raise OSError(code, os.strerror(code))
 
-    def _step(self, original: Callable[..., None], training: run.Run, *args: Any) -> None:
+    def _step(self, original: Callable[..., bool], training: run.Run, *args: Any) -> bool:
         self._steps += 1
         if self._steps > self.plan.after:
             self.armed = True
@@ -120,7 +120,7 @@ class Saboteur:
         self._poisoned = first > 0 and (
             done == first // 2 or (first <= done < first + _POISONED and training.divergence.rate == 1)
         )
-        original(training, *args)
+        return original(training, *args)
 
     def _accumulate(self, original: Callable[..., Any], *args: Any) -> Any:
         return (nan, nan) if self._poisoned else original(*args)
@@ -292,7 +292,8 @@ def main(argv: list[str]) -> int:
     plan = Plan(**json.loads(argv[0]))
     Plotter.redraw = lambda self: None  # type: ignore[method-assign]  # a picture takes longer than the training
     run.SAMPLE = replace(run.SAMPLE, tokens=6)
-    run.RETRY_SECONDS = 0.2
+    for module in (run, saver):
+        vars(module)["RETRY_SECONDS"] = 0.2
     saboteur = Saboteur(plan)
     if plan.fault:
         FAULTS[plan.fault](saboteur)

@@ -1,6 +1,7 @@
 """What befalls a run: by itself, from outside, or between two starts."""
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -107,9 +108,14 @@ def move_away(child: Child, random: Random, context: Context) -> bool:
     try:
         noticed = child.until_said(_SAVING)
     finally:
-        if context.run_dir.exists():
-            raise UserError(f"{context.run_dir.name} was made anew while it was away")
+        anew = context.run_dir.exists()
+        if anew:
+            child.send(signal.SIGKILL)
+            child.end()
+            shutil.rmtree(context.run_dir)
         os.rename(away, context.run_dir)
+    if anew:
+        raise UserError("the folder was made anew while it was away")
     return noticed and kill(child, random, context)
 
 

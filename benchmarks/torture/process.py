@@ -14,9 +14,14 @@ import psutil
 
 from benchmarks.torture.child import Plan
 
-_ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[2]
 _PATIENCE = 120.0  # seconds in which anything comes to pass
 _LOOK = 0.005
+
+
+def environment() -> dict[str, str]:
+    """In which a process finds these modules, from any folder."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
 class HungError(Exception):
@@ -45,14 +50,13 @@ class Child:
     def __init__(self, folder: Path, command: list[str], plan: Plan) -> None:
         self.folder, self._marks = folder, Path(plan.marks)
         self._marks.write_text("", encoding="utf-8")
-        search = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         self._files = [self._marks.with_suffix(suffix) for suffix in (".out", ".err")]
         out, err = (path.open("wb") for path in self._files)
         with out, err:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "benchmarks.torture.child", plan.to_json(), *command],
                 cwd=folder,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(search)},
+                env=environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,

@@ -20,7 +20,7 @@ from picogpt.training import checkpoint
 from picogpt.training.runlog import read_log
 
 TEXT = "text.txt"
-_WORDS = "she sells sea shells by the shore and he who reads them keeps all the old words that were".split()
+_SENTENCE = "she sells sea shells by the shore and he who reads them keeps all the old words that were"
 _INTERVAL = 25  # steps between evaluations
 _CLOCKED = ("tokens_per_second", "memory_mb", "seconds")
 _LONG = 3600.0  # seconds that a run may take that nothing disturbs
@@ -46,10 +46,18 @@ VARIANTS = (
 )
 
 
+def text(random: Random) -> str:
+    """So little that epochs pass in a run."""
+    words = _SENTENCE.split()
+    return " ".join(random.choice(words) for _ in range(1800))
+
+
 @dataclass
 class Tally:
     """What happened."""
 
+    names: list[str] = field(default_factory=list)
+    """Of the runs."""
     kills: Counter[str] = field(default_factory=Counter)
     """SIGKILLs that a run survived, by the run."""
     faults: Counter[str] = field(default_factory=Counter)
@@ -65,10 +73,11 @@ class Torture:
     def __init__(self, folder: Path, steps: int, random: Random) -> None:
         self.folder, self.steps, self.tally = folder, steps, Tally()
         self._random, self._deck = random, faults.faults(random)
-        self._text = " ".join(random.choice(_WORDS) for _ in range(1800))
+        self._text = text(random)
 
     def run(self, variant: Variant, count: int, deadline: float) -> None:
         """Train it undisturbed, then with so many faults, or as many as come before the deadline; and compare."""
+        self.tally.names.append(variant.name)
         calm, torn = (self._home(f"{variant.name}-{kind}") for kind in ("undisturbed", "disturbed"))
         child = Child(calm, self._command(variant), self._plan(calm, variant))
         try:
