@@ -31,7 +31,8 @@ from picogpt.training import monitor
 PROGRAM = "python -m benchmarks.torture"
 _RUNS = 0.9  # of the time; the rest is for damaged files
 _A_FAULT = 3.2  # seconds, with all that belongs to it
-_STEPS_A_FAULT = 60  # so many pass, on the average, until the next one
+_STEPS_A_FAULT = 40  # so many pass, on the average, until the next one
+_SHOWN = 20  # problems, where there are more
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def show(report: Report, console: Console) -> None:
     runs = report.runs
     console.print(f"bits compared: {runs.bits_compared:,}, different: {runs.bits_different:,}")
     console.print(f"problems: {len(report.problems)}")
-    for problem in report.problems:
+    for problem in report.problems[:_SHOWN]:
         console.print(f"  {problem}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"{report.seconds:,.0f} seconds on {monitor.machine()}", highlight=False)
 

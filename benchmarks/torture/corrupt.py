@@ -91,7 +91,7 @@ class Corrupter:
         self._readers += [(path, lambda: _checkpoint(newest)) for path in sorted(newest.iterdir())]
         self._readers += [(path, lambda: _tokens(tokens)) for path in sorted(tokens.rglob("*")) if path.is_file()]
         self._readers.append((onnx, lambda: _model(onnx)))
-        self._right = [repr(read()) for _, read in self._readers]
+        self._right = [read() for _, read in self._readers]
 
     def round(self) -> None:
         """Damage every file once, each kind of damage as often as any other, and put it right again."""
@@ -112,9 +112,9 @@ class Corrupter:
                 self.result.problems.append(f"{name} ({damage.__name__}) was {outcome}: {why}")
 
 
-def _outcome(read: Callable[[], object], right: str) -> tuple[str, str]:
+def _outcome(read: Callable[[], object], right: object) -> tuple[str, str]:
     try:
-        found = repr(read())
+        found = read()
     except UserError as error:
         lines = str(error).splitlines()
         return (REFUSED, "") if len(lines) == 1 else (CRASHED, f"its refusal has {len(lines)} lines")

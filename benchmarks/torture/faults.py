@@ -15,7 +15,7 @@ from picogpt.config import UserError
 from picogpt.training import checkpoint
 
 KILLED = -signal.SIGKILL
-_SPREAD = 0.4  # seconds: in so many there is a save, and often an evaluation
+_SPREAD = 0.25  # seconds: in so many there is a save, and often an evaluation
 _SAVING = "training goes on, and saving is tried again"
 _STOPPED = "stopped and saved after step"
 _DONE = "done: best validation loss"
@@ -94,7 +94,7 @@ def suspend(child: Child, random: Random, context: Context) -> bool:
         return False
     time.sleep(random.uniform(0, _SPREAD))
     child.send_to_all(signal.SIGSTOP)
-    time.sleep(random.uniform(0, 2 * _SPREAD))
+    time.sleep(random.uniform(0, 4 * _SPREAD))
     child.send_to_all(signal.SIGCONT)
     return kill(child, random, context)
 

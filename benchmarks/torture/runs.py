@@ -21,13 +21,13 @@ from picogpt.training.runlog import read_log
 
 TEXT = "text.txt"
 _SENTENCE = "she sells sea shells by the shore and he who reads them keeps all the old words that were"
-_INTERVAL = 25  # steps between evaluations
+_INTERVAL = 40  # steps between evaluations
 _CLOCKED = ("tokens_per_second", "memory_mb", "seconds")
 _LONG = 3600.0  # seconds that a run may take that nothing disturbs
 _EVENT = re.compile(r": step [\d,]+ is left out|: back to step ")
 _RESUMED = re.compile(r"going on with run \S+ after step (\d+)$", re.MULTILINE)
 _SHAPE = "--context-len 16 --n-head 2 --n-embd 16 --dropout 0.1 --batch-size 5 --micro-batch 2 --lanes 2"
-_PACE = f"--eval-interval {_INTERVAL} --save-minutes 0.005"
+_PACE = f"--eval-interval {_INTERVAL} --save-minutes 0.002"
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ class Torture:
     def __init__(self, folder: Path, steps: int, random: Random) -> None:
         self.folder, self.steps, self.tally = folder, steps, Tally()
         self._random, self._deck = random, faults.faults(random)
+        self._again: list[Fault] = []  # faults that had no effect
         self._text = text(random)
 
     def run(self, variant: Variant, count: int, deadline: float) -> None:
@@ -95,9 +96,13 @@ class Torture:
         for left in range(count, 0, -1):
             if time.monotonic() > deadline or self._done(torn) >= self.steps:
                 break
-            self._disturb(torn, variant, next(self._deck), left, starting)
+            self._disturb(torn, variant, self._next(), left, starting)
         self._finish(torn, variant)
         self._compare(calm, torn, variant)
+
+    def _next(self) -> Fault:
+        """In between, one that had no effect when it was its turn."""
+        return self._again.pop() if self._again and self._random.random() < 0.5 else next(self._deck)
 
     def short_memory(self) -> None:
         """A run of its own, for a smaller micro-batch changes the last bits."""
@@ -138,6 +143,7 @@ class Torture:
     def _disturb(self, home: Path, variant: Variant, fault: Fault, left: int, starting: float) -> None:
         run_dir, random = home / "logs" / "run", self._random
         if fault.damages and not faults.damage_newest(run_dir, random):
+            self._again.insert(0, fault)
             fault = faults.FAULTS[0]
         before = self._done(home)
         after = random.randrange(max(1, 2 * (self.steps - before) // (left + 1)))
@@ -158,7 +164,10 @@ class Torture:
     def _count(self, variant: Variant, fault: Fault, took: bool, ended: Ended) -> None:
         if problem := faults.wrong(fault, took, ended):
             self._problem(variant, fault.kind, problem)
-        self.tally.faults[fault.kind] += took
+        if took:
+            self.tally.faults[fault.kind] += 1
+        else:
+            self._again.insert(0, fault)
         self.tally.kills[variant.name] += ended.status == faults.KILLED
         if events := len(_EVENT.findall(ended.out)):
             self.tally.faults["loss that is not finite"] += events
