@@ -26,8 +26,27 @@ def _require(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
+def shown(value: object) -> str:
+    """A value of any origin for a message: short, on one line, in characters that every terminal takes."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, or what is nested as deeply
+        text = f"a {type(value).__name__} beyond all sense"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def _foreign(error: Exception) -> UserError:
-    return UserError(f"this is not a configuration of picogpt: {' '.join(str(error).split())}")
+    return UserError(f"this is not a configuration of picogpt: {shown(str(error))[1:-1]}")
+
+
+def _check_most(config: object, most: dict[str, int]) -> None:
+    """Refuse what no machine could hold or finish: a config also arrives from files, and fingers slip."""
+    for name, limit in most.items():
+        value = getattr(config, name)
+        if isinstance(value, int):
+            _require(value <= limit, f"{name} must be at most {limit:,}, not {shown(value)}")
+        elif value is not None:
+            _require(len(value) <= limit, f"{name} must not be longer than {limit:,}")
 
 
 def _check_types(config: object) -> None:
@@ -36,21 +55,33 @@ def _check_types(config: object) -> None:
         value, choices = getattr(config, name), get_args(hint)
         if get_origin(hint) is Literal:
             _require(
-                type(value) is str and value in choices, f"{name} must be one of {', '.join(choices)}, not {value!r}"
+                type(value) is str and value in choices,
+                f"{name} must be one of {', '.join(choices)}, not {shown(value)}",
             )
         elif get_origin(hint) is tuple:
-            _require(type(value) is tuple, f"{name} must be a tuple, not {value!r}")
+            _require(type(value) is tuple, f"{name} must be a tuple, not {shown(value)}")
         elif hint is float:
             _require(
-                type(value) in (int, float) and -1e300 < value < 1e300, f"{name} must be a finite number, not {value!r}"
+                type(value) in (int, float) and -1e300 < value < 1e300,
+                f"{name} must be a finite number, not {shown(value)}",
             )
         else:  # int, bool, str, or one of several
             kinds = [get_origin(choice) or choice for choice in choices or (hint,)]
-            _require(type(value) in kinds, f"{name} must be of type {_name(hint)}, not {value!r}")
+            _require(type(value) in kinds, f"{name} must be of type {_name(hint)}, not {shown(value)}")
 
 
 def _name(hint: Any) -> str:
     return getattr(hint, "__name__", str(hint))
+
+
+_MODEL_MOST = {"context_len": 1 << 20, "vocab_size": 1 << 22, "n_layer": 1024, "n_head": 1 << 16, "n_embd": 1 << 16}
+_MODEL_MOST |= {"local_window": 1 << 20, "layer_pattern": 1024}
+_DATA_MOST = {"text_field": 1000, "qa": 1000, "data_limit": 32}
+_TRAIN_MOST = {"steps": 10**12, "context": 1 << 30, "batch_size": 1 << 20, "micro_batch": 1 << 20, "lanes": 4096}
+_TRAIN_MOST |= {"warmup_steps": 10**12, "eval_interval": 10**12, "seed": (1 << 64) - 1}
+_GENERATE_MOST = {"tokens": 10**9, "samples": 1 << 16, "top_k": 10**9, "overlap": 1 << 20, "stop": 10_000}
+_GENERATE_MOST |= {"seed": (1 << 64) - 1}
+_NAMES_MOST, _NAME_MOST = 100_000, 32_767  # files of a text, and characters of the longest path there is
 
 
 @dataclass(frozen=True)
@@ -94,16 +125,17 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _check_types(self)
         for name in ("context_len", "vocab_size", "n_head", "n_embd", "local_window"):
-            _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
-        _require(self.n_layer >= 0, f"n_layer must not be negative, not {self.n_layer}")
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {shown(getattr(self, name))}")
+        _check_most(self, _MODEL_MOST)
+        _require(self.n_layer >= 0, f"n_layer must not be negative, not {shown(self.n_layer)}")
         _require(
             self.n_embd % self.n_head == 0,
             f"n_embd ({self.n_embd}) must be a multiple of n_head ({self.n_head})",
         )
-        _require(0.0 <= self.dropout < 1.0, f"dropout must be in [0, 1), not {self.dropout}")
+        _require(0.0 <= self.dropout < 1.0, f"dropout must be in [0, 1), not {shown(self.dropout)}")
         _require(len(self.layer_pattern) > 0, "layer_pattern needs at least one of global, local")
         for span in self.layer_pattern:
-            _require(span in ("global", "local"), f"layer_pattern holds global or local, not {span!r}")
+            _require(span in ("global", "local"), f"layer_pattern holds global or local, not {shown(span)}")
 
     @classmethod
     def from_dict(cls, fields: Any) -> "ModelConfig":
@@ -161,15 +193,22 @@ class DataConfig:
     def __post_init__(self) -> None:
         _check_types(self)
         _require(
-            bool(self.names) and all(type(name) is str for name in self.names), f"data must be names, not {self.data!r}"
+            bool(self.names) and all(type(name) is str for name in self.names),
+            f"data must be names, not {shown(self.data)}",
         )
-        _require(0.0 <= self.val_fraction < 1.0, f"val_fraction must be between 0 and 1, not {self.val_fraction}")
+        _require(
+            0.0 <= self.val_fraction < 1.0, f"val_fraction must be between 0 and 1, not {shown(self.val_fraction)}"
+        )
+        _require(len(self.names) <= _NAMES_MOST, f"data must not be more than {_NAMES_MOST:,} names")
+        _require(max(map(len, self.names)) <= _NAME_MOST, f"data must not have names longer than {_NAME_MOST:,}")
+        _check_most(self, _DATA_MOST)
         _require(
             not self.qa or len([name for name in self.qa.split(",") if name.strip()]) == 2,
-            f"qa names two fields, such as question,response, not {self.qa!r}",
+            f"qa names two fields, such as question,response, not {shown(self.qa)}",
         )
         _require(
-            not self.data_limit or self.limit_bytes > 0, f"data_limit is a size such as 500MB, not {self.data_limit!r}"
+            not self.data_limit or self.limit_bytes > 0,
+            f"data_limit is a size such as 500MB, not {shown(self.data_limit)}",
         )
 
     @property
@@ -244,17 +283,18 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _check_types(self)
+        _check_most(self, _TRAIN_MOST)
         for name in ("steps", "batch_size", "eval_interval"):
-            _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {shown(getattr(self, name))}")
         for name in ("minutes", "context", "micro_batch", "lanes", "warmup_steps", "weight_decay", "grad_clip", "seed"):
-            _require(getattr(self, name) >= 0, f"{name} must not be negative, not {getattr(self, name)}")
-        _require(self.save_minutes >= 0, f"save_minutes must not be negative, not {self.save_minutes}")
+            _require(getattr(self, name) >= 0, f"{name} must not be negative, not {shown(getattr(self, name))}")
+        _require(self.save_minutes >= 0, f"save_minutes must not be negative, not {shown(self.save_minutes)}")
         for name in ("learning_rate", "muon_learning_rate"):
-            _require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
+            _require(getattr(self, name) > 0, f"{name} must be positive, not {shown(getattr(self, name))}")
         for name in ("muon_momentum", "beta1", "beta2"):
-            _require(0.0 <= getattr(self, name) < 1.0, f"{name} must be in [0, 1), not {getattr(self, name)}")
+            _require(0.0 <= getattr(self, name) < 1.0, f"{name} must be in [0, 1), not {shown(getattr(self, name))}")
         for name in ("decay_fraction", "depth_warmup", "min_lr_fraction"):
-            _require(0.0 <= getattr(self, name) <= 1.0, f"{name} must be in [0, 1], not {getattr(self, name)}")
+            _require(0.0 <= getattr(self, name) <= 1.0, f"{name} must be in [0, 1], not {shown(getattr(self, name))}")
 
 
 @dataclass(frozen=True)
@@ -285,13 +325,14 @@ class GenerateConfig:
 
     def __post_init__(self) -> None:
         _check_types(self)
-        _require(self.tokens >= 0, f"tokens must not be negative, not {self.tokens}")
-        _require(self.samples >= 1, f"samples must be at least 1, not {self.samples}")
-        _require(self.overlap is None or self.overlap >= 0, f"overlap must not be negative, not {self.overlap}")
-        _require(self.temperature >= 0, f"temperature must not be negative, not {self.temperature}")
-        _require(self.top_k >= 0, f"top_k must not be negative, not {self.top_k}")
-        _require(0.0 < self.top_p <= 1.0, f"top_p must be in (0, 1], not {self.top_p}")
-        _require(self.seed is None or self.seed >= 0, f"seed must not be negative, not {self.seed}")
+        _check_most(self, _GENERATE_MOST)
+        _require(self.tokens >= 0, f"tokens must not be negative, not {shown(self.tokens)}")
+        _require(self.samples >= 1, f"samples must be at least 1, not {shown(self.samples)}")
+        _require(self.overlap is None or self.overlap >= 0, f"overlap must not be negative, not {shown(self.overlap)}")
+        _require(self.temperature >= 0, f"temperature must not be negative, not {shown(self.temperature)}")
+        _require(self.top_k >= 0, f"top_k must not be negative, not {shown(self.top_k)}")
+        _require(0.0 < self.top_p <= 1.0, f"top_p must be in (0, 1], not {shown(self.top_p)}")
+        _require(self.seed is None or self.seed >= 0, f"seed must not be negative, not {shown(self.seed)}")
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ def shell(folder: Path, *argv: str, text: str | bytes = b"", **environment: str)
         input=text.encode() if isinstance(text, str) else text,
         capture_output=True,
         env={**os.environ, "PYTHONIOENCODING": "utf-8", **environment},
-        timeout=120,
+        timeout=600,
     )
     return done.returncode, done.stdout.decode(), done.stderr.decode()
 

@@ -60,6 +60,7 @@ class Hub:
         self.listing, self.unlisted = True, 404
         self.down = False
         self.redirect = ""  # where all requests for files are sent
+        self.answers: dict[str, tuple[int, bytes, dict[str, str]]] = {}  # by path, instead of what is there
         self.url = ""
 
     def expire(self) -> None:
@@ -86,6 +87,9 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             hub.headers.append(dict(self.headers))
             if hub.down:
                 return self.reset()
+            if path in hub.answers:
+                status, body, headers = hub.answers[path]
+                return self.answer(status, body, **headers)
             if match := re.fullmatch(r"/api/datasets/([^/]+/[^/]+)/tree/main(?:/(.+))?", path):
                 return self.tree(hub.root / match[1], match[2] or "")
             if match := re.fullmatch(r"/datasets/([^/]+/[^/]+)/resolve/main/(.+)", path):

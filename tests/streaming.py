@@ -24,7 +24,7 @@ def filled(folder: Path, name: str = "wiki", **data: Any) -> tuple[Plan, list[St
     return plan, told
 
 
-def wait_for(condition: Any, seconds: float = 30.0) -> bool:
+def wait_for(condition: Any, seconds: float = 300.0) -> bool:
     until = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > until:

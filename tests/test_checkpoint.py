@@ -117,6 +117,86 @@ def test_prune_keeps_the_newest_and_the_best_and_what_is_not_ours(tmp_path: Path
     assert sorted(entry.name for entry in root.iterdir()) == ["00000002", "00000004", "my notes"]
 
 
+def evaluated(run: Path, step: int, val_loss: float | None) -> Path:
+    content = arrays(step)
+    return checkpoint.save(run, step, content, content, {"val_loss": val_loss, "evaluated": True})
+
+
+def test_latest_is_the_newest_that_verifies_and_says_what_it_left_out(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4):
+        save(tmp_path, step)
+    flip(tmp_path / "checkpoints" / "00000004" / snapshot.OPTIMIZER)
+    (tmp_path / "checkpoints" / "00000003" / snapshot.META).unlink()
+    skipped: list[str] = []
+    found = checkpoint.latest(tmp_path, skipped.append)
+    assert found is not None and found.step == 2 and same(found.model, arrays(2))
+    assert ["is damaged" in skipped[0], "is missing" in skipped[1], len(skipped)] == [True, True, 2]
+    assert "00000004" in skipped[0] and "00000003" in skipped[1]
+    assert checkpoint.latest(tmp_path / "nowhere", skipped.append) is None
+
+
+def test_a_bad_place_on_the_disk_is_damage_and_a_refusal_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 1)
+    newest = save(tmp_path, 2)
+    original = snapshot._measure
+    number = 5
+
+    def failing(file: Any) -> dict[str, int]:
+        if "00000002" in file.name:
+            raise OSError(number, os.strerror(number))
+        return original(file)
+
+    monkeypatch.setattr(snapshot, "_measure", failing)
+    skipped: list[str] = []
+    found = checkpoint.latest(tmp_path, skipped.append)
+    assert found is not None and found.step == 1 and "Input/output error" in skipped[0]
+    number = 13
+    with pytest.raises(UserError, match=f"{newest}.* cannot be read \\(Permission denied\\): look at the folder"):
+        checkpoint.latest(tmp_path)
+
+
+def test_what_is_set_aside_counts_no_more_and_goes_when_the_run_has_come_as_far(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+    checkpoint.set_aside(tmp_path, after=1)
+    assert checkpoint.newest(tmp_path) == tmp_path / "checkpoints" / "00000001"
+    save(tmp_path, 2, 1.0)
+    checkpoint.prune(tmp_path)
+    names = sorted(entry.name for entry in (tmp_path / "checkpoints").iterdir())
+    assert names == ["00000002", "00000003.aside"]
+    save(tmp_path, 3, 2.0)
+    checkpoint.prune(tmp_path)
+    assert sorted(entry.name for entry in (tmp_path / "checkpoints").iterdir()) == ["00000002", "00000003"]
+
+
+def test_a_run_that_diverged_goes_back_to_its_last_evaluation_then_to_its_best(tmp_path: Path) -> None:
+    assert checkpoint.before_divergence(tmp_path, again=False) is None
+    for step, loss in ((0, None), (10, 1.0), (20, 2.0)):
+        evaluated(tmp_path, step, loss)
+    save(tmp_path, 25)
+
+    def back(again: bool) -> int | None:
+        found = checkpoint.before_divergence(tmp_path, again)
+        return found.step if found else None
+
+    assert [back(False), back(True)] == [20, 10]
+    flip(tmp_path / "checkpoints" / "00000020" / snapshot.MODEL)
+    assert [back(False), back(True)] == [10, 10]
+    flip(tmp_path / "checkpoints" / "00000010" / snapshot.MODEL)
+    assert [back(False), back(True)] == [0, 0]
+
+
+def test_prune_keeps_the_last_evaluation(tmp_path: Path) -> None:
+    for step, loss in ((0, None), (10, 1.0), (20, 2.0)):
+        evaluated(tmp_path, step, loss)
+    save(tmp_path, 21)
+    save(tmp_path, 22)
+    checkpoint.prune(tmp_path)
+    assert sorted(entry.name for entry in (tmp_path / "checkpoints").iterdir()) == ["00000010", "00000020", "00000022"]
+
+
 def test_clear_deletes_every_checkpoint_and_what_a_kill_left_but_nothing_else(tmp_path: Path) -> None:
     checkpoint.clear(tmp_path)  # nothing there yet
     root = save(tmp_path, 1, 1.0).parent

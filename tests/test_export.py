@@ -13,6 +13,8 @@ import onnx
 import onnxruntime
 import pytest
 from conftest import lively_arrays, snapshot
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from picogpt.config import ModelConfig, Precision, UserError
 from picogpt.data.tokenizer import CharTokenizer, PicoTokenizer
@@ -24,6 +26,7 @@ from picogpt.model.gpt import GPT
 from picogpt.model.parameters import as_tensors, parameter_shapes
 from picogpt.model.rolling import sequence_logits
 from picogpt.presets import PRESETS
+from picogpt.seal import seal_file
 
 CONFIG = ModelConfig(context_len=8, n_layer=2, n_head=2, n_embd=32)
 PRECISIONS: tuple[Precision, ...] = ("fp32", "int8", "int4")
@@ -197,32 +200,98 @@ def test_a_full_disk_leaves_what_was_there(inside: int, tmp_path: Path, monkeypa
     assert snapshot(tmp_path) == before
 
 
-@pytest.mark.parametrize(
-    "damage", ["missing", "empty", "text", "cut", "foreign", "config", "tokenizer", "precision", "json"]
-)
+BYTES = ["missing", "empty", "text", "cut", "unsealed"]
+METADATA = ["foreign", "config", "tokenizer", "precision", "portable", "source", "json"]
+GRAPH = ["folder", "input", "type"]
+
+
+@pytest.mark.parametrize("damage", [*BYTES, *METADATA, *GRAPH])
 def test_files_that_are_not_ours(damage: str, tmp_path: Path) -> None:
     path = write(tmp_path / "model.onnx")
-    model = onnx.load(path)
+    content, model = path.read_bytes(), onnx.load(path)
     properties = {entry.key: entry for entry in model.metadata_props}
     if damage == "missing":
         path.unlink()
-    elif damage in ("empty", "text", "cut"):
-        path.write_bytes({"empty": b"", "text": b"hello", "cut": path.read_bytes()[:-5000]}[damage])
+    elif damage in ("empty", "text", "cut", "unsealed"):
+        path.write_bytes({"empty": b"", "text": b"hello", "cut": content[:-5000], "unsealed": content[:-9]}[damage])
     else:
         if damage == "foreign":
             del model.metadata_props[:]
         elif damage == "config":
             properties["config"].value = json.dumps({**json.loads(properties["config"].value), "n_head": "many"})
-        elif damage == "precision":
-            properties["precision"].value = '"fp64"'
+        elif damage in ("precision", "portable", "source"):
+            properties[damage].value = {"precision": '"fp64"', "portable": "1", "source": "{}"}[damage]
         elif damage == "tokenizer":
             properties["tokenizer"].value = '{"name": "bpe"}'
-        else:
+        elif damage == "json":
             properties["config"].value = "[" * 100_000
-        onnx.save(model, path)
+        elif damage == "folder":
+            tensor = model.graph.initializer[0]
+            tensor.ClearField("raw_data")
+            tensor.data_location = onnx.TensorProto.EXTERNAL
+            tensor.external_data.add(key="location", value="../else.bin")
+        elif damage == "input":
+            model.graph.input.add().CopyFrom(onnx.helper.make_tensor_value_info("more", 1, ["Q"]))
+        else:
+            model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 3
+        path.write_bytes(model.SerializeToString())
+        seal_file(path)
     with pytest.raises(UserError, match="is not a model that picogpt exported") as error:
         OnnxModel(path, 1)
     assert "\n" not in str(error.value)
+    assert damage not in ("folder", "input", "type", "unsealed") or {
+        "folder": "in another folder, '../else.bin'",
+        "input": "more is",
+        "type": "ids is",
+        "unsealed": "no checksum at its end",
+    }[damage] in str(error.value)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_a_changed_byte_anywhere_is_noticed_before_the_runtime_sees_it(tmp_path: Path, data: st.DataObject) -> None:
+    path = tmp_path / "model.onnx"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export_module, "_INSIDE", data.draw(st.sampled_from([1000, 10**9])))
+        write(path)
+    [*beside] = tmp_path.glob("*.weights")
+    OnnxModel(path, 1)
+    file = data.draw(st.sampled_from([path, *beside]))
+    content = bytearray(file.read_bytes())
+    content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+    file.write_bytes(content)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match="checksum") as error:
+        patch.setattr(onnxruntime, "InferenceSession", None)
+        OnnxModel(path, 1)
+    assert "\n" not in str(error.value)
+    for file in beside:
+        file.unlink()
+
+
+def test_weights_that_are_missing_or_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export_module, "_INSIDE", 1000)
+    path = write(tmp_path / "model.onnx")
+    [beside] = tmp_path.glob("*.weights")
+    beside.write_bytes(beside.read_bytes()[:-9])
+    with pytest.raises(UserError, match=r"weights has no checksum at its end"):
+        OnnxModel(path, 1)
+    beside.unlink()
+    with pytest.raises(UserError, match=r"is not a model that picogpt exported \(No such file"):
+        OnnxModel(path, 1)
+
+
+def test_a_graph_that_cannot_run_and_more_streams_than_memory(tmp_path: Path) -> None:
+    path = write(tmp_path / "model.onnx")
+    model = onnx.load(path)
+    table = next(tensor for tensor in model.graph.initializer if tensor.name == "wpe.weight")
+    table.CopyFrom(onnx.numpy_helper.from_array(np.zeros((1, 32), np.float32), "wpe.weight"))
+    path.write_bytes(model.SerializeToString())
+    seal_file(path)
+    with pytest.raises(UserError, match="the ONNX file cannot be run") as error:
+        OnnxReader(OnnxModel(path, 1)).read(np.array([[1, 2, 3]]))
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="do not fit into memory: take fewer --samples"):
+        OnnxReader(OnnxModel(path, 1), 1 << 50)
 
 
 # The session

@@ -334,7 +334,7 @@ def test_the_second_time_it_goes_back_to_the_best(text: Path, monkeypatch: pytes
 
 
 def test_little_memory_means_smaller_micro_batches(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    free = iter([10**12, 0, 0, 0] + [10**12] * 100)
+    free = iter([10**12, 0, 0, 0, 0] + [10**12] * 100)
     monkeypatch.setattr(monitor, "_LOOK", 0.0)
     monkeypatch.setattr(monitor, "_AFTER_SHORTAGE", 0.0)
     monkeypatch.setattr(monitor, "total_memory", lambda: 10**12)
@@ -353,8 +353,13 @@ def test_little_memory_means_smaller_micro_batches(text: Path, monkeypatch: pyte
     run.train()
     assert sizes[:5] == [4, 4, 2, 1, 1] and sizes[-1] == 1
     notices = log_of(run)["notices"]
-    said = ("2 at a time", "1 at a time", "close other programs")
-    assert len(notices) == 3 and all(words in notice for words, notice in zip(said, notices, strict=True))
+    said = (
+        "2 at a time in each lane, which",
+        "1 at a time in each lane, which",
+        "lane, recomputed, which",
+        "close other",
+    )
+    assert len(notices) == 4 and all(words in notice for words, notice in zip(said, notices, strict=True))
     assert checkpoint.newest(run.dir) == run.dir / "checkpoints" / "00000012"
 
 

@@ -139,7 +139,7 @@ def train(folder: Path, *options: str, **environment: str) -> "subprocess.Comple
         capture_output=True,
         text=True,
         env={**os.environ, **environment},
-        timeout=120,
+        timeout=600,
     )
 
 

@@ -4,6 +4,9 @@ import bz2
 import gzip
 import json
 import lzma
+import random
+import shutil
+import tracemalloc
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from picogpt.config import DataConfig, UserError
+from picogpt.data import formats
 from picogpt.data.corpora import columns_of, open_corpus
 from picogpt.data.formats import Columns, documents, kind_of
 from picogpt.data.prepare import prepare
@@ -172,3 +176,135 @@ def test_progress_counts_every_byte_twice(tmp_path: Path) -> None:
         DataConfig(str(tmp_path / "a.txt")), tmp_path, print, advance=lambda n, of: (read.append(n), totals.add(of))
     )
     assert sum(read) == 20_000 and totals == {20_000}
+
+
+# Files that are made to do harm
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    streams=st.lists(st.binary(max_size=3000), min_size=1, max_size=3),
+    padding=st.integers(0, 3),
+    size=st.integers(1, 5000),
+)
+def test_xz_is_read_as_the_library_reads_it(folder: Path, streams: list[bytes], padding: int, size: int) -> None:
+    path = folder / "streams.xz"
+    path.write_bytes(b"".join(lzma.compress(stream) + bytes(4 * padding) for stream in streams))
+    with path.open("rb") as raw, formats._decompressed(path, raw) as file:
+        assert b"".join(iter(lambda: file.read(size), b"")) == b"".join(streams)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_damaged_files_raise_nothing_but_usererror(folder: Path, data: st.DataObject) -> None:
+    suffix, kind = data.draw(st.sampled_from([*COMPRESS])), data.draw(st.sampled_from([".txt", ".jsonl", ".parquet"]))
+    raw = {".txt": b"some text\n" * 20, ".jsonl": as_jsonl(["a", "b", "c"]), ".parquet": as_parquet(["a", "b", "c"])}[
+        kind
+    ]
+    content = bytearray(COMPRESS[suffix](raw))
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path = folder / f"damaged{kind}{suffix}"
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)))] if data.draw(st.booleans()) else content)
+    try:
+        read(path)
+    except UserError as told:
+        assert "\n" not in str(told)
+
+
+def test_a_line_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "_LINE", 1 << 20)
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"text": "fine"}\n{"text": "' + bytes(50 << 20), 1))
+    tracemalloc.start()
+    with pytest.raises(UserError, match="has more than 1 MB in line 2: give each text a line"):
+        read(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 << 20
+
+
+@pytest.mark.parametrize("line", [b"9" * 5000, b"[" * 100_000, b'{"text": ' + b"9" * 5000 + b"}", b'{"a": "\xff"}'])
+def test_a_line_that_cannot_be_read(tmp_path: Path, line: bytes) -> None:
+    (tmp_path / "a.jsonl").write_bytes(line)
+    with pytest.raises(UserError, match="has no JSON in line 1"):
+        read(tmp_path / "a.jsonl")
+
+
+def test_names_of_fields_that_are_made_to_confuse(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"\n\x1b[31m\ud800" + "x" * 1000: 1}), encoding="utf-8")
+    parquet.write_table(pa.table({"\n\x1b[31m" + "x" * 1000: [1]}), tmp_path / "a.parquet")
+    for name in ("a.jsonl", "a.parquet"):
+        with pytest.raises(UserError, match=r"it has \\n\\x1b\[31m") as told:
+            read(tmp_path / name)
+        assert str(told.value).isprintable() and len(str(told.value)) < len(str(tmp_path)) + 200
+
+
+@pytest.mark.parametrize("suffix", [suffix for suffix in COMPRESS if suffix])
+@pytest.mark.parametrize("kind", [".txt", ".jsonl", ".parquet"])
+def test_what_unpacks_without_end(tmp_path: Path, suffix: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "_PLAUSIBLE", 2 << 20)
+    monkeypatch.setattr(formats, "_RATIO", 10)
+    path = tmp_path / f"bomb{kind}{suffix}"
+    path.write_bytes(COMPRESS[suffix](b"\n" * (3 << 20)))
+    with pytest.raises(UserError, match=r"unpacks to more than 0\.0 GB: that is no text"):
+        read(path)
+    path.write_bytes(COMPRESS[suffix](b"\n" * (2 << 20)))
+    if kind == ".txt":
+        assert read(path) == ["\n" * (2 << 20)]
+
+
+@pytest.mark.parametrize("suffix", [suffix for suffix in COMPRESS if suffix])
+def test_unpacking_takes_little_memory(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"large.txt{suffix}"
+    path.write_bytes(COMPRESS[suffix](random.Random(0).randbytes(1 << 19).hex().encode()) * 40)
+    tracemalloc.start()
+    assert sum(len(piece) for document in documents(path, Columns()) for piece in document) == 40 << 20
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20 << 20
+
+
+def test_what_takes_much_memory_to_unpack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "_XZ_MEMORY", 1 << 20)
+    (tmp_path / "a.txt.xz").write_bytes(lzma.compress(b"text"))
+    with pytest.raises(UserError, match=r"is damaged \(Memory usage limit exceeded"):
+        read(tmp_path / "a.txt.xz")
+    frame = b"\x28\xb5\x2f\xfd\x00\xf8" + b"\x21\x00\x00text"  # whose window has two terabytes
+    (tmp_path / "a.txt.zst").write_bytes(frame)
+    with pytest.raises(UserError, match=r"cannot be read: .* too much memory"):
+        read(tmp_path / "a.txt.zst")
+
+
+def test_a_packed_table_that_does_not_fit_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.parquet.gz"
+    path.write_bytes(gzip.compress(as_parquet(["x"])))
+    assert read(path) == ["x"]
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=usage.total // 20))
+    with pytest.raises(UserError, match=r"there is no room in .* to unpack .*: unpack it elsewhere"):
+        read(path)
+
+
+def test_a_few_bytes_that_stand_for_many_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "_PLAUSIBLE", 64 << 20)
+    monkeypatch.setattr(formats, "_TABLE_RATIO", 2)
+    path = tmp_path / "a.parquet"
+    one = pa.DictionaryArray.from_arrays(pa.array([0] * 5000, pa.int32()), pa.array(["x" * (1 << 20)]))
+    parquet.write_table(pa.table({"text": one}), path, compression="zstd", store_schema=False)
+    assert path.stat().st_size < 10_000
+    taken: list[int] = []
+    with pytest.raises(UserError, match=r"unpacks to more than 0\.1 GB: that is no text"):
+        for _ in documents(path, Columns()):
+            taken.append(pa.total_allocated_bytes())
+    assert len(taken) == 64 and max(taken) < 64 << 20
+    monkeypatch.setattr(formats, "_TABLE", 1 << 20)
+    with pytest.raises(UserError, match="it says that it unpacks to more than 2 times its size"):
+        read(path)
+
+
+def test_a_footer_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "_FOOTER", 100)
+    (tmp_path / "a.parquet").write_bytes(as_parquet(["x"]))
+    with pytest.raises(UserError, match="its footer is too large"):
+        read(tmp_path / "a.parquet")

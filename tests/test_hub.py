@@ -1,13 +1,18 @@
 """Names of data sets, and the files they are made of."""
 
+import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hubserver import WIKI, serving, write_parquet
 from hubserver import Hub as Server
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from picogpt.config import UserError
+from picogpt.data import hub
 from picogpt.data.hub import Dataset, Hub, HubFile, dataset_named, is_offline
 
 
@@ -83,10 +88,79 @@ def test_open_reads_the_file(server: Server, tmp_path: Path) -> None:
     assert Hub(print).open(Dataset("a/b"), HubFile("c d.parquet", 0)).read() == content
 
 
-def test_an_endpoint_that_is_no_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_ENDPOINT", "huggingface.example")
-    with pytest.raises(UserError, match=r"HF_ENDPOINT is 'huggingface.example': set it"):
+@pytest.mark.parametrize("endpoint", ["huggingface.example", "http://[bad", "ftp://huggingface.example", "https://"])
+def test_an_endpoint_that_is_no_address(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    with pytest.raises(UserError, match=rf"HF_ENDPOINT is '{re.escape(endpoint.rstrip('/'))}': set it"):
         Hub(print)
+
+
+# Listings that are made to do harm
+
+TREE = "/api/datasets/a/b/tree/main"
+GOOD = {"type": "file", "path": "x.parquet", "size": 5}
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        *[{**GOOD, "path": path} for path in ("../x.parquet", "/x.parquet", "a//x.parquet", "a/../x.parquet", "")],
+        *[{**GOOD, "path": path} for path in ("a\nx.parquet", "\ud800.parquet", "a" * 2000 + ".parquet", 5, None, [])],
+        *[{**GOOD, "size": size} for size in (-5, 0, True, 1.5, "5", None, 10**400)],
+        {**GOOD, "type": "directory"},
+        *[{}, [], "x", 5, None],
+    ],
+)
+def test_entries_that_are_no_files_are_left_out(server: Server, entry: object) -> None:
+    server.answers[TREE] = 200, json.dumps([entry, GOOD]).encode(), {}
+    assert Hub(print).files(Dataset("a/b")) == [HubFile("x.parquet", 5)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(entries=JSON | st.lists(st.fixed_dictionaries({"type": JSON | st.just("file"), "path": JSON, "size": JSON})))
+def test_any_listing_gives_files_or_none(entries: object) -> None:
+    for file in hub._files(json.dumps(entries).encode()):
+        assert type(file.path) is str and type(file.size) is int and file.size > 0
+
+
+def test_pages_are_followed_on_the_hub_alone(server: Server) -> None:
+    link = '<{}>; rel="next"'
+    server.answers[TREE] = 200, json.dumps([GOOD]).encode(), {"Link": link.format(server.url + "/more")}
+    server.answers["/more"] = 200, json.dumps([{**GOOD, "path": "y.parquet"}]).encode(), {}
+    assert names(Dataset("a/b")) == ["x.parquet", "y.parquet"]
+    for target in ("http://else.where/more", "https://127.0.0.1/", "file:///etc/passwd", "http://[bad"):
+        server.answers[TREE] = 200, json.dumps([GOOD]).encode(), {"Link": link.format(target)}
+        with pytest.raises(UserError, match=r"goes on at .*, another place: look at HF_ENDPOINT"):
+            names(Dataset("a/b"))
+
+
+def test_pages_without_end(server: Server) -> None:
+    server.answers[TREE] = 200, json.dumps([GOOD]).encode(), {"Link": f'<{server.url}{TREE}>; rel="next"'}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hub, "_PAGES", 20)
+        with pytest.raises(UserError, match="lists a/b without end: name a configuration"):
+            names(Dataset("a/b"))
+    assert sum(path == TREE for path in server.requests) == 20
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(st.characters(codec="latin-1")) | st.from_regex(r'<[a-z:/.\[\]]{0,20}>; rel="next"'))
+def test_any_link_is_on_the_hub_or_refused(link: str) -> None:
+    try:
+        target = hub._next("http://hub/first", link)
+    except UserError as told:
+        assert str(told).isprintable()
+    else:
+        assert target == "" or target.startswith("http://hub")
+
+
+def test_a_link_takes_no_longer_for_being_strange() -> None:
+    assert hub._next("http://hub/first", "<" * 1_000_000) == ""
 
 
 @pytest.mark.parametrize(("value", "offline"), [("1", True), ("TRUE", True), ("", False), ("0", False)])

@@ -330,7 +330,7 @@ def test_a_killed_caller_leaves_no_orphans(state: str) -> None:
     assert [program.stdout.readline() for _ in range(3)] == [f"{state}\n".encode()] * 3
     program.kill()
     try:
-        _, errors = program.communicate(timeout=60)
+        _, errors = program.communicate(timeout=600)
     except subprocess.TimeoutExpired:
         for pid in pids[1:]:
             os.kill(pid, signal.SIGKILL)

@@ -4,6 +4,7 @@ import os
 import platform
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -59,3 +60,47 @@ def test_cores_keep_to_the_quota_of_a_container(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.setattr(Path, "read_text", lambda *_, **__: text)
     assert monitor.physical_cores() == cores
+
+
+@pytest.mark.parametrize(
+    ("files", "available"),
+    [
+        ({"memory.max": "1000", "memory.current": "700", "memory.stat": "file 9\ninactive_file 200\n"}, 500),
+        ({"memory.max": "1000", "memory.current": "700", "memory.stat": ""}, 300),
+        ({"memory.max": "max", "memory.current": "700"}, 4000),
+        ({"memory.max": "9000", "memory.current": "0", "memory.stat": ""}, 4000),
+        ({}, 4000),
+    ],
+)
+def test_memory_keeps_to_the_limit_of_a_container(
+    monkeypatch: pytest.MonkeyPatch, files: dict[str, str], available: int
+) -> None:
+    def read(path: Path, **_: object) -> str:
+        if path.name not in files:
+            raise FileNotFoundError
+        return files[path.name]
+
+    monkeypatch.setattr(Path, "read_text", read)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=4000))
+    assert monitor.available_memory() == available
+
+
+def test_the_watch_looks_every_few_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, free, looks = 100.0, 1000, 0
+
+    def available() -> int:
+        nonlocal looks
+        looks += 1
+        return free
+
+    monkeypatch.setattr(monitor, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(monitor, "total_memory", lambda: 10_000)
+    monkeypatch.setattr(monitor, "available_memory", available)
+    watch = monitor.MemoryWatch()
+    assert [watch.is_short(), watch.is_short(), looks] == [False, False, 1]
+    now, free = now + 3, 299
+    assert [watch.is_short(), watch.is_short(), looks] == [True, False, 2]
+    now += 3  # what was done about it needs some time
+    assert [watch.is_short(), looks] == [False, 2]
+    now += 15
+    assert [watch.is_short(), looks] == [True, 3]

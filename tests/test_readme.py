@@ -52,7 +52,7 @@ def run(command: str, folder: Path, extra: list[str]) -> str:
         words[0] = str(ROOT / words[0])
     words = [str(ROOT / word) if word == "dataset/sample.txt" else word for word in words]
     done = subprocess.run(
-        [sys.executable, "-W", "error", *words, *extra], cwd=folder, capture_output=True, text=True, timeout=240
+        [sys.executable, "-W", "error", *words, *extra], cwd=folder, capture_output=True, text=True, timeout=1000
     )
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr

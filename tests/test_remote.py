@@ -5,14 +5,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import urllib3
 from hubserver import Hub, serving
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from picogpt.config import UserError
 from picogpt.data import remote
-from picogpt.data.remote import ChangedError, MissingError, RemoteFile, TroubleError, Web
+from picogpt.data.remote import ChangedError, MissingError, RemoteFile, TroubleError, Web, redirected
 
 CONTENT = bytes(i * i % 251 for i in range(300_000))
 REPO = "some/body"
+FEW = settings(max_examples=100, deadline=None)
 
 
 @pytest.fixture
@@ -115,7 +119,12 @@ def test_pauses_grow_and_shrink_again(monkeypatch: pytest.MonkeyPatch, waits: li
 
 
 @pytest.mark.parametrize(
-    ("value", "seconds"), [("7", 7), ("", 0), ("soon", 0), ("Wed, 21 Oct 2015 07:28:00 GMT", 0), ("99999999", 3600)]
+    ("value", "seconds"),
+    [
+        *[("7", 7), ("", 0), ("soon", 0), ("Wed, 21 Oct 2015 07:28:00 GMT", 0), ("99999999", 3600)],
+        *[("nan", 0), ("-5", 0), ("-inf", 0), ("inf", 3600), ("1e999", 3600), ("9" * 5000, 3600)],
+        *[("Wed, 21 Oct 99999 07:28:00 GMT", 0), ("Wed, 31 Feb 2030 99:28:00 GMT", 0), ("1 Jan 9999 0:0:0 -9999", 0)],
+    ],
 )
 def test_retry_after(value: str, seconds: float) -> None:
     assert remote._retry_after({"Retry-After": value}) == seconds
@@ -179,3 +188,86 @@ def test_a_proxy_is_told_name_and_password(hub: Hub, monkeypatch: pytest.MonkeyP
     with Web(print).get("http://far.away/file"):
         pass
     assert hub.headers[-1]["proxy-authorization"] == "Basic bWU6c2U6Y3JldA=="
+
+
+# Answers that are made to do harm
+
+
+@FEW
+@given(st.text(st.characters(codec="latin-1")) | st.from_regex(r"[0-9A-Za-z,: +-]{0,40}"))
+def test_any_retry_after_is_a_pause(value: str) -> None:
+    assert 0 <= remote._retry_after({"Retry-After": value}) <= 3600
+
+
+@FEW
+@given(st.text(st.characters(codec="latin-1")) | st.from_regex(r"(https?://|//|/)[a-z0-9:@\[\]/.#?%-]{0,30}"))
+def test_any_location_is_an_address_or_refused(value: str) -> None:
+    try:
+        target = redirected("http://hub/file", {"Location": value})
+    except UserError as told:
+        assert str(told).isprintable() and len(str(told)) < 300
+    else:
+        assert remote.is_address(target)
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "",
+        "file:///etc/passwd",
+        "ftp://host/file",
+        "http://[bad",
+        "http://host:port/",
+        "http://host:99999/",
+        "javascript:1",
+        "http://host/" + "x" * 20_000,
+        "https:///file",
+    ],
+)
+def test_a_redirect_to_nowhere_is_an_error(hub: Hub, waits: list[str], location: str) -> None:
+    path = f"/datasets/{REPO}/resolve/main/file"
+    hub.answers[path] = 302, b"", {"Location": location} if location else {}
+    for ask in (lambda: RemoteFile(Web(waits.append), hub.url + path), lambda: Web(waits.append).hub(hub.url + path)):
+        with pytest.raises(UserError, match="which is no address: look at the name") as told:
+            ask()
+        assert "\n" not in str(told.value)
+    assert len(hub.requests) == 2 and not waits
+
+
+def test_a_listing_without_end_is_an_error(hub: Hub, waits: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "_LISTING", 1 << 20)
+    hub.answers["/much"] = 200, bytes(3 << 20), {}
+    with pytest.raises(UserError, match="sends more than 1 MB: look at HF_ENDPOINT"):
+        Web(waits.append).hub(f"{hub.url}/much")
+    hub.answers["/less"] = 200, bytes(1 << 20), {}
+    assert Web(waits.append).hub(f"{hub.url}/less")[0] == bytes(1 << 20)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "",
+        "bytes 0-0/*",
+        "bytes 1-1/9",
+        "bytes -1-0/9",
+        "bytes 0-0/" + "9" * 5000,
+        "0-0/9",
+        "bytes 0-0/\xb2",
+        "x" * 9000,
+    ],
+)
+def test_a_range_that_makes_no_sense_is_trouble(said: str) -> None:
+    file = RemoteFile.__new__(RemoteFile)
+    response = urllib3.HTTPResponse(status=206, headers={"Content-Range": said} if said else {})
+    with pytest.raises(TroubleError, match="sends another range") as told:
+        file._recognise(response, 0)
+    assert str(told.value).isprintable() and len(str(told.value)) < 200
+
+
+@pytest.mark.parametrize("said", ["", "many", "-5", "1.5", "9" * 5000])
+def test_a_size_that_makes_no_sense_is_trouble(said: str) -> None:
+    file = RemoteFile.__new__(RemoteFile)
+    response = urllib3.HTTPResponse(status=200)
+    response.headers["Content-Length"] = said
+    with pytest.raises(TroubleError, match="without its size"):
+        file._recognise(response, 0)

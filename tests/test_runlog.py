@@ -20,6 +20,7 @@ from rich.console import Console
 
 from picogpt.config import UserError
 from picogpt.presets import PRESETS
+from picogpt.seal import sealed
 from picogpt.training import plot, runlog
 from picogpt.training.logview import summary
 from picogpt.training.runlog import RunLog, read_log
@@ -104,6 +105,34 @@ def test_goes_on_where_it_was_and_rewinds(tmp_path: Path) -> None:
     assert again.best_loss is None
     again.save()
     assert read_log(path)["losses"] == {"train": [], "val": []}
+
+
+def test_a_log_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runlog, "MOST_EVALUATIONS", 10)
+    monkeypatch.setattr(runlog, "_MOST_LINES", 5)
+    log = RunLog(tmp_path / "log.pkl", {})
+    for step in range(1, 1001):
+        record(log, step, 1.0 if step == 7 else 2.0)
+        log.notice(str(step))
+        log.diverged(step, "left out")
+        assert log.best_loss == (1.0 if step >= 7 else 2.0) and log.evaluations[-1]["step"] == step
+        assert len(log.evaluations) <= 11
+    steps = [entry["step"] for entry in log.evaluations]
+    assert steps == sorted(steps) and 7 in steps
+    assert log.notices == ["996", "997", "998", "999", "1000"]
+    assert [event["step"] for event in log.divergence] == [*range(996, 1001)]
+
+
+def test_a_thinned_log_is_the_same_after_going_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log may be ahead of the checkpoint by the evaluation that thinned it."""
+    monkeypatch.setattr(runlog, "MOST_EVALUATIONS", 10)
+    whole, broken = RunLog(tmp_path / "log.pkl", {}), RunLog(tmp_path / "log.pkl", {})
+    for step in range(1, 31):
+        record(whole, step, 2.0)
+        record(broken, step, 2.0)
+        broken.rewind(step - 1, [])
+        record(broken, step, 2.0)
+    assert whole.evaluations == broken.evaluations
 
 
 def test_a_death_while_saving_leaves_the_last_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,11 +226,33 @@ def test_a_missing_a_large_and_an_endless_log(tmp_path: Path, monkeypatch: pytes
     endless: list[Any] = []
     endless.append(endless)
     path.write_bytes(pickle.dumps({"losses": {"train": endless, "val": endless}}))
-    with pytest.raises(UserError, match="not lists of numbers"):
+    with pytest.raises(UserError, match="in two places"):
         read_log(path)
     monkeypatch.setattr(runlog, "_SIZE_LIMIT", 10)
     with pytest.raises(UserError, match="this is not a log of picogpt"):
         read_log(path)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_a_byte_of_a_sealed_log_that_was_changed_is_noticed(tmp_path: Path, data: st.DataObject) -> None:
+    path = tmp_path / "log.pkl"
+    content = bytearray(sealed(pickle.dumps(SOUND)))
+    path.write_bytes(content)
+    assert read_log(path)["losses"]["train"] == [2.0]
+    content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"is damaged (\(its checksum does not match\)|or not a log)"):
+        read_log(path)
+
+
+@pytest.mark.parametrize("more", [b"\0", b"crc32", b"crc32\0\0\0\0", b"crc3\0\0\0\0", pickle.dumps(SOUND)])
+def test_nothing_but_its_seal_may_follow_a_log(tmp_path: Path, more: bytes) -> None:
+    path = tmp_path / "log.pkl"
+    path.write_bytes(pickle.dumps(SOUND) + more)
+    with pytest.raises(UserError, match="is damaged") as told:
+        read_log(path)
+    assert "\n" not in str(told.value)
 
 
 def test_losses_alone_are_a_log_but_cannot_be_continued(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from picogpt.config import UserError
 from picogpt.inference.sampling import sample
 from picogpt.rng import generator
 
@@ -24,6 +25,14 @@ def test_greedy() -> None:
     assert {sample(LOGITS, 0, 0, 1.0, rng) for _ in range(20)} == {1}
     assert sample(np.array([1.0, 7.0, 7.0]), 0, 0, 1.0, rng) == 1  # the first of a tie
     assert type(sample(LOGITS, 0, 0, 1.0, rng)) is type(sample(LOGITS, 1, 0, 1.0, rng)) is int
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_no_number_is_told(temperature: float, value: float) -> None:
+    logits = np.array([0.0, value, 1.0], np.float32)
+    with pytest.raises(UserError, match="is not a number: its training diverged"):
+        sample(logits, temperature, 0, 1.0, generator(0, "none"))
 
 
 @pytest.mark.parametrize("temperature", [1e-3, 1e-30, 1e-300, 5e-324])

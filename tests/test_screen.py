@@ -1,13 +1,17 @@
 """A screen that is readable on a terminal, on a pipe and in a log file."""
 
 import io
+import itertools
+import os
 import re
-import time
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from picogpt.training import screen as screen_module
 from picogpt.training.screen import Screen
 
 
@@ -124,17 +128,36 @@ def test_a_resumed_run_counts_its_own_steps_for_the_eta() -> None:
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_a_step_costs_little(terminal: bool) -> None:
+def test_steps_are_drawn_four_times_a_second(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    milliseconds = itertools.count()
+    monkeypatch.setattr(screen_module, "time", SimpleNamespace(monotonic=lambda: next(milliseconds) / 1000))
     stream = Stream(terminal)
     screen = Screen(Console(file=stream, width=100))
     screen.start(0, 20_000, 5.0)
-    began = time.process_time()
     for step in range(1, 10_001):
         screen.step(step, 2.0, 3412.0, step * 0.01)
-    spent = time.process_time() - began
     screen.close()
-    assert spent / 10_000 < 0.2e-3
-    assert stream.text().count("loss") < 40
+    assert stream.text().count("loss") == (41 if terminal else 0)  # and once at the end
+
+
+def test_a_screen_that_cannot_be_written_to_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal that was closed, a pipe without a reader, a full disk."""
+    for terminal in (False, True):
+        with Path(os.devnull).open("wb") as sink:
+            stream = Stream(terminal)
+            screen = Screen(Console(file=stream, width=100))
+            screen.start(0, 100, 0.0)
+
+            def gone(_: str) -> int:
+                raise OSError(5, "Input/output error")
+
+            monkeypatch.setattr(stream, "write", gone)
+            monkeypatch.setattr(stream, "fileno", sink.fileno)
+            screen.step(1, 2.0, 1.0, 1.0)
+            screen.notice("something")
+            screen.warning("something worse")
+            screen.evaluation(ENTRY)
+            screen.close()
 
 
 @pytest.mark.parametrize(("rate", "shown"), [(0.004, "lr 0.0040"), (0.0, "lr 0.0000"), (3e-5, "lr 3.0e-05")])

@@ -5,6 +5,7 @@ import os
 import shutil
 import threading
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from unittest import mock
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from picogpt.config import DataConfig, UserError
 from picogpt.data import corpora, formats, shards
-from picogpt.data.prepare import Prepared, prepare
+from picogpt.data.prepare import Prepared, prepare, read_tokenizer, write_tokenizer
 from picogpt.data.shards import Shards, ShardWriter, Span
 from picogpt.data.tokenizer import CharTokenizer, PicoTokenizer
 
@@ -157,6 +158,14 @@ def test_damaged_shards_are_named_with_the_repair(tmp_path, change, reason):
         ({"shards": [{"file": "00000.bin", "count": 10}]}, "damaged entry 0"),
         ({"shards": [ENTRY | {"count": 11}]}, "not complete"),
         ({"dtype": "uint8"}, "dtype code 2"),
+        ({"version": 2.0}, "not an index"),
+        ({"tokenizer": "\n" * 5000}, r"another vocabulary \('\\n"),
+        ({"shards": [ENTRY | {"count": True}]}, "damaged entry 0"),
+        ({"shards": [ENTRY | {"count": -10}]}, "damaged entry 0"),
+        *[({"shards": [ENTRY | {"crc32": [value]}]}, "damaged entry 0") for value in (True, -1, 1 << 32, 1.5, None)],
+        *[({"sources": [["file", group]]}, "damaged source") for group in (True, -1, 1 << 40, 1.5, "1")],
+        ({"sources": [["file", 1], ["other", 1], ["file", 1]]}, "source twice"),
+        ({"shards": [ENTRY, ENTRY]}, "damaged entry 1"),
     ],
 )
 def test_damaged_indexes_are_refused(tmp_path, fields, reason):
@@ -167,16 +176,58 @@ def test_damaged_indexes_are_refused(tmp_path, fields, reason):
         Shards(folder, "vocabulary")
     del index["sha256"]
     shards.write_index(folder, index)
-    with pytest.raises(UserError, match=reason):
+    with pytest.raises(UserError, match=reason) as told:
         Shards(folder, "vocabulary")
+    assert str(told.value).isprintable() and len(str(told.value)) < len(str(folder)) * 2 + 300
 
 
-@pytest.mark.parametrize("raw", [b"", b"{", b"\xff", b"[]", b"[" * 100_000])
+DEEP = b'{"version": 2, "a": ' + b"[" * 950 + b"]" * 950 + b"}"
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b"\xff", b"[]", b"5", b"[[1, 2]]", b"[" * 100_000, DEEP, b"9" * 5000])
 def test_an_index_that_is_none_is_refused(tmp_path, raw):
     folder = write(tmp_path / "tokens", IDS)
     (folder / "index.json").write_bytes(raw)
     with pytest.raises(UserError, match="made again"):
         Shards(folder, "vocabulary")
+
+
+def test_an_index_or_a_tokenizer_that_is_too_large(tmp_path, monkeypatch):
+    folder = write(tmp_path / "tokens", IDS)
+    monkeypatch.setattr(shards, "_INDEX_LIMIT", 20)
+    with pytest.raises(UserError, match="too large for an index"):
+        Shards(folder, "vocabulary")
+    write_tokenizer(tmp_path, PicoTokenizer())
+    assert read_tokenizer(tmp_path).name == "picogpt"
+    monkeypatch.setattr("picogpt.data.prepare._TOKENIZER_LIMIT", 5)
+    with pytest.raises(UserError, match="is not a tokenizer: delete"):
+        read_tokenizer(tmp_path)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(field=st.sampled_from(["version", "dtype", "tokenizer", "corpus", "shards", "sources"]), value=JSON, whole=JSON)
+def test_any_index_is_read_or_refused(tmp_path_factory, field, value, whole):
+    folder = write(tmp_path_factory.mktemp("index") / "tokens", IDS)
+    index = json.loads((folder / "index.json").read_text(encoding="utf-8")) | {field: value}
+    del index["sha256"]
+    shards.write_index(folder, index)
+    with suppress(UserError):
+        Shards(folder, "vocabulary")
+    for name, load in (
+        ("index.json", lambda: Shards(folder, "vocabulary")),
+        ("tokenizer.json", lambda: read_tokenizer(folder)),
+    ):
+        (folder / name).write_text(json.dumps(whole), encoding="utf-8")
+        with pytest.raises(UserError) as told:
+            load()
+        assert "\n" not in str(told.value)
 
 
 def test_other_vocabulary_and_missing_shard_are_refused(tmp_path):

@@ -1,5 +1,6 @@
 """Data sets of a hub, streamed to shards and trained on meanwhile, whatever goes wrong."""
 
+import json
 import random
 import re
 import shutil
@@ -297,6 +298,38 @@ def test_a_failure_is_told(hub: Hub, tmp_path: Path) -> None:
     assert wait_for(lambda: one.status().state == "failed")
     assert "has no parquet files of no/body" in one.status().text
     one.close()
+
+
+def test_what_an_earlier_run_said_is_not_news_whatever_the_clock_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(tmp_path)
+    stream._write_status(plan.folder, Status("failed", "of yesterday"))
+    one = Stream(plan)
+    assert one.status() == Status("working", "asking for wikimedia/wikipedia (20231101.en)")
+    monkeypatch.setattr(stream.time, "time", lambda: 0.0)  # somebody sets the clock back
+    stream._write_status(plan.folder, Status("failed", "of yesterday"))
+    assert (one.status().state, one.status().text) == ("failed", "of yesterday")
+
+
+STATUS = {"state": "working", "text": "a", "tokens": 5, "mark": "x"}
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        *[b"", b"{", b"\xff", b"[]", b"5", b"[" * 100_000, b"9" * 5000, b" " * 200_000 + json.dumps(STATUS).encode()],
+        *[json.dumps({**STATUS, "state": state}).encode() for state in ("done", 5, None, [], {})],
+        *[json.dumps({**STATUS, "tokens": tokens}).encode() for tokens in ("5", True, -1, 1.5, 10**400, None)],
+        *[json.dumps({**STATUS, name: 5}).encode() for name in ("text", "mark")],
+        *[json.dumps({key: STATUS[key] for key in STATUS if key != name}).encode() for name in STATUS],
+    ],
+)
+def test_a_damaged_status_is_none(tmp_path: Path, raw: bytes) -> None:
+    (tmp_path / "status.json").write_bytes(json.dumps({**STATUS, "text": "a\nb"}).encode())
+    assert stream._read_status(tmp_path) == Status("working", "a b", 5, "x")
+    (tmp_path / "status.json").write_bytes(raw)
+    assert stream._read_status(tmp_path) is None
 
 
 def test_a_first_row_group_that_the_disk_cannot_hold(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

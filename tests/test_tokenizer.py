@@ -145,3 +145,23 @@ def test_fingerprints_tell_vocabularies_apart():
 def test_foreign_dicts_are_refused(fields):
     with pytest.raises(UserError):
         from_dict(fields)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=9),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+        max_leaves=5,
+    )
+    | st.fixed_dictionaries(
+        {"name": st.sampled_from(["picogpt", "chars"]), "chars": st.text(st.characters(), max_size=9)}
+    )
+)
+def test_any_json_is_a_tokenizer_or_refused(fields):
+    try:
+        tokenizer = from_dict(fields)
+    except UserError as told:
+        assert str(told).isprintable()
+    else:
+        assert tokenizer.to_dict() == fields

@@ -10,8 +10,10 @@ import pytest
 from picogpt.config import ModelConfig, RunConfig, TrainConfig
 from picogpt.engine import lanes as lanes_module
 from picogpt.engine.lanes import Lanes
-from picogpt.model.parameters import initial_arrays
-from picogpt.training.trainer import Trainer
+from picogpt.model.parameters import initial_arrays, parameter_shapes
+from picogpt.training import trainer as trainer_module
+from picogpt.training.optim import state_shapes
+from picogpt.training.trainer import NotFiniteError, Trainer
 
 MODEL = ModelConfig(context_len=8, vocab_size=13, n_layer=2, n_head=2, n_embd=16, init="gpt2")
 TRAIN = TrainConfig(batch_size=7, context=24, micro_batch=7)  # three windows of eight: rolling
@@ -170,3 +172,63 @@ def test_blocks_that_do_something_never_wait() -> None:
         assert deep_trainer(lanes, arrays).depth_at(0.0) == 5
         run = RunConfig(MODEL, train=replace(TRAIN, depth_warmup=1.0))
         assert Trainer(run, initial_arrays(MODEL, 1), lanes).depth_at(0.0) == MODEL.n_layer
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_restoring_brings_back_everything(optimizer: Any) -> None:
+    """Also how deep the model was: a run that goes back goes on as one that was never further."""
+    with Lanes(2) as lanes:
+        trainer = deep_trainer(lanes, optimizer=optimizer)
+        for step in range(2):
+            trainer.step(X, Y, step, 1.0, depth=2)
+        then = [{name: array.copy() for name, array in arrays.items()} for arrays in (trainer.arrays, state(trainer))]
+        expected = [trainer.step(X, Y, step, 1.0, depth=2) for step in (2, 3)]
+        trainer.step(X, Y, 4, 1.0, depth=8)
+        deep = {name: array.copy() for name, array in trainer.arrays.items()}
+        trainer.restore(*then)
+        assert [trainer.step(X, Y, step, 1.0, depth=2) for step in (2, 3)] == expected
+    with Lanes(2) as lanes:
+        other = deep_trainer(lanes, deep, optimizer=optimizer)
+        assert other.depth_at(0.0) == 8
+        other.restore(*then)
+        assert other.depth_at(0.0) == 2
+        assert [other.step(X, Y, step, 1.0, depth=2) for step in (2, 3)] == expected
+
+
+def state(trainer: Trainer) -> dict[str, np.ndarray]:
+    return trainer.optimizer.state
+
+
+def test_the_shapes_of_the_state_are_known_beforehand() -> None:
+    for optimizer in ("adamw", "muon"):
+        with Lanes(1) as lanes:
+            trainer = deep_trainer(lanes, optimizer=optimizer)
+            shapes = {name: array.shape for name, array in state(trainer).items()}
+            expected = state_shapes(trainer.config.train, parameter_shapes(DEEP))
+            assert shapes == expected and shapes
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_shrunk_micro_batch_gives_its_memory_back(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    released: list[int] = []
+    monkeypatch.setattr(trainer_module, "release", lambda: released.append(1))
+    with Lanes(count) as lanes:
+        trainer = deep_trainer(lanes, micro_batch=4)
+        losses = [trainer.step(X, Y, 0, 0.0)]
+        for expected in ((2, False), (1, False), (1, True)):
+            assert trainer.shrink() and (trainer.micro_batch, trainer.recompute) == expected
+            losses += [trainer.step(X, Y, 0, 0.0), trainer.step(X, Y, 0, 0.0)]
+        assert not trainer.shrink() and (trainer.micro_batch, trainer.recompute) == (1, True)
+    assert losses == pytest.approx([losses[0]] * 7, rel=1e-5)
+    assert len(released) == 3  # this lane's own; the other is a process
+
+
+def test_a_step_that_is_not_finite_changes_nothing() -> None:
+    with Lanes(2) as lanes:
+        trainer = deep_trainer(lanes)
+        trainer.arrays["wpe.weight"][0, 0] = np.inf
+        before = {name: array.copy() for name, array in (trainer.arrays | state(trainer)).items()}
+        with pytest.raises(NotFiniteError, match=r"step 4: loss nan, gradient norm nan: training diverged"):
+            trainer.step(X, Y, 3, 1.0)
+        for name, array in (trainer.arrays | state(trainer)).items():
+            assert np.array_equal(array, before[name]), name

@@ -147,6 +147,20 @@ def test_an_array_larger_than_an_arena(arenas: list[int]) -> None:
 # -- threads ---------------------------------------------------------------------------------------------------------
 
 
+def test_what_is_released_goes_back_and_what_is_in_use_stays(arenas: list[int]) -> None:
+    own = Workspace()
+    used, free = own.empty((1 << 20,), np.float32), own.empty((1 << 20,), np.float32)
+    used[...], at = 7, address(free)
+    del free
+    own.release()
+    assert (used == 7).all()
+    other = own.empty((1 << 20,), np.float32)
+    assert len(arenas) == 2 and address(other) != at
+    del used  # its block comes back to the list it is from
+    again = own.empty((1 << 20,), np.float32)
+    assert len(arenas) == 2 and not np.shares_memory(again, other)
+
+
 def in_thread(function: Any) -> Any:
     results: list[Any] = []
     thread = threading.Thread(target=lambda: results.append(function()))

@@ -14,12 +14,12 @@ from picogpt.training import monitor
 from picogpt.training.device import fitted_here, open_lanes
 from picogpt.training.trainer import Trainer
 
-ROUNDS = 5
+ROUNDS = 5  # one, where there is less than a second for them all
 WARMUP_STEPS = 2  # the first step of all fills the workspaces, the second shows the peak of memory
 
 
 def measure(config: RunConfig, seconds: float) -> dict[str, Any]:
-    """Train on random ids and return the medians of five rounds, each beside a measurement of the machine's limits.
+    """Train on random ids and return the medians of ROUNDS, each beside a measurement of the machine's limits.
 
     roof_fraction is tokens/s times FLOPs a token over what the same number of threads reach in a large sgemm.
     matmul_fraction is tokens/s over what the lanes reach in this model's matrix products alone, and None where it has
@@ -28,18 +28,18 @@ def measure(config: RunConfig, seconds: float) -> dict[str, Any]:
     """
     if not seconds > 0:
         raise UserError(f"seconds must be positive, not {seconds}")
-    config = fitted_here(config, monitor.to_stderr)
+    config, rounds = fitted_here(config, monitor.to_stderr), ROUNDS if seconds >= 1 else 1
     with open_lanes(config) as lanes:
         training = _Training(config, lanes)
         bound = MatmulBound(config, training.trainer.micro_batch, lanes)
-        training.tokens_per_second(seconds / ROUNDS, WARMUP_STEPS)
+        training.tokens_per_second(seconds / rounds, WARMUP_STEPS)
         peak = monitor.peak_memory()
         speeds, roofs, bounds = [], [], []
-        for _ in range(ROUNDS):
-            speeds.append(training.tokens_per_second(seconds / ROUNDS))
+        for _ in range(rounds):
+            speeds.append(training.tokens_per_second(seconds / rounds))
             if config.train.device == "cpu":
                 roofs.append(sgemm_gflops(lanes.count * lanes.blas_threads))
-                bounds.append(bound.tokens_per_second(seconds / ROUNDS / 4))
+                bounds.append(bound.tokens_per_second(seconds / rounds / 4))
     flops = flops_per_token(config.model)
     possible = [limit for limit in bounds if limit is not None]
     return {

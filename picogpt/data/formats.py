@@ -15,12 +15,21 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from picogpt.config import UserError
+from picogpt.config import UserError, shown
 
 _BLOCK = 1 << 20  # bytes read at once
+_LINE = 32 << 20  # bytes of a JSON line, which is held whole, and takes up to twenty times as much as objects
+_XZ_MEMORY = 256 << 20  # bytes for a dictionary; xz -9 takes 65 MB
+_PLAUSIBLE, _RATIO = 1 << 30, 1000  # bytes that anything may unpack to; beyond, text never shrinks to a thousandth
+_KEPT_FREE = 0.05  # of the disk
+_TABLE, _TABLE_RATIO = 64 << 20, 100  # the same for the columns of a parquet file, and the texts of what it says
+_ROWS = 16  # of a parquet file that are unpacked at once: a few bytes can stand for a text of many megabytes in each
+_FOOTER = 64 << 20  # bytes of a parquet file that say what is where
+_THRIFT = {"thrift_string_size_limit": 16 << 20, "thrift_container_size_limit": 200_000}  # of a footer
 _KINDS = (".txt", ".md", ".jsonl", ".parquet")
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 KNOWN = f"{', '.join(_KINDS)}, or one of these compressed ({', '.join(_COMPRESSED)})"
@@ -108,18 +117,69 @@ class _Counted:
 
 
 def _decompressed(path: Path, raw: BinaryIO) -> BinaryIO:
+    file: Any
     match path.suffix.lower():
         case ".gz":
-            return cast(BinaryIO, gzip.GzipFile(fileobj=raw))
+            file = gzip.GzipFile(fileobj=raw)
         case ".bz2":
-            return cast(BinaryIO, bz2.BZ2File(raw))
+            file = bz2.BZ2File(raw)
         case ".xz":
-            return cast(BinaryIO, lzma.LZMAFile(raw))
+            file = io.BufferedReader(_Xz(raw))
         case ".zst":
             import pyarrow
 
-            return cast(BinaryIO, io.BufferedReader(pyarrow.CompressedInputStream(raw, "zstd")))
-    return raw
+            file = pyarrow.CompressedInputStream(raw, "zstd")
+        case _:
+            return raw
+    return cast(BinaryIO, io.BufferedReader(_Bounded(path, file)))
+
+
+class _Xz(io.RawIOBase):
+    """What `lzma.LZMAFile` reads, with a bound on the memory for it."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self._raw, self._packed = raw, b""
+        self._decompressor = lzma.LZMADecompressor(memlimit=_XZ_MEMORY)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = b""
+        while not data:
+            if self._decompressor.needs_input or self._decompressor.eof:
+                self._packed = self._packed or self._raw.read(_BLOCK)
+            if self._decompressor.eof:  # another stream may follow, after zeros
+                self._packed = self._packed.lstrip(b"\0")
+                if not self._packed:
+                    if not self._raw.peek(1):  # type: ignore[attr-defined]
+                        return 0
+                    continue
+                self._decompressor = lzma.LZMADecompressor(memlimit=_XZ_MEMORY)
+            elif self._decompressor.needs_input and not self._packed:
+                raise EOFError("the compressed data end too early")
+            data = self._decompressor.decompress(self._packed, len(buffer))
+            self._packed = self._decompressor.unused_data
+        buffer[: len(data)] = data
+        return len(data)
+
+
+class _Bounded(io.RawIOBase):
+    """An unpacked file; one that unpacks to more than any text does is refused."""
+
+    def __init__(self, path: Path, file: Any) -> None:
+        self._path, self._file, self._come = path, file, 0
+        self._most = max(_PLAUSIBLE, _RATIO * path.stat().st_size)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = int(self._file.readinto(buffer))
+        self._come += count
+        if self._come > self._most:
+            raise DamagedFileError(f"{self._path} unpacks to more than {self._most / 1e9:.1f} GB: that is no text")
+        return count
 
 
 def _pieces(path: Path, file: BinaryIO, counted: Callable[[], None]) -> Iterator[str]:
@@ -150,7 +210,9 @@ def _pieces(path: Path, file: BinaryIO, counted: Callable[[], None]) -> Iterator
 
 
 def _json_lines(path: Path, file: BinaryIO, columns: Columns) -> Iterator[str]:
-    for number, line in enumerate(file, start=1):
+    for number, line in enumerate(iter(lambda: file.readline(_LINE + 1), b""), start=1):
+        if len(line) > _LINE:
+            raise UserError(f"{path} has more than {_LINE >> 20} MB in line {number:,}: give each text a line")
         if not line.strip():
             continue
         try:
@@ -159,7 +221,7 @@ def _json_lines(path: Path, file: BinaryIO, columns: Columns) -> Iterator[str]:
             raise UserError(f"{path} has no JSON in line {number:,}: mend that line") from None
         missing = [name for name in columns.names if not isinstance(row, dict) or name not in row]
         if missing:
-            there = ", ".join(list(row)[:8]) if isinstance(row, dict) else "no object"
+            there = _names(row) if isinstance(row, dict) else "no object"
             raise UserError(
                 f"{path} has no field {missing[0]!r} in line {number:,} (it has {there}): use --text-field or --qa"
             )
@@ -168,20 +230,24 @@ def _json_lines(path: Path, file: BinaryIO, columns: Columns) -> Iterator[str]:
 
 
 def _parquet(path: Path, file: BinaryIO, columns: Columns) -> Iterator[str]:
-    with _seekable(file, path.suffix.lower() in _COMPRESSED) as seekable:
+    with _seekable(path, file) as seekable:
         table = open_parquet(str(path), seekable, columns)
         for group in range(table.num_row_groups):
             yield from row_group(str(path), table, group, columns)
 
 
 @contextmanager
-def _seekable(file: BinaryIO, compressed: bool) -> Iterator[BinaryIO]:
+def _seekable(path: Path, file: BinaryIO) -> Iterator[BinaryIO]:
     """The file itself, or a copy on the disk of one that can only be read from its beginning."""
-    if not compressed:
+    if path.suffix.lower() not in _COMPRESSED:
         yield file
         return
     with tempfile.TemporaryFile() as copy:
-        shutil.copyfileobj(file, copy, _BLOCK)
+        while block := file.read(_BLOCK):
+            usage = shutil.disk_usage(tempfile.gettempdir())
+            if usage.free - len(block) < _KEPT_FREE * usage.total:
+                raise UserError(f"there is no room in {tempfile.gettempdir()} to unpack {path}: unpack it elsewhere")
+            copy.write(block)
         yield cast(BinaryIO, copy)
 
 
@@ -195,35 +261,44 @@ def open_parquet(name: str, file: Any, columns: Columns, buffer_size: int = 0) -
     from pyarrow import parquet
 
     with _damage(f"{name} is no parquet file"):
-        table = parquet.ParquetFile(file, buffer_size=buffer_size, page_checksum_verification=True)
-    schema = table.schema_arrow
+        size = file.seek(0, io.SEEK_END)
+        file.seek(max(0, size - 8))
+        if int.from_bytes(file.read(8)[:4], "little") > _FOOTER:
+            raise ValueError("its footer is too large")
+        table = parquet.ParquetFile(file, buffer_size=buffer_size, page_checksum_verification=True, **_THRIFT)
+        schema = table.schema_arrow
+        names = schema.names
+        if sum(size_of(table, group) for group in range(table.num_row_groups)) > max(_TABLE, _TABLE_RATIO * size):
+            raise ValueError(f"it says that it unpacks to more than {_TABLE_RATIO} times its size")
     for column in columns.names:
-        if column not in schema.names:
-            there = ", ".join(schema.names[:8])
-            raise UserError(f"{name} has no column {column!r} (it has {there}): use --text-field or --qa")
-        if schema.names.count(column) > 1:
+        if column not in names:
+            raise UserError(f"{name} has no column {column!r} (it has {_names(names)}): use --text-field or --qa")
+        if names.count(column) > 1:
             raise UserError(f"{name} has several columns {column!r}: use --text-field or --qa")
         kind = schema.field(column).type
         if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
-            raise UserError(f"{name} has no text in its column {column!r} but {kind}: use --text-field or --qa")
+            raise UserError(
+                f"{name} has no text in its column {column!r} but {shown(str(kind))[1:-1]}: use --text-field or --qa"
+            )
     return table
 
 
 def row_group(name: str, table: Any, group: int, columns: Columns) -> Iterator[str]:
     """The documents of one row group. Raises DamagedFileError."""
+    come, most = 0, max(_PLAUSIBLE, _TABLE_RATIO * size_of(table, group))
     with _damage(f"{name} is damaged in row group {group}"):
-        # Batches, because a row group may be the whole file.
-        for batch in table.iter_batches(batch_size=1024, row_groups=[group], columns=list(columns.names)):
+        for batch in table.iter_batches(batch_size=_ROWS, row_groups=[group], columns=list(columns.names)):
             for row in zip(*(batch.column(column).to_pylist() for column in columns.names), strict=True):
                 if text := columns.document(row):
+                    come += len(text)
+                    if come > most:
+                        raise DamagedFileError(f"{name} unpacks to more than {most / 1e9:.1f} GB: that is no text")
                     yield text
 
 
-def size_of(table: Any, group: int, columns: Columns) -> int:
-    """Bytes that the columns of a row group take when they are unpacked."""
-    facts = table.metadata.row_group(group)
-    found = [facts.column(i) for i in range(facts.num_columns)]
-    return sum(column.total_uncompressed_size for column in found if column.path_in_schema in columns.names)
+def size_of(table: Any, group: int) -> int:
+    """Bytes that a row group takes when it is unpacked, as its file says."""
+    return max(0, int(table.metadata.row_group(group).total_byte_size))
 
 
 @contextmanager
@@ -233,7 +308,7 @@ def _damage(what: str) -> Iterator[None]:
 
     try:
         yield
-    except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
+    except (pyarrow.ArrowException, ValueError, MemoryError, OSError) as error:
         if isinstance(error, OSError) and error.errno:  # the system's word, not the library's
             raise
         raise DamagedFileError(f"{what} ({_line(error)}): get it again") from None
@@ -241,3 +316,8 @@ def _damage(what: str) -> Iterator[None]:
 
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:120]
+
+
+def _names(names: Iterable[str]) -> str:
+    """The first few of a file's names, which may be any text."""
+    return shown(", ".join(islice(names, 8)))[1:-1]

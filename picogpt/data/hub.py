@@ -10,14 +10,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urljoin, urlsplit
 
-from picogpt.config import UserError
-from picogpt.data.remote import MissingError, RemoteFile, Web
+from picogpt.config import UserError, shown
+from picogpt.data.remote import MissingError, RemoteFile, Web, is_address
 
 _WIKIPEDIA, _SNAPSHOT = "wikimedia/wikipedia", "20231101"
 # The files of the two editions that have a name of their own, for a hub that lists nothing; a smaller one is one file.
 _SHARDS = {f"{_SNAPSHOT}.en": 41, f"{_SNAPSHOT}.simple": 1}
+_PAGES = 1000  # of a listing, each of a thousand files
+_LARGEST = 1 << 50  # bytes of a file
 _TRUE = ("1", "on", "yes", "true")
 
 
@@ -85,7 +87,7 @@ class Hub:
 
     def __init__(self, waiting: Callable[[str], None]) -> None:
         self.endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
-        if not self.endpoint.startswith(("http://", "https://")):
+        if not is_address(self.endpoint):
             raise UserError(f"HF_ENDPOINT is {self.endpoint!r}: set it to an address such as https://huggingface.co")
         self._web = Web(waiting, self.endpoint, _token())
 
@@ -116,22 +118,20 @@ class Hub:
     def _tree(self, dataset: Dataset, folder: str = "") -> list[HubFile]:
         url = f"{self.endpoint}/api/datasets/{dataset.repo}/tree/main{folder}?recursive=true"
         found: list[HubFile] = []
-        while url:
+        for _ in range(_PAGES):
             body, headers = self._web.hub(url)
-            for entry in _list(body):
-                match entry:
-                    case {"type": "file", "path": str(path), "size": int(size)} if size:
-                        found.append(HubFile(path, size))
-            more = re.search(r'<([^>]+)>;\s*rel="next"', headers.get("Link", ""))
-            url = more[1] if more else ""
-        return found
+            found += _files(body)
+            url = _next(url, headers.get("Link", ""))
+            if not url:
+                return found
+        raise UserError(f"{self.endpoint} lists {dataset} without end: name a configuration, as hf:OWNER/NAME:CONFIG")
 
     def _siblings(self, dataset: Dataset) -> list[HubFile]:
         body, _ = self._web.hub(f"{self.endpoint}/api/datasets/{dataset.repo}")
         match _json(body):
             case {"siblings": list(entries)}:
                 names = [entry.get("rfilename") for entry in entries if isinstance(entry, dict)]
-                return [HubFile(name, 0) for name in names if isinstance(name, str)]
+                return [HubFile(name, 0) for name in names if isinstance(name, str) and _is_path(name)]
         return []
 
     def _known(self, dataset: Dataset) -> list[HubFile]:
@@ -167,6 +167,33 @@ def _json(body: bytes) -> Any:
         return None
 
 
-def _list(body: bytes) -> list[Any]:
-    content = _json(body)
-    return content if isinstance(content, list) else []
+def _files(body: bytes) -> list[HubFile]:
+    """The files of a page of a listing, what is not empty and could be one."""
+    content, found = _json(body), []
+    for entry in content if isinstance(content, list) else []:
+        match entry:
+            case {"type": "file", "path": str(path), "size": size} if (
+                _is_path(path) and type(size) is int and 0 < size < _LARGEST
+            ):
+                found.append(HubFile(path, size))
+    return found
+
+
+def _is_path(name: str) -> bool:
+    """Whether it can be the path of a file within a data set."""
+    fits = len(name) <= 1000 and name.isprintable()
+    return fits and not any(part in ("", ".", "..") for part in name.split("/"))
+
+
+def _next(url: str, link: str) -> str:
+    """The address of the page after this one, "" for none. Raises UserError where it is not the hub's."""
+    more = re.search(r'<([^<>]+)>;\s*rel="next"', link)
+    if more is None:
+        return ""
+    try:
+        target = str(urljoin(url, more[1]))
+    except ValueError:
+        target = ""
+    if not is_address(target) or urlsplit(target)[:2] != urlsplit(url)[:2]:
+        raise UserError(f"the listing at {url} goes on at {shown(more[1])}, another place: look at HF_ENDPOINT")
+    return target

@@ -19,6 +19,7 @@ from picogpt.files import sync_file, sync_folder
 
 PARTS = ("train", "val")
 _TOKENIZER = "tokenizer.json"
+_TOKENIZER_LIMIT = 16 << 20  # bytes; the largest has less than one million
 _LOOK = 100_000  # characters looked at for ones the tokenizer does not know
 _MANY = 20  # documents make a collection
 _VERIFIED = 1 << 28  # ids that are verified before they are used; of more, each block when it is first read
@@ -87,6 +88,8 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a folder of tokens. Raises UserError where it is not there or damaged."""
     path = folder / _TOKENIZER
     try:
+        if path.stat().st_size > _TOKENIZER_LIMIT:
+            raise ValueError
         return from_dict(json.loads(path.read_bytes()))
     except (OSError, ValueError, RecursionError, UserError):
         raise UserError(f"{path} is not a tokenizer: delete {folder}; it is made again") from None

@@ -17,15 +17,18 @@ import urllib3
 from urllib3.exceptions import HTTPError, LocationParseError, LocationValueError, ProxySchemeUnknown
 from urllib3.util import parse_url
 
-from picogpt.config import UserError
+from picogpt.config import UserError, shown
 
 _BLOCK = 1 << 16
 _TIMEOUT = urllib3.Timeout(connect=10.0, read=30.0)  # seconds to a connection; seconds without a byte
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 10.0  # seconds before a request is repeated: doubled each time
 _SLOW_SECONDS, _SLOW_BYTES = 20.0, 20_000  # a response that brings less is asked for anew
+_LONGEST_ADDRESS = 16_000  # characters; signed ones have about a thousand
 _MOST_REDIRECTS = 10  # before they are taken for a circle
 _MOST_REJECTIONS = 3  # of a signed address, before it is more than its time being over
+_LISTING = 32 << 20  # bytes of an answer that is not a file's
 _REDIRECTS = (301, 302, 303, 307, 308)
+_COUNT = "[0-9]{1,18}"  # as a header has it
 _EXPIRED = (400, 401, 403, 404, 410)  # what a signed address answers when its time is over
 
 
@@ -114,10 +117,10 @@ class Web:
             nonlocal address, redirects
             with self.get(address) as response:
                 if response.status in _REDIRECTS and redirects < _MOST_REDIRECTS:
-                    address, redirects = urljoin(address, response.headers.get("Location", "")), redirects + 1
+                    address, redirects = redirected(address, response.headers), redirects + 1
                     return False
                 refuse(response.status, url)
-                answer.append((response.read(), response.headers))
+                answer.append((_body(response, url), response.headers))
             return True
 
         self.persistently(ask)
@@ -145,6 +148,38 @@ def refuse(status: int, url: str) -> None:
         raise UserError(f"{url} redirects in a circle")
     if status >= 400:
         raise UserError(f"{url} is refused ({status})")
+
+
+def is_address(url: str) -> bool:
+    """Whether a request can be sent there."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return False
+    fits = url.isprintable() and len(url) <= _LONGEST_ADDRESS and port != 0
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and fits
+
+
+def redirected(url: str, headers: Mapping[str, str]) -> str:
+    """Where an answer of a redirect leads to. Raises UserError where no request can be sent there."""
+    location = headers.get("Location", "")
+    try:
+        target = urljoin(url, location) if location else ""
+    except ValueError:
+        target = ""
+    if not is_address(target):
+        raise UserError(f"{url} redirects to {shown(location)}, which is no address: look at the name, or try later")
+    return target
+
+
+def _body(response: urllib3.BaseHTTPResponse, url: str) -> bytes:
+    body = bytearray()
+    while piece := response.read1(_BLOCK):
+        body += piece
+        if len(body) > _LISTING:
+            raise UserError(f"{url} sends more than {_LISTING >> 20} MB: look at HF_ENDPOINT, this is no listing")
+    return bytes(body)
 
 
 class RemoteFile(io.RawIOBase):
@@ -210,14 +245,14 @@ class RemoteFile(io.RawIOBase):
         with self._web.get(address, {"Range": f"bytes={begin}-{stop - 1}"}) as response:
             if response.status in _REDIRECTS and self._redirects < _MOST_REDIRECTS:
                 self._redirects += 1
-                self._signed = urljoin(address, response.headers.get("Location", ""))
+                self._signed = redirected(address, response.headers)
                 return
             if response.status in _EXPIRED and self._signed and self._rejections < _MOST_REJECTIONS:
                 self._signed, self._rejections = "", self._rejections + 1
                 raise TroubleError("the signed address has expired")
             if response.status == 416:  # there is less of it than there was, or nothing at all
                 raise ChangedError(f"{self._url} has changed") if self._identity else MissingError(self._url)
-            refuse(response.status, address)
+            refuse(response.status, self._url)
             self._redirects = self._rejections = 0
             self._recognise(response, begin)
             skip = begin if response.status == 200 else 0  # a server that knows no ranges sends everything
@@ -226,12 +261,16 @@ class RemoteFile(io.RawIOBase):
     def _recognise(self, response: urllib3.BaseHTTPResponse, begin: int) -> None:
         """Raises ChangedError for another file than at first, TroubleError for an answer that makes no sense."""
         if response.status == 206:
-            content = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
+            said = response.headers.get("Content-Range", "")
+            content = re.fullmatch(rf"bytes ({_COUNT})-{_COUNT}/({_COUNT})", said)
             if content is None or int(content[1]) != begin:
-                raise TroubleError(f"the server sends another range ({response.headers.get('Content-Range')})")
+                raise TroubleError(f"the server sends another range ({shown(said)[1:-1]})")
             size = int(content[2])
         else:
-            size = int(response.headers.get("Content-Length", "0"))
+            said = response.headers.get("Content-Length", "")
+            if not re.fullmatch(_COUNT, said):
+                raise TroubleError(f"the server sends a file without its size ({shown(said)[1:-1]})")
+            size = int(said)
         identity = size, response.headers.get("ETag", "")
         if self._identity is None:
             self._identity = identity
@@ -273,13 +312,13 @@ def _retry_after(headers: Mapping[str, str]) -> float:
     """Seconds of a Retry-After header, which holds seconds or a date; 0 without a sensible one."""
     value = headers.get("Retry-After", "")
     try:
-        return min(3600.0, float(value))
+        seconds = float(value)
     except ValueError:
-        pass
-    try:
-        return min(3600.0, max(0.0, parsedate_to_datetime(value).timestamp() - time.time()))
-    except ValueError:
-        return 0.0
+        try:
+            seconds = parsedate_to_datetime(value).timestamp() - time.time()
+        except (ValueError, OverflowError):  # the second for a year or a zone beyond all sense
+            return 0.0
+    return min(3600.0, seconds) if seconds > 0 else 0.0
 
 
 def download(url: str, path: Path, checksum: str, size: int) -> None:
@@ -309,7 +348,7 @@ def _fetch(url: str, path: Path, checksum: str, size: int) -> None:
     for _ in range(5):
         with web.get(url) as response:
             if response.status in _REDIRECTS:
-                url = urljoin(url, response.headers.get("Location", ""))
+                url = redirected(url, response.headers)
                 continue
             if response.status != 200:
                 raise ValueError(f"the server answers {response.status}")

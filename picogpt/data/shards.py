@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from picogpt.config import UserError
+from picogpt.config import UserError, shown
 from picogpt.data.tokenizer import Ids
 from picogpt.files import make_folder, read_bytes, sync_folder, write_durably
 
@@ -29,6 +29,7 @@ SHARD_TOKENS = 1 << 26  # a shard is sealed when it holds so many
 INDEX = "index.json"
 BLOCK_TOKENS = 1 << 20  # a checksum is of so many ids, the last one's of fewer
 
+_INDEX_LIMIT = 256 << 20  # bytes; one of a terabyte of tokens has about 20 MB
 _HEADER = struct.Struct("<8sHH4xQ8s")
 _MAGIC = b"picogpt\0"
 _VERSION = 2
@@ -286,28 +287,34 @@ class Shards:
 def _read_index(path: Path, fingerprint: str) -> _Index:
     """An index made with the tokenizer of that fingerprint. Raises UserError."""
     try:
+        if path.stat().st_size > _INDEX_LIMIT:
+            raise _damaged(path, "is too large for an index of shards")
         index = json.loads(read_bytes(path))
+        digest = _digest({name: value for name, value in dict(index).items() if name != "sha256"})
     except OSError as error:
         raise _damaged(path, f"cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError):
-        raise _damaged(path, "is not JSON") from None
+    except (TypeError, ValueError, RecursionError):  # the first and the second also for what is no object
+        raise _damaged(path, "is not JSON of an index") from None
     match index:
         case {"version": int(version)} if version != _VERSION:
-            raise _damaged(path, f"has version {version}, not {_VERSION}")
+            raise _damaged(path, f"has version {shown(version)}, not {_VERSION}")
         case {
+            "version": int(_),
             "dtype": "uint8" | "uint16" as dtype,
             "tokenizer": str(made_with),
             "corpus": str(signature),
             "shards": list(shards),
             "sources": list(sources),
-            "sha256": str(digest),
+            "sha256": str(found),
         }:
-            if digest != _digest({name: value for name, value in index.items() if name != "sha256"}):
+            if found != digest:
                 raise _damaged(path, "has a wrong checksum")
             if made_with != fingerprint:
-                raise _damaged(path, f"was made with another vocabulary ({made_with}, not {fingerprint})")
+                raise _damaged(path, f"was made with another vocabulary ({shown(made_with)}, not {fingerprint})")
             entries = tuple(_entry(path, number, shard) for number, shard in enumerate(shards))
             groups = tuple(_source(path, source) for source in sources)
+            if len(set(groups)) < len(groups):
+                raise _damaged(path, "has a source twice")
             return _Index(np.dtype(dtype).newbyteorder("<"), made_with, signature, entries, groups)
     raise _damaged(path, "is not an index of shards")
 
@@ -315,11 +322,12 @@ def _read_index(path: Path, fingerprint: str) -> _Index:
 def _entry(path: Path, number: int, shard: Any) -> _Entry:
     """The index's `number`-th entry. A file has one name it can have, so no entry leads out of the folder."""
     match shard:
-        case {"file": str(file), "count": int(count), "crc32": list(crc32), "source": source} if (
+        case {"file": str(file), "count": count, "crc32": list(crc32), "source": source} if (
             file == f"{number:05d}.bin"
-            and 0 < count <= SHARD_TOKENS
+            and _is_count(count, SHARD_TOKENS)
+            and count > 0
             and len(crc32) == -(-count // BLOCK_TOKENS)
-            and all(type(value) is int for value in crc32)
+            and all(_is_count(value, 0xFFFFFFFF) for value in crc32)
         ):
             return _Entry(file, count, tuple(crc32), None if source is None else _source(path, source))
     raise _damaged(path, f"has a damaged entry {number}")
@@ -327,9 +335,13 @@ def _entry(path: Path, number: int, shard: Any) -> _Entry:
 
 def _source(path: Path, source: Any) -> Source:
     match source:
-        case [str(file), int(group)]:
+        case [str(file), group] if _is_count(group, 1 << 31):
             return file, group
     raise _damaged(path, "has a damaged source")
+
+
+def _is_count(value: Any, most: int) -> bool:
+    return type(value) is int and 0 <= value <= most
 
 
 def _check_header(path: Path, dtype: np.dtype[Any], count: int, fingerprint: str) -> None:

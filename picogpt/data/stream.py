@@ -7,6 +7,7 @@ interruption costs the one in hand. Nothing else touches the disk.
 
 import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -38,6 +39,7 @@ _MOST = 20 * 1000**3  # bytes of tokens, where nothing else is asked for
 _KEPT_FREE = 0.05  # of the disk
 _READ = 8 << 20  # bytes of a column fetched at once
 _OPEN_FILES = 64  # parquet files whose footer is kept
+_STATUS = 100_000  # bytes of a status; ours have a few hundred
 _ATTEMPTS = 3  # to read a row group that seems damaged
 _AFTER_DYING, _AFTER_FAILING = 10.0, 60.0  # seconds before it is begun again
 
@@ -51,7 +53,7 @@ class Status:
     state: State
     text: str
     tokens: int = 0
-    time: float = 0.0  # when that was, in seconds since 1970
+    mark: str = ""  # another one each time it is written
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,7 @@ class _Filling:
                     raise UserError(f"{self._hub.endpoint} has no sound file of {self._plan.dataset}")
                 reason = "all of it is here"
                 break
-            if reason := self._full(size_of(self._tables[source[0]], source[1], self._plan.columns)):
+            if reason := self._full(size_of(self._tables[source[0]], source[1])):
                 break
             try:
                 self._add(source)
@@ -279,7 +281,7 @@ class Stream:
         self.plan = plan
         self._process: subprocess.Popen[bytes] | None = None
         self._began = 0.0
-        self._started = time.time()
+        self._left = _read_status(plan.folder)  # by an earlier run; no clock says so, for clocks are set back
 
     def start(self) -> None:
         """Begin, or begin again."""
@@ -299,7 +301,7 @@ class Stream:
     def status(self) -> Status:
         """The newest. A process that died is started again, some time later."""
         found = _read_status(self.plan.folder)
-        fresh = found if found and found.time >= self._started else Status("working", f"asking for {self.plan.dataset}")
+        fresh = found if found and found != self._left else Status("working", f"asking for {self.plan.dataset}")
         if self._process is None or self._process.poll() is None or fresh.state == "complete":
             return fresh
         failed = fresh.state == "failed"
@@ -329,16 +331,24 @@ class Stream:
 
 def _write_status(folder: Path, status: Status) -> None:
     part = folder / "status.part"
-    part.write_text(json.dumps(asdict(replace(status, time=time.time()))), encoding="utf-8")
+    part.write_text(json.dumps(asdict(replace(status, mark=secrets.token_hex(8)))), encoding="utf-8")
     with suppress(PermissionError):  # Windows, while it is being read: the next one will do
         os.replace(part, folder / "status.json")
 
 
 def _read_status(folder: Path) -> Status | None:
+    """None for one that is missing, or damaged."""
     try:
-        return Status(**json.loads((folder / "status.json").read_bytes()))
-    except (OSError, ValueError, TypeError):
+        with (folder / "status.json").open("rb") as file:
+            found = json.loads(file.read(_STATUS))
+    except (OSError, ValueError, RecursionError):
         return None
+    match found:
+        case {"state": str(state), "text": str(text), "tokens": tokens, "mark": str(mark)} if (
+            state in get_args(State) and type(tokens) is int and 0 <= tokens < 1 << 63
+        ):
+            return Status(cast(State, state), " ".join(text.split()), tokens, mark)
+    return None
 
 
 def _end_with_parent() -> None:

@@ -16,6 +16,7 @@ from picogpt.data.tokenizer import Tokenizer
 from picogpt.files import replace
 from picogpt.inference.dialects import FusedGraph, PortableGraph
 from picogpt.inference.graph import Arrays
+from picogpt.seal import seal_file
 
 IR_VERSION = 10  # that of opset 21
 BITS: dict[Precision, int] = {"fp32": 32, "int8": 8, "int4": 4}
@@ -34,8 +35,9 @@ def export(
 ) -> None:
     """Write the model, replacing the file at once when all of it is there.
 
-    Weights of more than 1.5 GB go into a file of their own beside it. portable: standard operators alone. source: what
-    the weights are, kept in the metadata. Raises UserError when the disk refuses.
+    Weights of more than 1.5 GB go into a file of their own beside it, and both end with a seal, which runtimes skip.
+    portable: standard operators alone. source: what the weights are, kept in the metadata. Raises UserError when the
+    disk refuses.
     """
     graph = (PortableGraph if portable else FusedGraph)(config, arrays, BITS[precision])
     opsets = [helper.make_opsetid(domain, version) for domain, version in graph.opset.items()]
@@ -45,13 +47,16 @@ def export(
     helper.set_model_props(model, {name: json.dumps(value) for name, value in metadata.items()})
     size = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
     weights = f"{path.name}.{secrets.token_hex(4)}.weights" if size > _INSIDE else ""
+    beside = [path.with_name(weights)] if weights else []
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         onnx.save_model(model, temporary, save_as_external_data=bool(weights), location=weights or None)
+        for written in (temporary, *beside):
+            seal_file(written)
         replace(temporary, path)
     except BaseException as error:
-        for left in (temporary, *([path.with_name(weights)] if weights else [])):
+        for left in (temporary, *beside):
             with suppress(OSError):
                 left.unlink(missing_ok=True)  # a full disk needs the space back
         if isinstance(error, OSError):

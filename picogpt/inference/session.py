@@ -16,9 +16,14 @@ import numpy.typing as npt
 
 from picogpt.config import ModelConfig, Precision, UserError
 from picogpt.data.tokenizer import Tokenizer, from_dict
+from picogpt.inference.modelfile import metadata
 
 Array = npt.NDArray[Any]
-_DTYPES = {"tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(float)": np.float32}
+Ports = dict[str, tuple[str, list[str | int]]]
+"""What goes in or out of a graph: type and shape by name, as the runtime tells them."""
+
+_INT64, _INT32, _FLOAT = "tensor(int64)", "tensor(int32)", "tensor(float)"
+_DTYPES = {_INT64: np.int64, _INT32: np.int32, _FLOAT: np.float32}
 
 
 def why_not() -> str:
@@ -50,24 +55,51 @@ class OnnxModel:
         # Denormals stay what they are: the switch that flushes them would change the caller's arithmetic as well.
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
         try:
+            self._describe(metadata(path))
+        except (OSError, KeyError, ValueError, RecursionError, UserError) as error:
+            raise _foreign(path, error) from None
+        try:
             self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the runtime's exceptions have no other class in common
             raise _foreign(path, error) from None
-        try:
-            written = self.session.get_modelmeta().custom_metadata_map
-            about: dict[str, Any] = {name: json.loads(value) for name, value in written.items()}
-            self.config = ModelConfig.from_dict(about["config"])
-            self.tokenizer: Tokenizer = from_dict(about["tokenizer"])
-            self.precision: Precision = about["precision"]
-            if self.precision not in get_args(Precision):
-                raise ValueError(f"precision {self.precision!r}")
-            self.portable, self.source = bool(about["portable"]), str(about["source"])
-        except (KeyError, ValueError, RecursionError, UserError) as error:
-            raise _foreign(path, error) from None
+        sides = self.session.get_inputs(), self.session.get_outputs()
+        for side, expected in zip(sides, _ports(self.config, self.portable), strict=True):
+            found = {port.name: (port.type, port.shape) for port in side}
+            for name in sorted(found.keys() | expected.keys()):
+                if found.get(name) != expected.get(name):
+                    raise _foreign(path, ValueError(f"{name[:80]} is {found.get(name)}, not {expected.get(name)}"))
+
+    def _describe(self, written: dict[str, str]) -> None:
+        """Take what is written beside the graph. Raises KeyError, ValueError, RecursionError or UserError."""
+        about: dict[str, Any] = {name: json.loads(value) for name, value in written.items()}
+        self.config = ModelConfig.from_dict(about["config"])
+        self.tokenizer: Tokenizer = from_dict(about["tokenizer"])
+        self.precision: Precision = about["precision"]
+        self.portable, self.source = about["portable"], about["source"]
+        if self.precision not in get_args(Precision) or type(self.portable) is not bool or type(self.source) is not str:
+            raise ValueError("its precision, portable or source is none")
+
+
+def _ports(config: ModelConfig, portable: bool) -> tuple[Ports, Ports]:
+    """What goes in and what comes out of the graph of a model (graph.py has the letters)."""
+    inputs: Ports = {"ids": (_INT64, ["B", "T"])}
+    outputs: Ports = {"logits": (_FLOAT, ["B", config.vocab_size])}
+    if not config.n_layer:
+        return inputs, outputs
+    inputs["positions"] = _INT64, ["P"]
+    if config.context_slot:
+        inputs["context"] = _FLOAT, ["B", "S", config.n_embd]
+        inputs["running_sum"] = outputs["new_running_sum"] = _FLOAT, ["B", config.n_embd]
+    if not portable:
+        inputs |= {"seqlens_k": (_INT32, ["B"]), "total_sequence_length": (_INT32, [1])}
+    head = config.head_size if portable else -(-config.head_size // 8) * 8
+    for name in (f"{kind}.{layer}" for kind in ("key", "value") for layer in range(config.n_layer)):
+        inputs[f"past_{name}"] = outputs[f"present_{name}"] = _FLOAT, ["B", config.n_head, config.n_position, head]
+    return inputs, outputs
 
 
 def _foreign(path: Path, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:160]
+    reason = " ".join(str(error).split())[:160] if not isinstance(error, OSError) else error.strerror or str(error)
     return UserError(f"{path} is not a model that picogpt exported ({reason}): picogpt export makes one")
 
 
@@ -75,12 +107,16 @@ class OnnxReader:
     """A `WindowReader` (decoding.py) over an exported model."""
 
     def __init__(self, model: OnnxModel, batch: int = 1) -> None:
+        """Raises UserError where so many streams do not fit into memory."""
         self.config, self.batch, self._session = model.config, batch, model.session
         one = {"B": batch, "T": 1, "S": 0, "P": 1}  # a token in the middle of a window
-        inputs = {
-            i.name: np.zeros([one.get(d, d) for d in i.shape], _DTYPES[i.type]) for i in self._session.get_inputs()
-        }
-        self._logits = np.zeros((batch, self.config.vocab_size), np.float32)
+        try:
+            inputs = {
+                i.name: np.zeros([one.get(d, d) for d in i.shape], _DTYPES[i.type]) for i in self._session.get_inputs()
+            }
+            self._logits = np.zeros((batch, self.config.vocab_size), np.float32)
+        except (MemoryError, ValueError):  # the second for more than an address can say
+            raise UserError(f"{batch} streams of this model do not fit into memory: take fewer --samples") from None
         self._ids = inputs["ids"]
         self._positions = [inputs[n] for n in ("positions", "seqlens_k", "total_sequence_length") if n in inputs]
         self._sum = inputs.get("running_sum")
@@ -108,7 +144,7 @@ class OnnxReader:
             array[...] = value
         if ids.shape[1] == 1 and not slot:
             self._ids[...] = ids
-            self._session.run_with_iobinding(self._step)
+            self._run(self._step)
         else:
             self._prefill(ids, start, slot)
         return self._logits
@@ -124,7 +160,14 @@ class OnnxReader:
             if slot and self._context is not None:
                 arrays["context"][:, 0] = self._context
         own = {name: _wrapped(array) for name, array in arrays.items() if name in self._inputs}
-        self._session.run_with_iobinding(self._bound({**self._inputs, **own}))
+        self._run(self._bound({**self._inputs, **own}))
+
+    def _run(self, binding: Any) -> None:
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:  # as in OnnxModel
+            reason = " ".join(str(error).split())[:160]
+            raise UserError(f"the ONNX file cannot be run ({reason}): picogpt export makes another") from None
 
     def _bound(self, inputs: dict[str, Any]) -> Any:
         binding = self._session.io_binding()

@@ -16,7 +16,7 @@ import psutil
 
 from picogpt.config import UserError
 from picogpt.files import replace
-from picogpt.training.runlog import entries, read_log, series, visible
+from picogpt.training.runlog import entries, is_finite, read_log, series, visible
 
 _ROOT = Path(__file__).parents[2]  # the folder picogpt is imported from
 _TRAIN_COLOUR, _VAL_COLOUR, _INK = "#8fb3d9", "#c8501e", "#333333"
@@ -158,7 +158,7 @@ def _mark_best(axes: Any, axis: str, steps: npt.NDArray[np.float64], values: npt
 def _facts(config: dict[str, Any]) -> str:
     """What a config says of itself that fits in a title."""
     parameters = config.get("parameters")
-    return f"{float(parameters) / 1e6:.2f}M parameters" if type(parameters) is int else ""
+    return f"{float(parameters) / 1e6:.2f}M parameters" if type(parameters) is int and is_finite(parameters) else ""
 
 
 def main(arguments: list[str]) -> int:

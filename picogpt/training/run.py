@@ -355,10 +355,11 @@ class Run:
     def _shrink(self, trainer: Trainer) -> None:
         free = f"memory runs short ({monitor.available_memory() / 2**20:,.0f} MB free)"
         if self.fitted.train.device == "cpu" and trainer.shrink():
-            self._tell(f"{free}: from here {trainer.micro_batch} at a time in each lane, which changes the last bits")
+            how = f"{trainer.micro_batch} at a time in each lane{', recomputed' * trainer.recompute}"
+            self._tell(f"{free}: from here {how}, which changes the last bits")
         elif not self._memory_told:
             self._memory_told = True
-            self._tell(f"{free} and a smaller micro-batch would not help: close other programs")
+            self._tell(f"{free} and there is no smaller way to train: close other programs")
 
     def _announce(self, trainer: Trainer) -> None:
         train = self.config.train

@@ -3,13 +3,11 @@
     {"losses": {"train": [...], "val": [...]}, "best_loss", "iter_num", "evaluations": [{...}], "divergence": [{...}],
      "notices", "config"}
 
-A checksum follows the pickle, where `pickle.load` does not look. A pickle can run code, so logs are read by an
-unpickler that builds nothing but builtins.
+A checksum follows the pickle, where `pickle.load` does not look. A pickle can run code, so logs are read by a reader of
+our own that knows nothing but plain data.
 """
 
-import io
 import pickle
-import pickletools
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +16,11 @@ import numpy.typing as npt
 
 from picogpt.config import UserError
 from picogpt.files import write_durably
-from picogpt.seal import sealed
+from picogpt.seal import sealed, unsealed
+from picogpt.unpickle import ClassNamedError, loads
 
 MOST_EVALUATIONS, _MOST_LINES = 10_000, 1_000  # kept of a run, however long it is
 _SIZE_LIMIT = 32 << 20  # bytes; ten thousand evaluations are about 6 MB
-_OPCODE_LIMIT = 4_000_000  # each may make an object, so this bounds memory; an evaluation has about 30
 _NUMBERS = ("step", "tokens", "seconds", "lr", "train_loss", "val_loss", "tokens_per_second", "memory_mb")
 _SCALARS = (str, int, float, bool, type(None))
 
@@ -57,9 +55,9 @@ class RunLog:
         entry = {"step": step, "train_loss": train_loss, "val_loss": val_loss, **fields}
         self.evaluations.append({name: _scalar(value) for name, value in entry.items()})
         if len(self.evaluations) > MOST_EVALUATIONS:
-            best, last = self.best_loss, len(self.evaluations) - 1
-            numbered = enumerate(self.evaluations)
-            self.evaluations = [e for i, e in numbered if i % 2 == last % 2 or e["val_loss"] == best]
+            losses = [entry["val_loss"] for entry in self.evaluations]
+            best, last = losses.index(self.best_loss) if self.best_loss in losses else -1, len(losses) - 1
+            self.evaluations = [e for i, e in enumerate(self.evaluations) if i % 2 == last % 2 or i == best]
 
     def diverged(self, step: int, text: str) -> None:
         """Append what was done about a step that was not finite."""
@@ -127,12 +125,18 @@ def read_log(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"cannot read the log {path}: {error.strerror or error}") from None
     try:
-        _check_opcodes(data)
-        content = _BuiltinsUnpickler(path, data).load()
-    except UserError:
-        raise
-    except Exception as error:  # hostile bytes raise nearly anything, out of memory included
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        pickled = unsealed(data)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): move it away") from None
+    try:
+        content = loads(pickled)
+    except ClassNamedError as error:
+        named = visible(str(error)[:80], "utf-8")
+        raise UserError(
+            f"{path} names the class {named}: this is not a log of picogpt, and loading it could run code"
+        ) from None
+    except ValueError as error:
+        reason = visible(str(error)[:120], "utf-8")
         raise UserError(f"{path} is damaged or not a log of picogpt ({reason})") from None
     return _checked(content, path)
 
@@ -163,27 +167,6 @@ def visible(text: str, encoding: str) -> str:
     return shown.encode(encoding, "backslashreplace").decode(encoding)
 
 
-class _BuiltinsUnpickler(pickle.Unpickler):
-    """Builds dicts, lists, strings and numbers; refuses whatever has to be imported."""
-
-    def __init__(self, path: Path, data: bytes) -> None:
-        super().__init__(io.BytesIO(data))
-        self._path = path
-
-    def find_class(self, module: str, name: str) -> Any:
-        named = visible(f"{module}.{name}"[:80], "utf-8")
-        raise UserError(
-            f"{self._path} names the class {named}: this is not a log of picogpt, and loading it could run code"
-        )
-
-
-def _check_opcodes(data: bytes) -> None:
-    """Refuse pickles that would make the unpickler reserve memory out of proportion to their size."""
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
-        if count > _OPCODE_LIMIT or ("PUT" in opcode.name and int(argument or 0) > count):
-            raise ValueError("it asks for too much memory")
-
-
 def _checked(content: object, path: Path) -> dict[str, Any]:
     """The log with all its keys. Raises UserError for another structure."""
     reason = _foreign(content)
@@ -195,7 +178,7 @@ def _checked(content: object, path: Path) -> dict[str, Any]:
 
 
 def _foreign(content: object) -> str:
-    """What makes `content` no log, or nothing. Only as deep as it is used: hostile logs may be endless below."""
+    """What makes `content` no log, or nothing. Only as deep as it is used."""
     if not isinstance(content, dict) or not isinstance(content.get("losses"), dict):
         return "it has no losses"
     losses = [content["losses"].get(name) for name in ("train", "val")]

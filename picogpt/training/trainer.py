@@ -52,16 +52,17 @@ class Trainer:
             cupy = cuda(config.train.tf32)
             arrays = {name: cupy.asarray(array) for name, array in arrays.items()}
         self.config, self.lanes = config, lanes
+        self.recompute = config.train.recompute
         self.micro_batch = config.train.micro_batch or choose_micro_batch(config, lanes.count)
         parameters, *gradients = (SharedArrays.zeros(in_groups(config.train, arrays)) for _ in range(1 + lanes.count))
         for name, array in arrays.items():
             parameters.named[name][...] = array
         self.arrays, self.gradients = parameters.named, gradients[0].named
         self.replicas = [
-            GPT(config.model, as_tensors(self.arrays, own.named), recompute=config.train.recompute) for own in gradients
+            GPT(config.model, as_tensors(self.arrays, own.named), config.train.recompute) for own in gradients
         ]
         self._nodes = [[leaf.node for _, leaf in replica.named_parameters() if leaf.node] for replica in self.replicas]
-        self._sizes = [0] * lanes.count  # of each lane's last micro-batches; a lane knows its own
+        self._kept = [0] * lanes.count  # sequences whose activations each lane kept last; a lane knows its own
         self.optimizer = Optimizer(config.train, parameters, gradients, lanes)
         self._accumulate_on, self._evaluate_on = lanes.task(self._accumulate), lanes.task(self._evaluate)
 
@@ -94,34 +95,42 @@ class Trainer:
 
     def restore(self, model: Arrays, optimizer: Arrays) -> None:
         """Be as a checkpoint has it, whose names and shapes are the trainer's."""
+        self._least_depth = _working_blocks(model, self.config.model.n_layer)
         for mine, saved in ((self.arrays, model), (self.optimizer.state, optimizer)):
             for name, array in mine.items():
                 array[...] = to_device(saved[name], array)
 
     def shrink(self) -> bool:
-        """Take half as many sequences at once from now on, to need less memory. Returns whether there was a half."""
-        self.micro_batch = max(1, smaller := self.micro_batch // 2)
-        return smaller > 0
+        """Need less memory from now on: half as many sequences at once, at last recomputing. Returns whether it can."""
+        if self.micro_batch > 1:
+            self.micro_batch //= 2
+            return True
+        smaller, self.recompute = not self.recompute, True
+        return smaller
 
     def accumulate(self, x: Ids, y: Ids, step: int, depth: int | None = None) -> tuple[float, float]:
         """The batch's mean loss, and the norm of its gradient, which is then in `gradients`."""
         depth = self.config.model.n_layer if depth is None else depth
         micros = self._micro_batches(len(x))
         shares = [micros[lane :: self.lanes.count] for lane in range(min(self.lanes.count, len(micros)))]
-        losses = list(chain(*self._accumulate_on(shares, self._placed(x), self._placed(y), step, depth)))
+        losses = list(
+            chain(*self._accumulate_on(shares, self._placed(x), self._placed(y), step, depth, self.recompute))
+        )
         values = fetch(losses + self.optimizer.reduce(len(shares)))  # the one wait for a GPU in a step
         return sum(values[: len(losses)]), sqrt(sum(values[len(losses) :]))
 
-    def _accumulate(self, lane: int, micros: list[slice], x: Array, y: Array, step: int, depth: int) -> list[Array]:
+    def _accumulate(
+        self, lane: int, micros: list[slice], x: Array, y: Array, step: int, depth: int, recompute: bool
+    ) -> list[Array]:
         """A lane's micro-batches: their gradients gather in its own arrays. Returns their losses, 0-d arrays."""
         nodes = self._nodes[lane]
         for node in nodes:
             node.clear()
-        size = max(micro.stop - micro.start for micro in micros)
-        if size < self._sizes[lane]:
+        kept = 0 if recompute else max(micro.stop - micro.start for micro in micros)
+        if kept < self._kept[lane]:
             release()  # what larger micro-batches took
-        self._sizes[lane] = size
-        self.replicas[lane].depth = depth
+        self._kept[lane] = kept
+        self.replicas[lane].depth, self.replicas[lane].recompute = depth, recompute
         losses = []
         for micro in micros:
             rng = generator(self.config.train.seed, "dropout", step, micro.start) if self.config.model.dropout else None

@@ -1,0 +1,141 @@
+"""Pickles of plain data, read without the machine that can run code.
+
+Python's own unpickler imports and calls what a pickle names. This one knows the opcodes that CPython writes for None,
+numbers, text, bytes, lists, tuples and dicts with text for keys, in protocols 0 to 5, and no others. What it makes is a
+tree as large as the pickle at most: no list, tuple or dict is in two places, so whoever walks over it comes to an end.
+"""
+
+import io
+import pickletools
+from typing import Any
+
+_OPCODE_LIMIT = 4_000_000  # each may make an object, so this bounds memory
+_INT_LIMIT = 1 << 8192  # beyond, arithmetic and printing take long
+_DEPTH_LIMIT = 100
+
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_NUMBERS = {"INT", "LONG", "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "FLOAT", "BINFLOAT"}
+_TEXTS = {"UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "SHORT_BINBYTES", "BINBYTES", "BINBYTES8"}
+_EMPTY: dict[str, type] = {"EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_DICT": dict}
+_MARKED = {"LIST", "TUPLE", "DICT", "APPENDS", "SETITEMS"}  # they take all that came after a mark
+_FEW = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "SETITEM": 2}  # they take so many
+_PUT, _GET = {"PUT", "BINPUT", "LONG_BINPUT"}, {"GET", "BINGET", "LONG_BINGET"}
+_OTHERS = {"PROTO", "FRAME", "MARK", "MEMOIZE", "STOP"}
+_NAMING = {"GLOBAL", "INST", "STACK_GLOBAL"}  # known to say which class a foreign pickle names
+_KNOWN = {*_CONSTANTS, *_NUMBERS, *_TEXTS, *_EMPTY, *_MARKED, *_FEW, *_PUT, *_GET, *_OTHERS, *_NAMING}
+_OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes if opcode.name in _KNOWN}
+
+
+class ClassNamedError(ValueError):
+    """The pickle names something to import: the one argument."""
+
+
+def loads(data: bytes) -> object:
+    """The value of a pickle that ends where `data` does. Raises ValueError for all that is not plain data."""
+    try:
+        value = _Machine(data).run()
+    except (IndexError, KeyError):
+        raise ValueError("it takes what is not there") from None
+    _check_depth(value)
+    return value
+
+
+class _Machine:
+    """The stack, the stacks that marks set aside, and the memo."""
+
+    def __init__(self, data: bytes) -> None:
+        self._file, self._size = io.BytesIO(data), len(data)
+        self._stack: list[Any] = []
+        self._aside: list[list[Any]] = []
+        self._memo: dict[int, Any] = {}
+
+    def run(self) -> object:
+        for _ in range(_OPCODE_LIMIT):
+            code = self._file.read(1)
+            if code not in _OPCODES:
+                raise ValueError(f"opcode {code!r} is not one of plain data" if code else "it ends too early")
+            opcode = _OPCODES[code]
+            argument = opcode.arg.reader(self._file) if opcode.arg else None
+            if opcode.name == "STOP":
+                return self._result()
+            self._do(opcode.name, argument)
+        raise ValueError("it asks for too much memory")
+
+    def _result(self) -> object:
+        if self._file.tell() != self._size:
+            raise ValueError("there is something after its end")
+        if len(self._stack) != 1 or self._aside:
+            raise ValueError("it is not one value")
+        return self._stack[0]
+
+    def _do(self, name: str, argument: Any) -> None:
+        stack = self._stack
+        if name in _GET:
+            value = self._memo[argument]
+            if type(value) in (list, tuple, dict):
+                raise ValueError("a list, tuple or dict is in two places")
+            stack.append(value)
+        elif name in _TEXTS:
+            stack.append(argument)
+        elif name in _NUMBERS:
+            if type(argument) is int and abs(argument) >= _INT_LIMIT:
+                raise ValueError("it has a number beyond all sense")
+            stack.append(argument)
+        elif name in _CONSTANTS:
+            stack.append(_CONSTANTS[name])
+        elif name == "MEMOIZE":
+            self._memo[len(self._memo)] = stack[-1]
+        elif name in _PUT:
+            if not 0 <= argument <= self._size:
+                raise ValueError("it asks for too much memory")
+            self._memo[argument] = stack[-1]
+        elif name in _EMPTY:
+            stack.append(_EMPTY[name]())
+        elif name == "MARK":
+            self._aside.append(stack)
+            self._stack = []
+        elif name in _MARKED:
+            self._stack = self._aside.pop()
+            self._put(name, stack)
+        elif name in _FEW:
+            items = stack[-_FEW[name] :]
+            del stack[-_FEW[name] :]
+            if len(items) < _FEW[name]:
+                raise IndexError
+            self._put(name, items)
+        elif name == "PROTO" and argument > 5:
+            raise ValueError(f"protocol {argument} is not known")
+        elif name in _NAMING:
+            raise ClassNamedError(".".join(map(str, stack[-2:])) if argument is None else argument.replace(" ", "."))
+
+    def _put(self, name: str, items: list[Any]) -> None:
+        """Make one of the items, or put them into the list or dict that waits for them."""
+        if name == "LIST":
+            self._stack.append(items)
+        elif name.startswith("TUPLE"):
+            self._stack.append(tuple(items))
+        elif name.startswith("APPEND"):
+            self._waiting(list).extend(items)
+        else:
+            if name == "DICT":
+                self._stack.append({})
+            if not all(type(key) is str for key in items[::2]):
+                raise ValueError("a key of a dict is no text")
+            self._waiting(dict).update(zip(items[::2], items[1::2], strict=True))
+
+    def _waiting(self, kind: type) -> Any:
+        if type(self._stack[-1]) is not kind:
+            raise ValueError(f"there is no {kind.__name__} to put something into")
+        return self._stack[-1]
+
+
+def _check_depth(value: object) -> None:
+    """Refuse what recursion could not walk over."""
+    level = [value]
+    for _ in range(_DEPTH_LIMIT):
+        lists = [inner for inner in level if isinstance(inner, list | tuple)]
+        dicts = [inner.values() for inner in level if isinstance(inner, dict)]
+        level = [inner for several in (*lists, *dicts) for inner in several]
+        if not level:
+            return
+    raise ValueError("it is nested too deeply")

@@ -1,0 +1,428 @@
+"""What is fuzzed: each parser with valid inputs to begin from. Anything but the errors it may raise is a finding."""
+
+import json
+import pickle
+import sys
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tests' own helpers
+
+import urllib3
+from rich.console import Console
+
+from picogpt.config import DataConfig, GenerateConfig, ModelConfig, RunConfig, TrainConfig, UserError
+from picogpt.data import hub, remote, shards, stream
+from picogpt.data.formats import Columns, documents, open_parquet, row_group, size_of
+from picogpt.data.prepare import read_tokenizer
+from picogpt.data.tokenizer import CharTokenizer, PicoTokenizer, from_dict
+from picogpt.inference.modelfile import metadata
+from picogpt.presets import PRESETS
+from picogpt.seal import check_file, seal_file, sealed, unsealed
+from picogpt.training import checkpoint
+from picogpt.training.logview import summary
+from picogpt.training.runlog import RunLog, read_log
+from picogpt.unpickle import loads
+
+
+class Finding(BaseException):
+    """Nothing in between may take it for an error of its own."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """`run` is given a folder of its own and an input; `seeds` makes valid ones."""
+
+    run: Callable[[Path, bytes], None]
+    seeds: Callable[[Path], list[bytes]]
+    errors: tuple[type[Exception], ...] = (UserError,)
+
+    def __call__(self, folder: Path, data: bytes) -> None:
+        try:
+            self.run(folder, data)
+        except self.errors as error:
+            if isinstance(error, UserError) and "\n" in str(error):
+                raise Finding(f"more than one line: {error}") from error
+
+
+def parsed(data: bytes) -> Any:
+    """What an input is as JSON; those that are none are not what the target is about."""
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+
+
+def as_json(*values: Any) -> list[bytes]:
+    return [json.dumps(value).encode() for value in values]
+
+
+# Pickles and seals
+
+_HARM = ("os.", "subprocess.", "import", "exec", "compile", "ctypes.", "socket.", "marshal.", "pickle.", "shutil.")
+_watching = False
+"".encode("raw_unicode_escape")  # its codec is imported when it is first used, by protocol 0
+
+
+def _audit(event: str, arguments: tuple[Any, ...]) -> None:
+    if _watching and event.startswith(_HARM):
+        raise Finding(f"{event} {arguments}")
+
+
+sys.addaudithook(_audit)
+
+
+def watched(run: Callable[[], object]) -> None:
+    """Nothing may be imported, run or started meanwhile."""
+    global _watching
+    _watching = True
+    try:
+        run()
+    finally:
+        _watching = False
+
+
+"".encode("raw_unicode_escape")  # its codec is imported when it is first used, by protocol 0
+
+
+def unpickle(folder: Path, data: bytes) -> None:
+    watched(lambda: loads(data))
+
+
+def log(folder: Path, data: bytes) -> None:
+    path = folder / "log.pkl"
+    path.write_bytes(data)
+    found = read_log(path)
+    with open("/dev/null", "w", encoding="ascii") as nowhere:
+        Console(file=nowhere, width=80).print(summary(found, "name"))
+    RunLog.open(path, {}).save()
+
+
+def logs(folder: Path) -> list[bytes]:
+    made = RunLog.open(folder / "seed.pkl", RunConfig().to_dict())
+    for step in range(3):
+        made.evaluation(step=step, train_loss=2.5, val_loss=3.0 if step else None, tokens=5, sample="text é")
+    made.notice("something")
+    made.save()
+    content = pickle.loads(unsealed((folder / "seed.pkl").read_bytes()))
+    small = {"losses": content["losses"], "evaluations": content["evaluations"][:1], "notices": content["notices"]}
+    pickles = [pickle.dumps(value, protocol) for value in (content, small) for protocol in range(6)]
+    return [*pickles, sealed(pickles[-1])]
+
+
+def seal(folder: Path, data: bytes) -> None:
+    assert unsealed(sealed(data)) == data
+    path = folder / "file"
+    path.write_bytes(data)
+    with suppress(ValueError):
+        check_file(path)
+    seal_file(path)
+    check_file(path)
+    unsealed(data)
+
+
+# Settings and tokenizers
+
+
+def config(folder: Path, data: bytes) -> None:
+    value = parsed(data)
+    for kind in (RunConfig, ModelConfig):
+        with suppress(UserError):
+            kind.from_dict(value)
+    if isinstance(value, dict):
+        for kind in (DataConfig, TrainConfig, GenerateConfig):
+            with suppress(UserError, TypeError):  # the second for names that are none
+                kind(**value)
+
+
+def configs(folder: Path) -> list[bytes]:
+    runs = [preset.to_dict() for preset in PRESETS.values()]
+    return as_json(*runs, runs[0]["model"], runs[0]["data"], runs[0]["train"], asdict(GenerateConfig()))
+
+
+def sizes(folder: Path, data: bytes) -> None:
+    text = data.decode("utf-8", "replace")
+    with suppress(UserError):
+        DataConfig(data_limit=text)
+    with suppress(UserError):
+        DataConfig(text, qa=text, text_field=text)
+    hub.dataset_named(text)
+
+
+def tokenizer(folder: Path, data: bytes) -> None:
+    with suppress(UserError):
+        found = from_dict(parsed(data))
+        found.decode(found.encode_marked("some text <Q> é"))
+    (folder / "tokenizer.json").write_bytes(data)
+    read_tokenizer(folder)
+
+
+# Shards
+
+
+IDS = np.arange(10, dtype=np.uint16)
+
+
+def made_shards(folder: Path) -> Path:
+    place = folder / "tokens"
+    if not place.exists():
+        with shards.ShardWriter(place, np.uint16, "vocabulary", "corpus") as writer:
+            writer.append(IDS, ("file", 3))
+            writer.seal(("file", 3))
+    return place
+
+
+def index(folder: Path, data: bytes) -> None:
+    place, value = made_shards(folder), parsed(data)
+    if isinstance(value, dict):
+        value.pop("sha256", None)
+        shards.write_index(place, value)
+    else:
+        (place / shards.INDEX).write_bytes(data)
+    found = shards.Shards(place, "vocabulary")
+    found.read(0, len(found))
+
+
+def shard(folder: Path, data: bytes) -> None:
+    place = made_shards(folder)
+    (place / "00000.bin").write_bytes(data)
+    found = shards.Shards(place, "vocabulary")
+    found.read(0, len(found))
+
+
+# Weights
+
+
+def weights(folder: Path, data: bytes) -> None:
+    from test_checkpoint import forge, save
+
+    place = folder / "run"
+    if not place.exists():
+        save(place, 1)
+    for at in checkpoint.latest(place), checkpoint.best(place):
+        if at is not None:
+            forge(at, data)
+            checkpoint.load(at)
+
+
+def containers(folder: Path) -> list[bytes]:
+    import safetensors.numpy
+
+    arrays = {"w": np.ones((2, 3), np.float32), "b": np.zeros(1, np.float32)}
+    made = [
+        safetensors.numpy.save(arrays),
+        safetensors.numpy.save({}),
+        safetensors.numpy.save(arrays, {"made": "here"}),
+    ]
+    return [*made, safetensors.numpy.save({"w": np.ones(2), "i": np.ones(3, np.int8)})]
+
+
+def record(folder: Path, data: bytes) -> None:
+    from test_checkpoint import save
+
+    place = folder / "run"
+    if not place.exists():
+        save(place, 1)
+    at, value = place / checkpoint.FOLDER / "00000001", parsed(data)
+    if isinstance(value, dict) and all(key in value for key in ("format", "step", "files", "meta")):
+        with suppress(TypeError, ValueError, RecursionError):
+            value["crc32"] = checkpoint._digest(value)
+        data = json.dumps(value).encode()
+    (at / checkpoint.META).write_bytes(data)
+    checkpoint.best(place)
+    checkpoint.load(at)
+
+
+def records(folder: Path) -> list[bytes]:
+    from test_checkpoint import save
+
+    return [(save(folder / "seed", 1) / checkpoint.META).read_bytes()]
+
+
+def modelfile(folder: Path, data: bytes) -> None:
+    path = folder / "model.onnx"
+    path.write_bytes(data)
+    with suppress(ValueError):
+        metadata(path)
+    seal_file(path)
+    metadata(path)
+
+
+def onnx_model(folder: Path, data: bytes) -> None:
+    from picogpt.inference.session import OnnxModel, OnnxReader
+
+    path = folder / "model.onnx"
+    path.write_bytes(data)
+    seal_file(path)
+    reader = OnnxReader(OnnxModel(path, 1))
+    reader.read(np.array([[1, 2]]))
+    reader.read(np.array([[1]]))
+
+
+def onnx_files(folder: Path) -> list[bytes]:
+    from conftest import lively_arrays
+
+    from picogpt.inference.export import export
+
+    model, found = ModelConfig(context_len=4, vocab_size=5, n_layer=1, n_head=1, n_embd=8), []
+    for portable in (False, True):
+        path = folder / "seed.onnx"
+        export(path, model, lively_arrays(model), CharTokenizer("abcde"), portable=portable)
+        found.append(path.read_bytes()[:-9])
+    return found
+
+
+# Text
+
+SUFFIXES = ["", ".gz", ".bz2", ".xz", ".zst"]
+
+
+def packed(suffix: str, raw: bytes) -> bytes:
+    from test_formats import COMPRESS
+
+    return COMPRESS[suffix](raw)
+
+
+def text(kind: str) -> Callable[[Path, bytes], None]:
+    """Files of a kind; the first byte of an input says how it is packed."""
+
+    def run(folder: Path, data: bytes) -> None:
+        suffix = SUFFIXES[data[0] % len(SUFFIXES)] if data else ""
+        path = folder / f"file{kind}{suffix}"
+        path.write_bytes(data[1:])
+        for columns in (Columns(), Columns(qa=("text", "n"))):
+            with suppress(UserError):
+                for document in documents(path, columns):
+                    for _ in document:
+                        pass
+        if kind == ".parquet" and not suffix:
+            with path.open("rb") as file:
+                table = open_parquet("name", file, Columns(), 8 << 20)
+                for group in range(table.num_row_groups):
+                    size_of(table, group)
+                    for _ in row_group("name", table, group, Columns()):
+                        pass
+
+    return run
+
+
+def packed_seeds(*raw: bytes) -> list[bytes]:
+    return [bytes([i]) + packed(suffix, one) for i, suffix in enumerate(SUFFIXES) for one in raw]
+
+
+def lines(folder: Path) -> list[bytes]:
+    return packed_seeds(b'{"text": "one", "n": "two"}\n\n{"text": "three\\u00e9", "n": 5}\n', b'{"text": null}')
+
+
+def tables(folder: Path) -> list[bytes]:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    found = []
+    for options in (
+        {},
+        {"compression": "zstd", "use_dictionary": False},
+        {"write_statistics": False, "version": "1.0"},
+    ):
+        table = pa.table({"n": ["a", "b", None], "text": ["one", "two", "three"], "l": [[1], [], [2, 3]]})
+        sink = pa.BufferOutputStream()
+        parquet.write_table(table, sink, row_group_size=2, **options)
+        found.append(sink.getvalue().to_pybytes())
+    return [b"\0" + one for one in found] + [b"\1" + packed(".gz", found[0])]
+
+
+# The hub
+
+
+class Answers:
+    """Stands in for the web: every address gives the same answer."""
+
+    def __init__(self, body: bytes, link: str) -> None:
+        self._answer = body, {"Link": link}
+
+    def hub(self, url: str) -> tuple[bytes, dict[str, str]]:
+        if not remote.is_address(url):
+            raise Finding(f"{url!r} is asked for")
+        return self._answer
+
+
+def listing(folder: Path, data: bytes) -> None:
+    link, _, body = data.partition(b"\n")
+    asked = hub.Hub(print)
+    asked._web = Answers(body, link.decode("latin-1"))  # type: ignore[assignment]
+    with mock.patch.object(hub, "_PAGES", 3):
+        files = asked.files(hub.Dataset("a/b"))
+    sizes = np.array([file.size or 1 for file in files], np.float64)
+    np.random.default_rng(0).choice(len(files), p=sizes / sizes.sum())  # as streaming draws them
+    for file in files:
+        hub.quote(file.path)
+
+
+def listings(folder: Path) -> list[bytes]:
+    tree = [{"type": "file", "path": f"data/train-{i}.parquet", "size": 5 + i} for i in range(2)]
+    link = b'<https://huggingface.co/api/datasets/a/b/tree/main?cursor=x>; rel="next"'
+    siblings = {"siblings": [{"rfilename": "data/x.parquet"}]}
+    return [first + b"\n" + body for first in (b"", link) for body in as_json(tree, siblings)]
+
+
+def headers(folder: Path, data: bytes) -> None:
+    value = data.decode("latin-1")
+    assert 0 <= remote._retry_after({"Retry-After": value}) <= 3600
+    with suppress(UserError):
+        assert remote.is_address(remote.redirected("http://hub/file", {"Location": value}))
+    for status, name in ((206, "Content-Range"), (200, "Content-Length")):
+        with suppress(remote.TroubleError):
+            file = remote.RemoteFile.__new__(remote.RemoteFile)
+            file._identity = None
+            answer: Any = SimpleNamespace(status=status, headers=urllib3.HTTPHeaderDict({name: value, "ETag": value}))
+            file._recognise(answer, 0)
+            assert 0 <= file.size < 10**18
+    remote.refuse(404, "url")
+
+
+def status(folder: Path, data: bytes) -> None:
+    (folder / "status.json").write_bytes(data)
+    found = stream._read_status(folder)
+    assert found is None or (type(found.tokens) is int and "\n" not in found.text)
+
+
+def seeds(*values: bytes) -> Callable[[Path], list[bytes]]:
+    return lambda folder: list(values)
+
+
+TARGETS = {
+    "unpickle": Target(unpickle, logs, (ValueError,)),
+    "log": Target(log, logs),
+    "seal": Target(
+        seal,
+        seeds(sealed(b"text"), b"text\xfd\xff\xff\xff\x0f" + zlib.crc32(b"text").to_bytes(4, "little")),
+        (ValueError,),
+    ),
+    "config": Target(config, configs),
+    "sizes": Target(sizes, seeds(b"500MB", b"1.5 GiB", b"wiki:de", b"hf:a/b:c", b"question,response")),
+    "tokenizer": Target(tokenizer, lambda _: as_json(PicoTokenizer().to_dict(), CharTokenizer("ab c").to_dict())),
+    "index": Target(index, lambda folder: [(made_shards(folder) / shards.INDEX).read_bytes()]),
+    "shard": Target(shard, lambda folder: [(made_shards(folder) / "00000.bin").read_bytes()]),
+    "weights": Target(weights, containers),
+    "record": Target(record, records),
+    "modelfile": Target(modelfile, onnx_files, (ValueError, OSError)),
+    "onnx": Target(onnx_model, onnx_files),
+    "text": Target(text(".txt"), lambda _: packed_seeds(b"some text\r\n\xc3\xa9", b"\xef\xbb\xbfmark")),
+    "jsonl": Target(text(".jsonl"), lines),
+    "parquet": Target(text(".parquet"), tables),
+    "listing": Target(listing, listings),
+    "headers": Target(
+        headers,
+        seeds(b"bytes 0-0/9", b"7", b"Wed, 21 Oct 2015 07:28:00 GMT", b"https://a.b/c?d#e"),
+        (remote.MissingError,),
+    ),
+    "status": Target(status, lambda _: as_json(asdict(stream.Status("working", "text", 5, "mark")))),
+}
