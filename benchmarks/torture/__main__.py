@@ -10,11 +10,10 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 from random import Random
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -30,8 +29,9 @@ from picogpt.training import monitor
 
 PROGRAM = "python -m benchmarks.torture"
 _RUNS = 0.9  # of the time; the rest is for damaged files
-_A_FAULT = 3.2  # seconds, with all that belongs to it
+_A_FAULT = 1.6  # seconds, with all that belongs to it
 _STEPS_A_FAULT = 40  # so many pass, on the average, until the next one
+_FEWEST = 60  # steps of a run
 _SHOWN = 20  # problems, where there are more
 
 
@@ -64,14 +64,12 @@ class Report:
     def problems(self) -> list[str]:
         return self.runs.problems + self.files.problems + (self.load.problems if self.load else [])
 
-    def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "problems": self.problems}
 
-
-def torture(folder: Path, variants: int, faults: int, seconds: float, random: Random) -> tuple[Tally, Corruption]:
-    """So many faults for each of the first variants, then damage files; both end sooner when the seconds are over."""
+def torture(folder: Path, variants: int, seconds: float, random: Random) -> tuple[Tally, Corruption]:
+    """Faults for each of the first variants, then damaged files; as many as these seconds hold, but at least one."""
+    faults = max(1, round(_RUNS * seconds / variants / _A_FAULT))
     began = time.monotonic()
-    runs = Torture(folder, max(_STEPS_A_FAULT, _STEPS_A_FAULT * faults), random)
+    runs = Torture(folder, max(_FEWEST, _STEPS_A_FAULT * faults), random)
     for number, variant in enumerate(VARIANTS[:variants], start=1):
         runs.run(variant, faults, began + _RUNS * seconds * number / variants)
     runs.short_memory()
@@ -87,10 +85,9 @@ def measure(args: Options) -> Report:
         raise UserError("this takes signals and processes as Linux has them")
     began, seconds = time.monotonic(), 60 * args.minutes
     variants = min(len(VARIANTS), ceil(2 * args.minutes))
-    faults = max(1, round(_RUNS * seconds / variants / _A_FAULT))
     with tempfile.TemporaryDirectory(prefix="picogpt-torture-") as name:
         folder, random = Path(name), Random(args.seed)
-        runs, files = torture(folder, variants, faults, seconds, random)
+        runs, files = torture(folder, variants, seconds, random)
         loaded = None
         if args.load:
             (folder / "load").mkdir()
@@ -153,7 +150,7 @@ def main(argv: Sequence[str]) -> int:
         print(file=sys.stderr)
         return 130
     if args.json:
-        print(json.dumps({"machine": monitor.machine(), **report.to_dict()}))
+        print(json.dumps({"machine": monitor.machine(), **vars(report), "problems": report.problems}, default=vars))
     else:
         show(report, Console())
     return int(bool(report.problems) or report.runs.bits_different > 0)

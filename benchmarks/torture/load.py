@@ -19,9 +19,10 @@ from picogpt.training.runlog import read_log
 
 _EVERY = 2.0  # seconds between samples
 _GROWTH, _SLACK_MB = 1.05, 2.0  # of the memory: beyond both it is a leak
+_LANES = 2
 _COMMAND = (
-    "train --data text.txt --run load --context-len 8 --n-layer 1 --n-head 1 --n-embd 8 --batch-size 2 --lanes 2 "
-    "--eval-interval 250 --save-minutes 0.05"
+    f"train --data text.txt --run load --context-len 8 --n-layer 1 --n-head 1 --n-embd 8 --batch-size 2 "
+    f"--lanes {_LANES} --eval-interval 250 --save-minutes 0.05"
 )
 
 
@@ -80,11 +81,20 @@ def _samples(process: subprocess.Popen[bytes], log: Path) -> Iterator[_Sample]:
     while process.poll() is None:
         time.sleep(_EVERY)
         with suppress(psutil.Error, UserError):  # it has just ended, or not begun
-            one = psutil.Process(process.pid)
-            all_ = [one, *(child for child in one.children() if child.cmdline() == one.cmdline())]  # no plots
-            facts = [(p.memory_full_info().pss / 2**20, p.num_threads(), p.num_fds()) for p in all_]
+            facts = [(p.memory_full_info().pss / 2**20, p.num_threads(), p.num_fds()) for p in _trainers(process.pid)]
             memory, threads, files = map(sum, zip(*facts, strict=True))
-            yield _Sample(memory, threads, files, log.stat().st_size, len(read_log(log)["evaluations"]))
+            if len(facts) == _LANES:
+                yield _Sample(memory, threads, files, log.stat().st_size, len(read_log(log)["evaluations"]))
+
+
+def _trainers(pid: int) -> list[psutil.Process]:
+    """The process and its lanes, but none that draws its picture."""
+    found = [one := psutil.Process(pid)]
+    for child in one.children():
+        with suppress(psutil.Error):  # a picture is ready
+            if child.cmdline() == one.cmdline():
+                found.append(child)
+    return found
 
 
 def _judge(result: Load, samples: list[_Sample], log: Path) -> None:
