@@ -37,6 +37,7 @@ def save(saver: Saver, run_dir: Path, step: int) -> dict[str, np.ndarray]:
 
 
 def test_nothing_waits_for_the_disk(tmp_path: Path, slow_disk: threading.Event) -> None:
+    (tmp_path / "checkpoints").mkdir()  # whose name alone would be made durable at once
     saver = Saver(tmp_path)
     arrays = save(saver, tmp_path, 1)
     arrays["w"] += 7  # training goes on in the same memory
@@ -114,7 +115,7 @@ def test_a_folder_that_has_gone_is_not_made_anew(tmp_path: Path) -> None:
     run_dir.rename(tmp_path / "away")
     save(saver, run_dir, 2)
     saver.wait()
-    assert "No such file or directory" in saver.problem and not run_dir.exists()
+    assert "run has gone: bring it back" in saver.problem and not run_dir.exists()
     (tmp_path / "away").rename(run_dir)
     save(saver, run_dir, 3)
     saver.wait()

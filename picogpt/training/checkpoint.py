@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from picogpt.config import UserError
-from picogpt.files import replace, sync_folder
+from picogpt.files import make_folder, replace, sync_folder
 from picogpt.training.snapshot import META, Array, Checkpoint, DamageError, read, read_record, seal, write_arrays
 
 FOLDER = "checkpoints"
@@ -61,7 +61,7 @@ def write(
     final = run_dir / FOLDER / f"{step:08d}"
     draft = Draft(final.with_name(f"{_TEMPORARY}{final.name}"), final, step, meta)
     with _told(draft):
-        final.parent.mkdir(exist_ok=True)  # not its parents: a run's folder that has gone may come back
+        make_folder(final.parent)
         _remove(draft.folder)
         draft.folder.mkdir()
         write_arrays(draft.folder, model, optimizer)
@@ -80,8 +80,7 @@ def publish(draft: Draft) -> Path:
             _remove(aside)
             replace(draft.final, aside)
         replace(draft.folder, draft.final)
-        for folder in (draft.final.parent, draft.final.parent.parent):
-            sync_folder(folder)
+        sync_folder(draft.final.parent)
         _remove(aside)
     return draft.final
 

@@ -36,6 +36,9 @@ class Saver:
         """Begin a save, when the one before is through. What goes wrong is in `problem` when `busy` is false."""
         self.wait()
         self._began = time.monotonic()
+        if not self._dir.is_dir():  # it is not made anew: it may be a network's, and come back
+            self.problem = f"{self._dir} has gone: bring it back"
+            return
         try:
             draft = checkpoint.write(self._dir, step, model, optimizer, meta)
         except UserError as error:

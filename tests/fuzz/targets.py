@@ -27,7 +27,7 @@ from picogpt.data.tokenizer import CharTokenizer, PicoTokenizer, from_dict
 from picogpt.inference.modelfile import metadata
 from picogpt.presets import PRESETS
 from picogpt.seal import check_file, seal_file, sealed, unsealed
-from picogpt.training import checkpoint
+from picogpt.training import checkpoint, snapshot
 from picogpt.training.logview import summary
 from picogpt.training.runlog import RunLog, read_log
 from picogpt.unpickle import loads
@@ -207,10 +207,10 @@ def weights(folder: Path, data: bytes) -> None:
     place = folder / "run"
     if not place.exists():
         save(place, 1)
-    for at in checkpoint.latest(place), checkpoint.best(place):
-        if at is not None:
-            forge(at, data)
-            checkpoint.load(at)
+    at = place / checkpoint.FOLDER / "00000001"
+    forge(at, data)
+    checkpoint.latest(place)
+    checkpoint.load(at)
 
 
 def containers(folder: Path) -> list[bytes]:
@@ -234,9 +234,9 @@ def record(folder: Path, data: bytes) -> None:
     at, value = place / checkpoint.FOLDER / "00000001", parsed(data)
     if isinstance(value, dict) and all(key in value for key in ("format", "step", "files", "meta")):
         with suppress(TypeError, ValueError, RecursionError):
-            value["crc32"] = checkpoint._digest(value)
+            value["crc32"] = snapshot._digest(value)
         data = json.dumps(value).encode()
-    (at / checkpoint.META).write_bytes(data)
+    (at / snapshot.META).write_bytes(data)
     checkpoint.best(place)
     checkpoint.load(at)
 
@@ -244,7 +244,7 @@ def record(folder: Path, data: bytes) -> None:
 def records(folder: Path) -> list[bytes]:
     from test_checkpoint import save
 
-    return [(save(folder / "seed", 1) / checkpoint.META).read_bytes()]
+    return [(save(folder / "seed", 1) / snapshot.META).read_bytes()]
 
 
 def modelfile(folder: Path, data: bytes) -> None:
