@@ -14,7 +14,7 @@ from benchmarks.torture import __main__ as torture
 from benchmarks.torture import corrupt, faults
 from benchmarks.torture.child import Plan
 from benchmarks.torture.corrupt import ACCEPTED, CRASHED, REFUSED, Corrupter, Corruption
-from benchmarks.torture.load import Load, load
+from benchmarks.torture.load import Load, Sample, judge, load
 from benchmarks.torture.process import Ended
 from benchmarks.torture.runs import VARIANTS, Tally, Torture, text
 from picogpt.engine.lanes import FORK
@@ -87,14 +87,23 @@ def test_damage_is_done(damage: Any) -> None:
 
 def test_a_short_load(tmp_path: Path) -> None:
     result = load(tmp_path, text(Random(0)), 300)
-    assert result.steps == 300
-    assert all("is over" in problem or "was over" in problem for problem in result.problems)
+    assert all("give it more steps" in problem for problem in result.problems)
+    assert (tmp_path / "logs" / "load" / "log.pkl").is_file()
+
+
+def test_a_leak_is_found() -> None:
+    flat = [Sample(40.0, 2 + look % 2, 14, 1000 + 240 * look, look) for look in range(40)]
+    sound, leaky = Load(10), Load(10)
+    judge(sound, flat, 10_600)
+    assert sound.problems == [] and sound.log_bytes == 10_600 and round(sound.log_bytes_an_evaluation) == 240
+    judge(leaky, [replace(s, memory_mb=40 + s.evaluations, files=14 + s.evaluations) for s in flat], 10_600)
+    assert [problem.split()[1] for problem in leaky.problems] == ["memory", "open"]
 
 
 def report(problems: list[str]) -> torture.Report:
     runs = Tally(["plain-adamw"], Counter({"plain-adamw": 30}), Counter({"SIGTERM": 2}), 1000, 0, problems)
     files = Corruption({"log.pkl": Counter({REFUSED: 5})})
-    return torture.Report(60.0, runs, files, Load(1000, 9.0, (40.0, 41.0), (2.0, 2.0), (14.0, 14.0), 5000, 240.0))
+    return torture.Report(60.0, runs, files, Load(1000, 9.0, (40.0, 41.0), (2, 2), (14, 14), 5000, 240.0))
 
 
 def test_the_report(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

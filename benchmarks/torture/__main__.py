@@ -71,7 +71,9 @@ def torture(folder: Path, variants: int, seconds: float, random: Random) -> tupl
     began = time.monotonic()
     runs = Torture(folder, max(_FEWEST, _STEPS_A_FAULT * faults), random)
     for number, variant in enumerate(VARIANTS[:variants], start=1):
+        print(f"{variant.name} ... ", end="", file=sys.stderr, flush=True)
         runs.run(variant, faults, began + _RUNS * seconds * number / variants)
+        print(f"{runs.tally.kills[variant.name]} kills survived", file=sys.stderr, flush=True)
     runs.short_memory()
     corrupter = Corrupter(runs.finished(), random)
     corrupter.round()
@@ -113,8 +115,8 @@ def tables(report: Report) -> list[Table]:
 def _load_table(load: Load) -> Table:
     table = _table(f"{load.steps:,} steps in {load.seconds:,.0f} seconds", "what", "second quarter", "last quarter")
     table.add_row("memory, MB", *(f"{value:.1f}" for value in load.memory_mb))
-    table.add_row("threads", *(f"{value:g}" for value in load.threads))
-    table.add_row("open files", *(f"{value:g}" for value in load.files))
+    table.add_row("threads", *map(str, load.threads))
+    table.add_row("open files", *map(str, load.files))
     table.add_row(f"log: {load.log_bytes_an_evaluation:.0f} bytes an evaluation", "", f"{load.log_bytes:,} bytes")
     return table
 

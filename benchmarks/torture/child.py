@@ -61,14 +61,14 @@ class Saboteur:
         self.refusals = self.random.randint(1, 4)  # how often a disk refuses until it is well again
         self.each_step: Action = lambda run: None  # once armed
         self._marks = os.open(plan.marks, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        self._told: set[str] = set()
+        self.told: set[str] = set()
         self._steps, self._poisoned = 0, False
         stand_before(run.Run, "_step", self._step)
         stand_before(Trainer, "accumulate", self._accumulate)
 
     def mark(self, word: str) -> None:
-        if word not in self._told:
-            self._told.add(word)
+        if word not in self.told:
+            self.told.add(word)
             os.write(self._marks, f"{word}\n".encode())
 
     def die(self) -> None:
@@ -200,7 +200,7 @@ def full_at_end(saboteur: Saboteur) -> None:
     """Stopped while nothing can be saved."""
 
     def stop(training: run.Run) -> None:
-        if HIT not in saboteur._told:
+        if HIT not in saboteur.told:
             saboteur.refusals = 1 << 30
             saboteur.mark(HIT)
             os.kill(os.getpid(), signal.SIGINT)
@@ -214,7 +214,7 @@ def file_limit(saboteur: Saboteur) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def limit(training: run.Run) -> None:
-        if HIT not in saboteur._told:
+        if HIT not in saboteur.told:
             saboteur.mark(HIT)
             resource.setrlimit(resource.RLIMIT_FSIZE, (_FILE_LIMIT, hard))
         elif training.saver.problem and not training.saver.busy:

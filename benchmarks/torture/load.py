@@ -8,7 +8,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 import psutil
@@ -27,7 +26,9 @@ _COMMAND = (
 
 
 @dataclass(frozen=True)
-class _Sample:
+class Sample:
+    """What was found at one look."""
+
     memory_mb: float  # of the process and its lanes, shared pages once
     threads: int
     files: int
@@ -42,8 +43,8 @@ class Load:
     steps: int
     seconds: float = 0.0
     memory_mb: tuple[float, float] = (0.0, 0.0)
-    threads: tuple[float, float] = (0.0, 0.0)
-    files: tuple[float, float] = (0.0, 0.0)
+    threads: tuple[int, int] = (0, 0)
+    files: tuple[int, int] = (0, 0)
     log_bytes: int = 0
     log_bytes_an_evaluation: float = 0.0
     problems: list[str] = field(default_factory=list)
@@ -72,19 +73,19 @@ def load(folder: Path, text: str, steps: int) -> Load:
     if process.returncode or said:
         result.problems.append(f"load ended with status {process.returncode}: {said[-300:]}")
     else:
-        _judge(result, samples, log)
+        judge(result, samples, log.stat().st_size)
     return result
 
 
-def _samples(process: subprocess.Popen[bytes], log: Path) -> Iterator[_Sample]:
+def _samples(process: subprocess.Popen[bytes], log: Path) -> Iterator[Sample]:
     """What it takes now and then, until its end."""
     while process.poll() is None:
         time.sleep(_EVERY)
-        with suppress(psutil.Error, UserError):  # it has just ended, or not begun
+        with suppress(psutil.Error, UserError, OSError):  # it has just ended, or not begun
             facts = [(p.memory_full_info().pss / 2**20, p.num_threads(), p.num_fds()) for p in _trainers(process.pid)]
             memory, threads, files = map(sum, zip(*facts, strict=True))
             if len(facts) == _LANES:
-                yield _Sample(memory, threads, files, log.stat().st_size, len(read_log(log)["evaluations"]))
+                yield Sample(memory, threads, files, log.stat().st_size, len(read_log(log)["evaluations"]))
 
 
 def _trainers(pid: int) -> list[psutil.Process]:
@@ -97,24 +98,23 @@ def _trainers(pid: int) -> list[psutil.Process]:
     return found
 
 
-def _judge(result: Load, samples: list[_Sample], log: Path) -> None:
+def judge(result: Load, samples: list[Sample], log_bytes: int) -> None:
+    """Fill in what the samples say."""
     quarter = len(samples) // 4
     if not quarter:
         result.problems.append(f"load was over after {len(samples)} looks: give it more steps")
         return
 
-    def quarters(name: str) -> tuple[float, float]:
-        values: list[Any] = [getattr(sample, name) for sample in samples]
-        return float(median(values[quarter : 2 * quarter])), float(median(values[-quarter:]))
-
-    result.memory_mb, result.threads, result.files = map(quarters, ("memory_mb", "threads", "files"))
-    before, after = result.memory_mb
-    if after > _GROWTH * before + _SLACK_MB:
-        result.problems.append(f"load: memory grew from {before:.1f} to {after:.1f} MB")
-    for name in ("threads", "files"):
-        before, after = getattr(result, name)
+    second, last = samples[quarter : 2 * quarter], samples[-quarter:]
+    result.memory_mb = median(s.memory_mb for s in second), median(s.memory_mb for s in last)
+    # The fewest: a save that is going on has a thread and files of its own.
+    result.threads = min(s.threads for s in second), min(s.threads for s in last)
+    result.files = min(s.files for s in second), min(s.files for s in last)
+    if result.memory_mb[1] > _GROWTH * result.memory_mb[0] + _SLACK_MB:
+        result.problems.append("load: memory grew from {:.1f} to {:.1f} MB".format(*result.memory_mb))
+    for name, (before, after) in (("threads", result.threads), ("open files", result.files)):
         if after > before:
-            result.problems.append(f"load: {name} grew from {before:g} to {after:g}")
-    result.log_bytes = log.stat().st_size
+            result.problems.append(f"load: {name} grew from {before} to {after}")
+    result.log_bytes = log_bytes
     sizes = np.array([(sample.evaluations, sample.log_bytes) for sample in samples[quarter:]], np.float64)
     result.log_bytes_an_evaluation = float(np.polyfit(sizes[:, 0], sizes[:, 1], 1)[0])

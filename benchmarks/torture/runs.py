@@ -22,6 +22,7 @@ from picogpt.training.runlog import read_log
 TEXT = "text.txt"
 _SENTENCE = "she sells sea shells by the shore and he who reads them keeps all the old words that were"
 _INTERVAL = 40  # steps between evaluations
+_FAR = 500  # steps: the most before a fault, which is not waited for without end
 _CLOCKED = ("tokens_per_second", "memory_mb", "seconds")
 _LONG = 3600.0  # seconds that a run may take that nothing disturbs
 _EVENT = re.compile(r": step [\d,]+ is left out|: back to step ")
@@ -146,13 +147,13 @@ class Torture:
             self._again.insert(0, fault)
             fault = faults.FAULTS[0]
         before = self._done(home)
-        after = random.randrange(max(1, 2 * (self.steps - before) // (left + 1)))
+        after = random.randrange(min(_FAR, max(1, 2 * (self.steps - before) // (left + 1))))
         command = self._command(variant)
         context = Context(run_dir, command, self._plan(home, variant, name="second"), starting)
         child = Child(home, command, self._plan(home, variant, fault.inside, after))
         try:
             took = fault.act(child, random, context)
-            ended = child.end(_LONG)
+            ended = child.end()
         except (HungError, UserError) as error:
             self._problem(variant, fault.kind, str(error))
             return
