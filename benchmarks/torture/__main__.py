@@ -29,8 +29,8 @@ from picogpt.training import monitor
 
 PROGRAM = "python -m benchmarks.torture"
 _RUNS = 0.9  # of the time; the rest is for damaged files
-_A_FAULT = 1.6  # seconds, with all that belongs to it
-_STEPS_A_FAULT = 40  # so many pass, on the average, until the next one
+_A_FAULT = 1.2  # seconds, with all that belongs to it
+_STEPS_A_FAULT = 50  # so many pass, on the average, until the next one
 _FEWEST = 60  # steps of a run
 _SHOWN = 20  # problems, where there are more
 

@@ -103,6 +103,16 @@ class Saboteur:
 
         stand_before(owner, name, call)
 
+    def refuses_new_folders(self, code: int) -> None:
+        """One that is there already is never refused for want of space."""
+
+        def call(original: Callable[..., None], path: Any, *args: Any, **options: Any) -> None:
+            if self.armed and self.refusals > 0 and not os.path.exists(path):
+                self.refuse(code)
+            original(path, *args, **options)
+
+        stand_before(os, "mkdir", call)
+
     def refuse(self, code: int) -> None:
         self.mark(HIT)
         self.refusals -= 1
@@ -187,7 +197,7 @@ def interrupt_twice(saboteur: Saboteur) -> None:
 
 def disk_full(saboteur: Saboteur) -> None:
     saboteur.refuses(ENOSPC, os, "fsync")
-    saboteur.refuses(ENOSPC, os, "mkdir")
+    saboteur.refuses_new_folders(ENOSPC)
     saboteur.refuses(ENOSPC, snapshot, "save_file")
 
 
@@ -231,7 +241,8 @@ def read_only(saboteur: Saboteur) -> None:
         return original(file, mode, *args, **options)
 
     stand_before(io, "open", opened)
-    for name in ("mkdir", "replace", "unlink"):
+    saboteur.refuses_new_folders(EROFS)
+    for name in ("replace", "unlink"):
         saboteur.refuses(EROFS, os, name)
 
 

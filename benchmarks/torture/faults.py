@@ -53,7 +53,7 @@ class Fault:
     damages: bool = False
     """The newest checkpoint, before the start."""
     may_fail: bool = False
-    """The run may as well end with status 2, where the fault meets its last save."""
+    """It fails saves; so the run may as well end with status 2, where that is its last one."""
 
 
 def kill(child: Child, random: Random, context: Context) -> bool:
@@ -148,7 +148,11 @@ def survive(words: str = "") -> Act:
     """A trouble that passes by itself; the process says these words of it, and is killed some time later."""
 
     def wait(child: Child, random: Random, context: Context) -> bool:
-        return child.until_mark(PASSED) and child.until_said(words) and kill(child, random, context)
+        if not child.until_mark(PASSED):
+            return False
+        if not child.until_said(words):
+            raise UserError(f"it never said {words!r}")
+        return kill(child, random, context)
 
     return wait
 

@@ -97,13 +97,23 @@ class Torture:
         for left in range(count, 0, -1):
             if time.monotonic() > deadline or self._done(torn) >= self.steps:
                 break
-            self._disturb(torn, variant, self._next(), left, starting)
+            self._disturb(torn, variant, self._next(variant), left, starting)
         self._finish(torn, variant)
         self._compare(calm, torn, variant)
 
-    def _next(self) -> Fault:
-        """In between, one that had no effect when it was its turn."""
-        return self._again.pop() if self._again and self._random.random() < 0.5 else next(self._deck)
+    def _next(self, variant: Variant) -> Fault:
+        """In between, one that had no effect when it was its turn.
+
+        A run that diverges goes back to the last evaluation that could be saved. That is another one where the disk
+        has failed meanwhile, so such faults are the other runs'.
+        """
+        again = [fault for fault in self._again if not (variant.diverges and fault.may_fail)]
+        if again and self._random.random() < 0.5:
+            self._again.remove(again[-1])
+            return again[-1]
+        while (fault := next(self._deck)).may_fail and variant.diverges:
+            self._again.insert(0, fault)
+        return fault
 
     def short_memory(self) -> None:
         """A run of its own, for a smaller micro-batch changes the last bits."""
