@@ -106,7 +106,10 @@ class _Machine:
         elif name == "PROTO" and argument > 5:
             raise ValueError(f"protocol {argument} is not known")
         elif name in _NAMING:
-            raise ClassNamedError(".".join(map(str, stack[-2:])) if argument is None else argument.replace(" ", "."))
+            words = stack[-2:] if argument is None else argument.split(" ")
+            if not all(type(word) is str for word in words):
+                raise ValueError("it names something, but not in words")
+            raise ClassNamedError(".".join(words))
 
     def _put(self, name: str, items: list[Any]) -> None:
         """Make one of the items, or put them into the list or dict that waits for them."""

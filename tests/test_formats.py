@@ -303,6 +303,14 @@ def test_a_few_bytes_that_stand_for_many_texts(tmp_path: Path, monkeypatch: pyte
         read(path)
 
 
+def test_a_column_whose_name_is_no_text(tmp_path: Path) -> None:
+    raw = as_parquet(["x"], "abcd").replace(b"abcd", b"\xff\xfe\xfd\xfc")
+    (tmp_path / "a.parquet").write_bytes(raw)
+    with pytest.raises(UserError, match="is no parquet file") as told:
+        read(tmp_path / "a.parquet")
+    assert str(told.value).isprintable()
+
+
 def test_a_footer_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(formats, "_FOOTER", 100)
     (tmp_path / "a.parquet").write_bytes(as_parquet(["x"]))

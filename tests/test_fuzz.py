@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.fuzz import __main__ as command
-from tests.fuzz.targets import TARGETS, Finding, Target, watched
+from tests.fuzz.targets import TARGETS, Finding, Target, changed, watched
 
 NATIVE = ("onnx", "parquet")  # where a library's fault would end the tests with it
 
@@ -20,10 +20,12 @@ def test_a_target_takes_its_seeds_and_changes_of_them(name: str, tmp_path: Path)
     for seed in seeds:
         target(tmp_path, seed)
         for _ in range(0 if name in NATIVE else 5):
-            changed = bytearray(seed)
+            if target.is_json:
+                target(tmp_path, changed(seed, chance))
+            other = bytearray(seed)
             for _ in range(chance.randint(1, 3)):
-                changed[chance.randrange(len(changed))] = chance.randrange(256)
-            target(tmp_path, bytes(changed))
+                other[chance.randrange(len(other))] = chance.randrange(256)
+            target(tmp_path, bytes(other))
 
 
 def test_what_is_no_error_of_ours_is_a_finding(tmp_path: Path) -> None:

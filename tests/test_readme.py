@@ -159,3 +159,13 @@ def test_every_program(program: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     if "she sells" in program:
         assert done.stdout.splitlines()[-1].startswith("she sells sea shells by the sea shore. she sells")
+
+
+def test_every_promise_has_the_test_that_keeps_it() -> None:
+    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    promised = re.findall(r"`(test_\w+\.py)::(test_\w+)`", page)
+    assert len(promised) > 40
+    for file, name in promised:
+        assert f"\ndef {name}(" in (ROOT / "tests" / file).read_text(encoding="utf-8"), f"{file} has no {name}"
+    rows = [line for line in page.splitlines() if line.startswith("| ") and not line.startswith(("| promise", "| what"))]
+    assert all("::test_" in row for row in rows)

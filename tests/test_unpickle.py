@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from picogpt.unpickle import ClassNamedError, loads
 
-FEW = settings(max_examples=150, deadline=None)
+FEW = settings(max_examples=80, deadline=None)
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
 
 
@@ -209,6 +209,9 @@ def test_what_is_small_and_grows_is_refused(protocol: int) -> None:
         (b"}(Va\nu.", "shorter"),
         (b"\x80\x04" + b"]" * 150 + b"a" * 149 + b".", "nested too deeply"),
         (b"\x80\x04)" + b"\x85" * 150 + b".", "nested too deeply"),
+        (b"]" * 5000 + b"a" * 4998 + b"\x93.", "not in words"),
+        (b"]" * 200_000 + b"a" * 199_999 + b".", "nested too deeply"),
+        (b")" + b"\x85" * 200_000 + b".", "nested too deeply"),
         (b"\x8d" + b"\xff" * 8 + b".", "size"),
         (b"\x8e" + b"\0" * 5 + b"\1\0\0.", "expected"),
         (b"\x8b\xff\xff\xff\x7f.", "not enough data"),

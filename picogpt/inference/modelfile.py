@@ -11,10 +11,8 @@ from typing import BinaryIO
 from picogpt.seal import check_file
 
 _METADATA = (14,)  # of the model: pairs of a key and a value
-_EXTERNAL = (
-    (7, 5, 13),
-    (7, 1, 5, 5, 13),
-)  # pairs that say where the weights of a tensor lie: of the graph, of its nodes
+# Pairs that say where the weights of a tensor lie: of those of the graph, and of those of its nodes.
+_EXTERNAL = (7, 5, 13), (7, 1, 5, 5, 13)
 _PAIR_LIMIT = 32 << 20  # bytes; the largest tokenizer has about one million
 _SCALARS = {1: 8, 5: 4}  # bytes of the kinds of fields that have a fixed size
 

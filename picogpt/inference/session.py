@@ -99,7 +99,8 @@ def _ports(config: ModelConfig, portable: bool) -> tuple[Ports, Ports]:
 
 
 def _foreign(path: Path, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:160] if not isinstance(error, OSError) else error.strerror or str(error)
+    said = str(error.strerror or error) if isinstance(error, OSError) else str(error)
+    reason = repr(" ".join(said.split())[:160])[1:-1]  # a forged file may have its own words in it
     return UserError(f"{path} is not a model that picogpt exported ({reason}): picogpt export makes one")
 
 
@@ -166,7 +167,7 @@ class OnnxReader:
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:  # as in OnnxModel
-            reason = " ".join(str(error).split())[:160]
+            reason = repr(" ".join(str(error).split())[:160])[1:-1]
             raise UserError(f"the ONNX file cannot be run ({reason}): picogpt export makes another") from None
 
     def _bound(self, inputs: dict[str, Any]) -> Any:

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import random
 import re
 import shutil
 import subprocess
@@ -65,7 +66,14 @@ def inside(name: str, folder: Path, seconds: int, one: Path | None) -> int:
     import atheris
 
     with atheris.instrument_imports(include=["picogpt"]):
-        from tests.fuzz.targets import TARGETS
+        from tests.fuzz.targets import TARGETS, changed, parsed
+
+    def mutate(data: bytes, most: int, seed: int) -> bytes:
+        chance = random.Random(seed)
+        if parsed(data) is None or chance.random() < 0.2:
+            return bytes(atheris.Mutate(data, most))
+        return changed(data, chance)[:most]
+
     target, work = TARGETS[name], folder / "work"
     work.mkdir()
     for number, seed in enumerate(target.seeds(work)):
@@ -76,7 +84,8 @@ def inside(name: str, folder: Path, seconds: int, one: Path | None) -> int:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     flags = [f"-max_total_time={seconds}", f"-timeout={SLOW}", f"-max_len={LONG}", f"-rss_limit_mb={MEMORY >> 20}"]
     flags += [f"-artifact_prefix={folder}/", "-print_final_stats=1", "-report_slow_units=1000"]
-    atheris.Setup([sys.argv[0], *flags, str(one or folder / "corpus")], lambda data: target(work, data))
+    arguments = [sys.argv[0], *flags, str(one or folder / "corpus")]
+    atheris.Setup(arguments, lambda data: target(work, data), **({"custom_mutator": mutate} if target.is_json else {}))
     atheris.Fuzz()
     return 0
 

@@ -1,12 +1,15 @@
 """What is fuzzed: each parser with valid inputs to begin from. Anything but the errors it may raise is a finding."""
 
+import io
 import json
 import pickle
+import random
 import sys
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -44,6 +47,7 @@ class Target:
     run: Callable[[Path, bytes], None]
     seeds: Callable[[Path], list[bytes]]
     errors: tuple[type[Exception], ...] = (UserError,)
+    is_json: bool = False  # inputs are changed value by value
 
     def __call__(self, folder: Path, data: bytes) -> None:
         try:
@@ -63,6 +67,30 @@ def parsed(data: bytes) -> Any:
 
 def as_json(*values: Any) -> list[bytes]:
     return [json.dumps(value).encode() for value in values]
+
+
+STRANGE: list[Any] = [-1, 0, 1, 7, 1 << 31, 1 << 64, 10**400, 0.5, -1e308, float("nan")]
+STRANGE += ["", "x", "\n", "\ud800", "../x", "x" * 2000, "3", "picogpt", "fp32", None, True, [], {}, [[]]]
+
+
+def changed(data: bytes, chance: random.Random) -> bytes:
+    """JSON with one of its values replaced, left out or doubled."""
+    whole = [parsed(data)]
+    places: list[tuple[Any, Any]] = [(whole, 0)]
+    for place, key in places:  # which grows meanwhile
+        inner = place[key]
+        if isinstance(inner, dict | list):
+            places += [(inner, within) for within in (inner if isinstance(inner, dict) else range(len(inner)))]
+    place, key = chance.choice(places)
+    match chance.randrange(4):
+        case 0 if place is not whole:
+            del place[key]
+        case 1 if isinstance(place, list) and place is not whole:
+            place.append(place[key])
+        case _:
+            other, where = chance.choice(places)
+            place[key] = json.loads(json.dumps(other[where])) if chance.random() < 0.2 else chance.choice(STRANGE)
+    return json.dumps(whole[0]).encode()
 
 
 # Pickles and seals
@@ -101,8 +129,7 @@ def log(folder: Path, data: bytes) -> None:
     path = folder / "log.pkl"
     path.write_bytes(data)
     found = read_log(path)
-    with open("/dev/null", "w", encoding="ascii") as nowhere:
-        Console(file=nowhere, width=80).print(summary(found, "name"))
+    Console(file=io.TextIOWrapper(io.BytesIO(), encoding="ascii"), width=80).print(summary(found, "name"))
     RunLog.open(path, {}).save()
 
 
@@ -267,6 +294,27 @@ def onnx_model(folder: Path, data: bytes) -> None:
     reader.read(np.array([[1]]))
 
 
+def described(folder: Path, data: bytes) -> None:
+    """A sound graph that says other things of itself."""
+    import onnx
+
+    written, model = parsed(data), onnx.load_from_string(onnx_files(folder)[0])
+    del model.metadata_props[:]
+    if isinstance(written, dict):
+        for key, value in written.items():
+            with suppress(UnicodeEncodeError):
+                model.metadata_props.add(key=key, value=json.dumps(value))
+    onnx_model(folder, model.SerializeToString())
+
+
+def descriptions(folder: Path) -> list[bytes]:
+    path = folder / "seed.onnx"
+    path.write_bytes(onnx_files(folder)[0])
+    seal_file(path)
+    return as_json({key: json.loads(value) for key, value in metadata(path).items()})
+
+
+@cache
 def onnx_files(folder: Path) -> list[bytes]:
     from conftest import lively_arrays
 
@@ -355,9 +403,13 @@ class Answers:
 
 
 def listing(folder: Path, data: bytes) -> None:
-    link, _, body = data.partition(b"\n")
+    match parsed(data):
+        case [str(link), body]:
+            pass
+        case _:
+            return
     asked = hub.Hub(print)
-    asked._web = Answers(body, link.decode("latin-1"))  # type: ignore[assignment]
+    asked._web = Answers(json.dumps(body).encode(), link)  # type: ignore[assignment]
     with mock.patch.object(hub, "_PAGES", 3):
         files = asked.files(hub.Dataset("a/b"))
     sizes = np.array([file.size or 1 for file in files], np.float64)
@@ -368,9 +420,9 @@ def listing(folder: Path, data: bytes) -> None:
 
 def listings(folder: Path) -> list[bytes]:
     tree = [{"type": "file", "path": f"data/train-{i}.parquet", "size": 5 + i} for i in range(2)]
-    link = b'<https://huggingface.co/api/datasets/a/b/tree/main?cursor=x>; rel="next"'
+    link = '<https://huggingface.co/api/datasets/a/b/tree/main?cursor=x>; rel="next"'
     siblings = {"siblings": [{"rfilename": "data/x.parquet"}]}
-    return [first + b"\n" + body for first in (b"", link) for body in as_json(tree, siblings)]
+    return as_json(*[[first, body] for first in ("", link) for body in (tree, siblings)])
 
 
 def headers(folder: Path, data: bytes) -> None:
@@ -406,23 +458,26 @@ TARGETS = {
         seeds(sealed(b"text"), b"text\xfd\xff\xff\xff\x0f" + zlib.crc32(b"text").to_bytes(4, "little")),
         (ValueError,),
     ),
-    "config": Target(config, configs),
+    "config": Target(config, configs, is_json=True),
     "sizes": Target(sizes, seeds(b"500MB", b"1.5 GiB", b"wiki:de", b"hf:a/b:c", b"question,response")),
-    "tokenizer": Target(tokenizer, lambda _: as_json(PicoTokenizer().to_dict(), CharTokenizer("ab c").to_dict())),
-    "index": Target(index, lambda folder: [(made_shards(folder) / shards.INDEX).read_bytes()]),
+    "tokenizer": Target(
+        tokenizer, lambda _: as_json(PicoTokenizer().to_dict(), CharTokenizer("ab c").to_dict()), is_json=True
+    ),
+    "index": Target(index, lambda folder: [(made_shards(folder) / shards.INDEX).read_bytes()], is_json=True),
     "shard": Target(shard, lambda folder: [(made_shards(folder) / "00000.bin").read_bytes()]),
     "weights": Target(weights, containers),
-    "record": Target(record, records),
+    "record": Target(record, records, is_json=True),
     "modelfile": Target(modelfile, onnx_files, (ValueError, OSError)),
     "onnx": Target(onnx_model, onnx_files),
+    "described": Target(described, descriptions, is_json=True),
     "text": Target(text(".txt"), lambda _: packed_seeds(b"some text\r\n\xc3\xa9", b"\xef\xbb\xbfmark")),
     "jsonl": Target(text(".jsonl"), lines),
     "parquet": Target(text(".parquet"), tables),
-    "listing": Target(listing, listings),
+    "listing": Target(listing, listings, is_json=True),
     "headers": Target(
         headers,
         seeds(b"bytes 0-0/9", b"7", b"Wed, 21 Oct 2015 07:28:00 GMT", b"https://a.b/c?d#e"),
         (remote.MissingError,),
     ),
-    "status": Target(status, lambda _: as_json(asdict(stream.Status("working", "text", 5, "mark")))),
+    "status": Target(status, lambda _: as_json(asdict(stream.Status("working", "text", 5, "mark"))), is_json=True),
 }
