@@ -167,5 +167,7 @@ def test_every_promise_has_the_test_that_keeps_it() -> None:
     assert len(promised) > 40
     for file, name in promised:
         assert f"\ndef {name}(" in (ROOT / "tests" / file).read_text(encoding="utf-8"), f"{file} has no {name}"
-    rows = [line for line in page.splitlines() if line.startswith("| ") and not line.startswith(("| promise", "| what"))]
+    rows = [
+        line for line in page.splitlines() if line.startswith("| ") and not line.startswith(("| promise", "| what"))
+    ]
     assert all("::test_" in row for row in rows)

@@ -5,6 +5,7 @@ something befalls it each time. Then the files of a finished run are damaged and
 """
 
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -159,4 +160,5 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no process is left behind
     sys.exit(main(sys.argv[1:]))
