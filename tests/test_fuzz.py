@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.fuzz import __main__ as command
-from tests.fuzz.targets import TARGETS, Finding, Target, changed, watched
+from tests.fuzz.target import Finding, Target, changed, watched
+from tests.fuzz.targets import TARGETS
 
 NATIVE = ("onnx", "parquet")  # where a library's fault would end the tests with it
 

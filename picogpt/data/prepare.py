@@ -15,7 +15,7 @@ from picogpt.config import DataConfig, UserError
 from picogpt.data.corpora import Corpus, Join, open_corpus
 from picogpt.data.shards import Shards, ShardWriter
 from picogpt.data.tokenizer import CharTokenizer, Ids, PicoTokenizer, Tokenizer, from_dict
-from picogpt.files import sync_file, sync_folder
+from picogpt.files import make_folder, sync_file, sync_folder
 
 PARTS = ("train", "val")
 _TOKENIZER = "tokenizer.json"
@@ -126,7 +126,7 @@ def _build(
     advance: Advance,
 ) -> None:
     """Make `folder` under another name and rename it: other processes wait, and see all or nothing."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     work, total = folder.with_name(f"{folder.name}.part"), 2 * corpus.size  # it is read twice
     with FileLock(folder.with_name(".lock")):
         if folder.exists():

@@ -32,6 +32,7 @@ from picogpt.data.prepare import PARTS, read_tokenizer, val_share, write_tokeniz
 from picogpt.data.remote import ChangedError, MissingError
 from picogpt.data.shards import INDEX, Shards, ShardWriter, Source
 from picogpt.data.tokenizer import PicoTokenizer, Tokenizer
+from picogpt.files import make_folder
 from picogpt.rng import generator
 
 _SEED = 0  # of the order: one for all runs, so that they share what was fetched
@@ -89,7 +90,7 @@ def plan_for(dataset: Dataset, data: DataConfig, tokenizer: Tokenizer | None, da
     facts = (dataset, columns, share, tokenizer.fingerprint())
     folder = dataset_dir / "tokens" / f"{dataset.name}-{sha256(repr(facts).encode()).hexdigest()[:12]}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         if not (folder / "tokenizer.json").exists():
             write_tokenizer(folder, tokenizer)
         room = shutil.disk_usage(folder).free + sum(path.stat().st_size for path in folder.glob("*/*.bin"))

@@ -146,13 +146,18 @@ def before_divergence(run_dir: Path, again: bool) -> Checkpoint | None:
 
 
 def set_aside(run_dir: Path, after: int) -> None:
-    """Take the checkpoints after this step out of the way. They are deleted when the run has come as far again."""
-    for folder in _folders(run_dir / FOLDER):
-        step = _step(folder)
-        if step > after:
-            aside = folder.with_name(f"{step:08d}.aside")
-            _remove(aside)
-            replace(folder, aside)
+    """Take the checkpoints after this step out of the way. They are deleted when the run has come as far again.
+
+    For good, before a log is written that knows nothing of them.
+    """
+    root = run_dir / FOLDER
+    later = [folder for folder in _folders(root) if _step(folder) > after]
+    for folder in later:
+        aside = folder.with_name(f"{_step(folder):08d}.aside")
+        _remove(aside)
+        replace(folder, aside)
+    if later:
+        sync_folder(root)
 
 
 def prune(run_dir: Path) -> None:

@@ -66,7 +66,8 @@ def inside(name: str, folder: Path, seconds: int, one: Path | None) -> int:
     import atheris
 
     with atheris.instrument_imports(include=["picogpt"]):
-        from tests.fuzz.targets import TARGETS, changed, parsed
+        from tests.fuzz.target import changed, parsed
+        from tests.fuzz.targets import TARGETS
 
     def mutate(data: bytes, most: int, seed: int) -> bytes:
         chance = random.Random(seed)
