@@ -5,13 +5,14 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pytest
 from commands import EASY as LINES
 from commands import TRAIN
 from hubserver import Hub, serving, wiki_files
-from running import EASY
+from running import EASY, config_for, open_run, result_of
 from streaming import FILES, GROUPS, ROWS
 
 from picogpt import cli
@@ -72,6 +73,14 @@ def memory() -> Iterator[Path]:
     place = "/dev/shm"
     with TemporaryDirectory(dir=place if os.access(place, os.W_OK) else None) as folder:
         yield Path(folder)
+
+
+@pytest.fixture
+def undisturbed(text: Path) -> dict[str, Any]:
+    """The result of a run on easy text that nothing disturbed."""
+    run = open_run(config_for(text), "undisturbed")
+    run.train()
+    return result_of(run)
 
 
 @pytest.fixture

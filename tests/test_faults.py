@@ -22,13 +22,6 @@ from picogpt.training.trainer import Trainer
 pytestmark = pytest.mark.usefixtures("no_plots", "short_samples")
 
 
-@pytest.fixture
-def undisturbed(text: Path) -> dict[str, Any]:
-    run = open_run(config_for(text), "undisturbed")
-    run.train()
-    return result_of(run)
-
-
 def full(*_: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -20,13 +20,6 @@ from picogpt.training.trainer import Trainer
 pytestmark = pytest.mark.usefixtures("no_plots", "short_samples")
 
 
-@pytest.fixture
-def undisturbed(text: Path) -> dict[str, Any]:
-    run = open_run(config_for(text), "undisturbed")
-    run.train()
-    return result_of(run)
-
-
 def test_little_memory_means_smaller_micro_batches(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free = iter([10**12, 0, 0, 0, 0] + [10**12] * 100)
     monkeypatch.setattr(monitor, "_LOOK", 0.0)
