@@ -1,17 +1,22 @@
 """Pickles of plain data, read without the machine that can run code.
 
 Python's own unpickler imports and calls what a pickle names. This one knows the opcodes that CPython writes for None,
-numbers, text, bytes, lists, tuples and dicts with text for keys, in protocols 0 to 5, and no others. What it makes is a
-tree as large as the pickle at most: no list, tuple or dict is in two places, so whoever walks over it comes to an end.
+numbers, text, bytes, lists, tuples, and dicts with text or small numbers for keys, in protocols 0 to 5, and no others.
+What it makes is a tree as large as the pickle at most: no list, dict or long tuple is in two places, so whoever walks
+over it comes to an end. Where the caller gives names of its own, the pickle may call these; nothing is imported for it.
 """
 
 import io
 import pickletools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 _OPCODE_LIMIT = 4_000_000  # each may make an object, so this bounds memory
 _INT_LIMIT = 1 << 8192  # beyond, arithmetic and printing take long
 _DEPTH_LIMIT = 100
+_KEY_LIMIT = 1 << 31  # larger numbers can be made to have the same hash
+_FEW_ITEMS = 16
 
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _NUMBERS = {"INT", "LONG", "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "FLOAT", "BINFLOAT"}
@@ -21,8 +26,9 @@ _MARKED = {"LIST", "TUPLE", "DICT", "APPENDS", "SETITEMS"}  # they take all that
 _FEW = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "SETITEM": 2}  # they take so many
 _PUT, _GET = {"PUT", "BINPUT", "LONG_BINPUT"}, {"GET", "BINGET", "LONG_BINGET"}
 _OTHERS = {"PROTO", "FRAME", "MARK", "MEMOIZE", "STOP"}
-_NAMING = {"GLOBAL", "INST", "STACK_GLOBAL"}  # known to say which class a foreign pickle names
-_KNOWN = {*_CONSTANTS, *_NUMBERS, *_TEXTS, *_EMPTY, *_MARKED, *_FEW, *_PUT, *_GET, *_OTHERS, *_NAMING}
+_NAMING = {"GLOBAL", "INST", "STACK_GLOBAL"}  # known also to say which class a foreign pickle names
+_CALLING = {"REDUCE", "BUILD", "BINPERSID"}  # what a pickle does with what is named
+_KNOWN = {*_CONSTANTS, *_NUMBERS, *_TEXTS, *_EMPTY, *_MARKED, *_FEW, *_PUT, *_GET, *_OTHERS, *_NAMING, *_CALLING}
 _OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes if opcode.name in _KNOWN}
 
 
@@ -30,21 +36,43 @@ class ClassNamedError(ValueError):
     """The pickle names something to import: the one argument."""
 
 
-def loads(data: bytes) -> object:
-    """The value of a pickle that ends where `data` does. Raises ValueError for all that is not plain data."""
+@dataclass(frozen=True)
+class Names:
+    """What a pickle may name. Nothing else is called for it."""
+
+    known: Mapping[str, Any]
+    """By "module.name": functions that it may call, and things that it may pass to them. They raise ValueError."""
+    persistent: Callable[[Any], Any]
+    """What stands for an object outside the pickle, of what the pickle says of it. Raises ValueError."""
+
+
+def loads(data: bytes, names: Names | None = None) -> object:
+    """The value of a pickle that ends where `data` does. Raises ValueError for all that is not plain data.
+
+    With names, also for what these may not be used for; what is set on an object (BUILD) is left out.
+    """
+    value, end = loads_first(data, names)
+    if end != len(data):
+        raise ValueError("there is something after its end")
+    return value
+
+
+def loads_first(data: bytes, names: Names | None = None) -> tuple[object, int]:
+    """As `loads`, of a pickle that something may follow; and the byte behind its end."""
+    machine = _Machine(data, names)
     try:
-        value = _Machine(data).run()
+        value = machine.run()
     except (IndexError, KeyError):
         raise ValueError("it takes what is not there") from None
     _check_depth(value)
-    return value
+    return value, machine.position
 
 
 class _Machine:
     """The stack, the stacks that marks set aside, and the memo."""
 
-    def __init__(self, data: bytes) -> None:
-        self._file, self._size = io.BytesIO(data), len(data)
+    def __init__(self, data: bytes, names: Names | None) -> None:
+        self._file, self._size, self._names = io.BytesIO(data), len(data), names
         self._stack: list[Any] = []
         self._aside: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
@@ -61,9 +89,11 @@ class _Machine:
             self._do(opcode.name, argument)
         raise ValueError("it asks for too much memory")
 
+    @property
+    def position(self) -> int:
+        return self._file.tell()
+
     def _result(self) -> object:
-        if self._file.tell() != self._size:
-            raise ValueError("there is something after its end")
         if len(self._stack) != 1 or self._aside:
             raise ValueError("it is not one value")
         return self._stack[0]
@@ -72,7 +102,7 @@ class _Machine:
         stack = self._stack
         if name in _GET:
             value = self._memo[argument]
-            if type(value) in (list, tuple, dict):
+            if type(value) in (list, dict) or (type(value) is tuple and not _is_small(value)):
                 raise ValueError("a list, tuple or dict is in two places")
             stack.append(value)
         elif name in _TEXTS:
@@ -109,7 +139,32 @@ class _Machine:
             words = stack[-2:] if argument is None else argument.split(" ")
             if not all(type(word) is str for word in words):
                 raise ValueError("it names something, but not in words")
-            raise ClassNamedError(".".join(words))
+            named = ".".join(words)
+            if name == "INST" or self._names is None or named not in self._names.known:
+                raise ClassNamedError(named)
+            if argument is None:
+                del stack[-2:]
+            stack.append(self._names.known[named])
+        elif name in _CALLING:
+            self._call(name)
+
+    def _call(self, name: str) -> None:
+        stack, names = self._stack, self._names
+        if names is None:
+            raise ValueError("it calls something")
+        last = stack.pop()
+        if name == "BINPERSID":
+            stack.append(names.persistent(last))
+        elif name == "REDUCE":
+            function = stack.pop()
+            if not any(function is known for known in names.known.values()) or not callable(function):
+                raise ValueError("it calls what it may not")
+            if type(last) is not tuple:
+                raise ValueError("it calls with what are no arguments")
+            try:
+                stack.append(function(*last))
+            except TypeError:
+                raise ValueError("it calls with other arguments") from None
 
     def _put(self, name: str, items: list[Any]) -> None:
         """Make one of the items, or put them into the list or dict that waits for them."""
@@ -122,14 +177,19 @@ class _Machine:
         else:
             if name == "DICT":
                 self._stack.append({})
-            if not all(type(key) is str for key in items[::2]):
-                raise ValueError("a key of a dict is no text")
+            if not all(type(key) is str or (type(key) is int and abs(key) < _KEY_LIMIT) for key in items[::2]):
+                raise ValueError("a key of a dict is no text and no small number")
             self._waiting(dict).update(zip(items[::2], items[1::2], strict=True))
 
     def _waiting(self, kind: type) -> Any:
         if type(self._stack[-1]) is not kind:
             raise ValueError(f"there is no {kind.__name__} to put something into")
         return self._stack[-1]
+
+
+def _is_small(value: tuple[Any, ...]) -> bool:
+    """A few numbers or words, which may be in many places."""
+    return len(value) <= _FEW_ITEMS and not any(isinstance(inner, list | tuple | dict) for inner in value)
 
 
 def _check_depth(value: object) -> None:

@@ -1,0 +1,146 @@
+"""Tensors that lie in files: known by their place, and read when they are wanted.
+
+A file of weights is never read whole. What is stored as it is in memory is mapped; what is packed is unpacked when it
+is read, and forgotten.
+"""
+
+import zipfile
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from picogpt.config import UserError
+
+Dtype = Literal["F32", "F16", "BF16", "F64", "I64", "I32", "U8", "BOOL"]
+Array = npt.NDArray[Any]
+
+# As the bytes lie there; NumPy has no bfloat16, whose two bytes are the upper ones of a float32.
+_NUMPY: dict[Dtype, str] = {
+    "F32": "f4",
+    "F16": "f2",
+    "BF16": "u2",
+    "F64": "f8",
+    "I64": "i8",
+    "I32": "i4",
+    "U8": "u1",
+    "BOOL": "u1",
+}
+SIZES: dict[Dtype, int] = {name: int(kind[1]) for name, kind in _NUMPY.items()}
+"""Bytes of a number."""
+_PACKED_MOST = 1000  # times as large as packed: more is a bomb
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Numbers of one kind that lie side by side in a file."""
+
+    path: Path
+    offset: int
+    """Bytes before it, where it is not packed."""
+    count: int
+    """Numbers in it."""
+    dtype: Dtype
+    big_endian: bool = False
+    packed: str = ""
+    """The member of a ZIP file that it is, where that is compressed."""
+    held: bytes = field(default=b"", repr=False)
+    """What it holds, where it lies in the middle of something else."""
+
+    def read(self) -> Array:
+        """As the file has it (bfloat16 as 16-bit integers): mapped where it can be. Raises UserError."""
+        kind = np.dtype((">" if self.big_endian else "<") + _NUMPY[self.dtype])
+        try:
+            if self.held:
+                return np.frombuffer(self.held, kind, self.count, self.offset)
+            if self.packed:
+                return np.frombuffer(self._unpacked(self.count * kind.itemsize), kind, self.count)
+            if self.count == 0:
+                return np.empty(0, kind)
+            return np.memmap(self.path, kind, "r", self.offset, (self.count,))
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise UserError(
+                f"{self.path} cannot be read ({' '.join(str(error).split())[:120]}): get it again"
+            ) from None
+
+    def _unpacked(self, size: int) -> bytes:
+        with zipfile.ZipFile(self.path) as file:
+            entry = file.getinfo(self.packed)
+            if entry.file_size > _PACKED_MOST * max(1, entry.compress_size):
+                raise ValueError(f"{self.packed} unpacks to an absurd size")
+            data = file.read(entry)
+        if len(data) < size:
+            raise ValueError(f"{self.packed} is too short")
+        return data
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a storage."""
+
+    storage: Storage
+    shape: tuple[int, ...]
+    start: int = 0
+    """Numbers of the storage before its first."""
+    strides: tuple[int, ...] | None = None
+    """Numbers of the storage from one index to the next, along each axis. None: in order."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a tensor that leaves its storage."""
+        if self.start < 0 or min(self.shape, default=0) < 0 or min(self._strides, default=0) < 0:
+            raise ValueError("a tensor has a negative size")
+        last = self.start + sum((length - 1) * step for length, step in zip(self.shape, self._strides, strict=True))
+        if prod(self.shape) and last >= self.storage.count:
+            raise ValueError("a tensor is larger than its storage")
+
+    @property
+    def _strides(self) -> tuple[int, ...]:
+        if self.strides is not None:
+            return self.strides
+        return tuple(prod(self.shape[axis + 1 :]) for axis in range(len(self.shape)))
+
+    @property
+    def dtype(self) -> Dtype:
+        return self.storage.dtype
+
+    def raw(self) -> Array:
+        """A view of the numbers as the file has them, of the tensor's shape. Raises UserError."""
+        flat = self.storage.read()
+        strides = tuple(step * flat.itemsize for step in self._strides)
+        return np.lib.stride_tricks.as_strided(flat[self.start :], self.shape, strides, writeable=False)
+
+    def read(self) -> npt.NDArray[np.float32]:
+        """The tensor in float32, in memory of its own. Raises UserError, also where it holds no floating numbers."""
+        raw = self.raw()
+        if self.dtype == "BF16":
+            return widened(raw)
+        if self.dtype not in ("F32", "F16", "F64"):
+            raise UserError(f"{self.storage.path} has {self.dtype} numbers where weights are expected")
+        return np.ascontiguousarray(raw, np.float32)
+
+
+def widened(halves: Array) -> npt.NDArray[np.float32]:
+    """bfloat16, as 16-bit integers, to the same numbers in float32."""
+    wide = np.zeros(halves.shape, np.uint32)
+    wide |= halves
+    wide <<= 16
+    return wide.view(np.float32)
+
+
+def narrowed(array: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
+    """float32 to bfloat16, as 16-bit integers: to the nearest, of two that are as near to the even one.
+
+    A number that is none stays none; what is beyond bfloat16's largest becomes infinite.
+    """
+    bits = np.ascontiguousarray(array).view(np.uint32)
+    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    rounded[np.isnan(array)] = 0x7FC0
+    return rounded
+
+
+def is_bfloat16(array: npt.NDArray[np.float32]) -> bool:
+    """Whether bfloat16 holds these numbers as they are: their lower halves are zero."""
+    return not (np.ascontiguousarray(array).view(np.uint32) & 0xFFFF).any()

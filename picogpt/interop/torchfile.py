@@ -1,0 +1,173 @@
+"""PyTorch's files of weights, read without PyTorch.
+
+A `pytorch_model.bin` is a ZIP file: `<name>/data.pkl` says which tensors there are, and each storage is a member of its
+own, `<name>/data/<key>`. A tensor is a view of a storage, with an offset and strides: GPT-Neo's matrices are stored
+transposed, and several tensors may share one storage. Older files, and tensors in the middle of another pickle, are
+five pickles in a row (a magic number, a version, facts about the machine, the object, the keys of its storages), and
+then the storages, each behind its count. Nothing of PyTorch is called: a pickle may name what is below.
+"""
+
+import zipfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from struct import Struct
+from typing import Any
+
+from picogpt.config import UserError
+from picogpt.interop.stored import SIZES, Dtype, Storage, Stored
+from picogpt.unpickle import ClassNamedError, Names, loads, loads_first
+
+_MAGIC = 0x1950A86A20F9469CFC6C
+_PICKLE_MOST = 64 << 20  # bytes; that of GPT-Neo 2.7B is some 100 KB
+_DTYPES: Mapping[str, Dtype] = {
+    "FloatStorage": "F32",
+    "HalfStorage": "F16",
+    "BFloat16Storage": "BF16",
+    "DoubleStorage": "F64",
+    "LongStorage": "I64",
+    "IntStorage": "I32",
+    "ByteStorage": "U8",
+    "BoolStorage": "BOOL",
+}
+_LOCAL = Struct("<4s22xHH")  # a member's own header: its signature, and the lengths of its name and extra field
+
+
+def read_torch(path: Path) -> dict[str, Stored]:
+    """The tensors of a file that PyTorch saved, by name; nothing of them is read yet.
+
+    Raises UserError for a file that is damaged, is none of PyTorch's, or names what it may not.
+    """
+    try:
+        with path.open("rb") as raw:
+            is_zip = raw.read(2) == b"PK"
+        if not is_zip:
+            return _named(in_a_row(path, path.read_bytes()))
+        with zipfile.ZipFile(path) as file:
+            return _tensors(path, file)
+    except ClassNamedError as error:
+        raise UserError(f"{path} names {error.args[0][:80]}, which could run code: it is not loaded") from None
+    except (zipfile.BadZipFile, ValueError, KeyError, NotImplementedError, EOFError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(f"{path} is damaged or no ZIP file of PyTorch's ({reason}): get it again") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def _tensors(path: Path, file: zipfile.ZipFile) -> dict[str, Stored]:
+    (main,) = [name for name in file.namelist() if name.endswith("/data.pkl")][:1] or [""]
+    if not main:
+        raise ValueError("there is no data.pkl in it")
+    root = main.removesuffix("data.pkl")
+    if file.getinfo(main).file_size > _PICKLE_MOST:
+        raise ValueError("its data.pkl is too large")
+    order = file.read(f"{root}byteorder") if f"{root}byteorder" in file.namelist() else b"little"
+    if order not in (b"little", b"big"):
+        raise ValueError("its byte order is neither little nor big")
+
+    def storage(about: Any) -> Storage:
+        match about:
+            case ("storage", str(dtype), str(key), str(), int(count)) if dtype in _DTYPES.values() and count >= 0:
+                return _storage(path, file, f"{root}data/{key}", count, dtype, order == b"big")
+        raise ValueError("it refers to something else than a storage")
+
+    return _named(loads(file.read(main), Names(NAMES, storage)))
+
+
+def _storage(path: Path, file: zipfile.ZipFile, member: str, count: int, dtype: Any, big_endian: bool) -> Storage:
+    """Where a member lies. Raises ValueError for one that is too short, KeyError for one that is not there."""
+    entry = file.getinfo(member)
+    size = count * SIZES[dtype]
+    if entry.file_size < size:
+        raise ValueError(f"{member} has {entry.file_size:,} bytes, not {size:,}")
+    if entry.compress_type != zipfile.ZIP_STORED:
+        return Storage(path, 0, count, dtype, big_endian, packed=member)
+    with path.open("rb") as raw:
+        raw.seek(entry.header_offset)
+        signature, name, extra = _LOCAL.unpack(raw.read(_LOCAL.size))
+        end = raw.seek(0, 2)
+    offset = entry.header_offset + _LOCAL.size + name + extra
+    if signature != b"PK\x03\x04" or offset + size > end:
+        raise ValueError(f"{member} is not where the file says")
+    return Storage(path, offset, count, dtype, big_endian)
+
+
+def in_a_row(path: Path, data: bytes) -> object:
+    """The object of a file of the older kind. Raises ValueError."""
+    places: dict[str, Storage] = {}  # at first without their places, which are known behind the object
+
+    def storage(about: Any) -> Storage:
+        match about:
+            case ("storage", str(dtype), str(key), str(), int(count), None) if dtype in SIZES and count >= 0:
+                found = places.setdefault(key, Storage(path, 0, count, dtype, held=data))
+                if (found.count, found.dtype) == (count, dtype):
+                    return found
+        raise ValueError("it refers to something else than a storage")
+
+    names, end, found, begun = Names(NAMES, storage), 0, list[object](), list[int]()
+    for _ in range(5):
+        value, length = loads_first(data[end:], names)
+        found.append(value)
+        begun.append(end)
+        end += length
+    magic, version, _, _, keys = found
+    if magic != _MAGIC or version != 1001 or not isinstance(keys, list) or set(keys) != set(places):
+        raise ValueError("it does not begin as PyTorch's files do")
+    for key in keys:
+        about = places[key]
+        if int.from_bytes(data[end : end + 8], "little") != about.count:
+            raise ValueError("a storage has another count than was said")
+        places[key] = replace(about, offset=end + 8)
+        end += 8 + about.count * SIZES[about.dtype]
+    if end != len(data):
+        raise ValueError("its storages end somewhere else than the file")
+    return loads_first(data[begun[3] :], names)[0]
+
+
+def _rebuild(storage: Any, start: Any, shape: Any, strides: Any, *_: Any) -> Stored:
+    """What `torch._utils._rebuild_tensor_v2` is called with; whether it wants a gradient is not needed."""
+    sound = isinstance(storage, Storage) and type(start) is int
+    for lengths in (shape, strides):
+        sound = sound and type(lengths) is tuple and all(type(length) is int for length in lengths)
+    if not sound or len(shape) != len(strides) or len(shape) > 8:
+        raise ValueError("it has a tensor that is none")
+    return Stored(storage, shape, start, strides)
+
+
+def _parameter(data: Any, *_: Any) -> Any:
+    """What `torch._utils._rebuild_parameter` is called with: the tensor itself, and what is not needed."""
+    return data
+
+
+def _ordered(*_: Any) -> dict[str, Any]:
+    """An OrderedDict begins empty."""
+    return {}
+
+
+def _embedded(content: Any) -> Storage:
+    """What `torch.storage._load_from_bytes` is called with: a file of the older kind that is a storage alone."""
+    if type(content) is not bytes:
+        raise ValueError("a storage in it is none")
+    found = in_a_row(Path("a storage"), content)
+    if not isinstance(found, Storage):
+        raise ValueError("a storage in it is none")
+    return found
+
+
+NAMES: Mapping[str, Any] = {
+    "torch._utils._rebuild_tensor_v2": _rebuild,
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch.storage._load_from_bytes": _embedded,
+    "collections.OrderedDict": _ordered,
+    **{f"torch.{name}": dtype for name, dtype in _DTYPES.items()},
+}
+
+
+def _named(found: object) -> dict[str, Stored]:
+    """The tensors of a state dict; what else may be beside them is left out."""
+    if not isinstance(found, dict):
+        raise ValueError("it holds no named tensors")
+    tensors = {name: value for name, value in found.items() if isinstance(value, Stored)}
+    if not tensors:
+        raise ValueError("it holds no named tensors")
+    return tensors
