@@ -79,6 +79,18 @@ class ExportArgs:
 
 
 @dataclass(frozen=True)
+class ImportArgs:
+    """Make a run of a model that PicoGPT trained, from its log.pkl."""
+
+    path: Annotated[str, arg(name="from")]
+    """The log.pkl."""
+    run: str
+    """Name of the run to make, its folder in logs/."""
+    n_head: int = 8
+    """Attention heads of its model, which the weights do not tell."""
+
+
+@dataclass(frozen=True)
 class InfoArgs(Preset):
     """What a model is made of, and whether this machine can train it."""
 
@@ -108,8 +120,7 @@ def train(argv: Sequence[str]) -> None:
     start = preset(preset_name(TrainPreset, "picogpt train", argv))
     args = parse(TrainArgs, "picogpt train", argv, TrainArgs(config=start))
     name = args.run or re.sub(r"[^\w.-]+", "-", f"{args.preset_name}-{_stem(args.config.data.names[0])}")
-    if not re.fullmatch(r"[\w][\w.-]*", name):
-        raise UserError(f"a run is named with letters, digits, '.', '-' and '_', not {name!r}: give another --run")
+    run_name(name)
     origin = None
     if args.init_from:  # the shape and the tokenizer are the other run's, which is needed once
         found = None if args.fresh else checkpoint.latest(LOGS / name)
@@ -146,6 +157,15 @@ def export(argv: Sequence[str]) -> None:
     if args.precision != "fp32":
         reason = why_not()
         print(f"what that loses was not measured: {reason}" if reason else quality(place, path, print))
+
+
+def import_(argv: Sequence[str]) -> None:
+    from picogpt.api import LOGS
+    from picogpt.importing import import_picogpt
+
+    args = parse(ImportArgs, "picogpt import", argv)
+    said = import_picogpt(Path(args.path), LOGS / run_name(args.run), args.n_head)
+    print(f"imported {args.path} as run {args.run}: {said}")
 
 
 def prepare(argv: Sequence[str]) -> None:
@@ -190,6 +210,7 @@ COMMANDS = {
     "train": train,
     "generate": generate,
     "export": export,
+    "import": import_,
     "prepare": prepare,
     "info": info,
     "logs": logs,
@@ -233,9 +254,16 @@ def _complain(line: str) -> None:
 
 
 def _usage() -> str:
-    documented = (TrainArgs, GenerateArgs, ExportArgs, PrepareArgs, InfoArgs, LogsArgs, bench)
+    documented = (TrainArgs, GenerateArgs, ExportArgs, ImportArgs, PrepareArgs, InfoArgs, LogsArgs, bench)
     lines = [f"  {name:10}{thing.__doc__}" for name, thing in zip(COMMANDS, documented, strict=True)]
     return "\n".join(["usage: picogpt COMMAND [options]    (each command has --help)", "", *lines])
+
+
+def run_name(name: str) -> str:
+    """The name itself. Raises UserError for one that cannot be that of a run."""
+    if not re.fullmatch(r"[\w][\w.-]*", name):
+        raise UserError(f"a run is named with letters, digits, '.', '-' and '_', not {name!r}: give another --run")
+    return name
 
 
 def _stem(data: str) -> str:
