@@ -119,7 +119,7 @@ class Stored:
             return widened(raw)
         if self.dtype not in ("F32", "F16", "F64"):
             raise UserError(f"{self.storage.path} has {self.dtype} numbers where weights are expected")
-        return np.ascontiguousarray(raw, np.float32)
+        return np.array(raw, np.float32, order="C")
 
 
 def widened(halves: Array) -> npt.NDArray[np.float32]:

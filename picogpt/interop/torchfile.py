@@ -49,7 +49,7 @@ def read_torch(path: Path) -> dict[str, Stored]:
         raise UserError(f"{path} names {error.args[0][:80]}, which could run code: it is not loaded") from None
     except (zipfile.BadZipFile, ValueError, KeyError, NotImplementedError, EOFError) as error:
         reason = " ".join(str(error).split())[:120]
-        raise UserError(f"{path} is damaged or no ZIP file of PyTorch's ({reason}): get it again") from None
+        raise UserError(f"{path} is damaged or no file of PyTorch's ({reason}): get it again") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
 
@@ -75,8 +75,11 @@ def _tensors(path: Path, file: zipfile.ZipFile) -> dict[str, Stored]:
 
 
 def _storage(path: Path, file: zipfile.ZipFile, member: str, count: int, dtype: Any, big_endian: bool) -> Storage:
-    """Where a member lies. Raises ValueError for one that is too short, KeyError for one that is not there."""
-    entry = file.getinfo(member)
+    """Where a member lies. Raises ValueError for one that is not there or too short."""
+    try:
+        entry = file.getinfo(member)
+    except KeyError:
+        raise ValueError(f"{member} is missing") from None
     size = count * SIZES[dtype]
     if entry.file_size < size:
         raise ValueError(f"{member} has {entry.file_size:,} bytes, not {size:,}")

@@ -4,6 +4,7 @@ import io
 import json
 import pickle
 import sys
+import zipfile
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
@@ -27,6 +28,8 @@ from picogpt.data.formats import Columns, documents, open_parquet, row_group, si
 from picogpt.data.prepare import read_tokenizer
 from picogpt.data.tokenizer import CharTokenizer, PicoTokenizer, from_dict
 from picogpt.inference.modelfile import metadata
+from picogpt.interop.picogpt import read_log as read_picogpt
+from picogpt.interop.torchfile import read_torch
 from picogpt.presets import PRESETS
 from picogpt.seal import check_file, seal_file, sealed, unsealed
 from picogpt.training import checkpoint, snapshot
@@ -189,6 +192,29 @@ def records(folder: Path) -> list[bytes]:
     from checkpoints import save
 
     return [(save(folder / "seed", 1) / snapshot.META).read_bytes()]
+
+
+def torch(folder: Path, data: bytes) -> None:
+    (folder / "model.bin").write_bytes(data)
+    for found in read_torch(folder / "model.bin").values():
+        found.raw()
+
+
+def torch_files(folder: Path) -> list[bytes]:
+    from torchfiles import save, tensor
+
+    state = {"w": tensor(np.ones((2, 3), np.float32), transposed=True), "h": tensor(np.ones(4, np.float16))}
+    packed = save(folder / "packed.bin", state, compression=zipfile.ZIP_DEFLATED)
+    return [save(folder / "plain.bin", state).read_bytes(), packed.read_bytes()]
+
+
+def picogpt_log(folder: Path, data: bytes) -> None:
+    (folder / "log.pkl").write_bytes(data)
+    read_picogpt(folder / "log.pkl", 2)
+
+
+def picogpt_logs(folder: Path) -> list[bytes]:
+    return [(Path(__file__).parents[1] / "golden" / "picogpt_log.pkl").read_bytes()]
 
 
 def modelfile(folder: Path, data: bytes) -> None:
@@ -384,6 +410,8 @@ TARGETS = {
     "shard": Target(shard, lambda folder: [(made_shards(folder) / "00000.bin").read_bytes()]),
     "weights": Target(weights, containers),
     "record": Target(record, records, is_json=True),
+    "torch": Target(torch, torch_files),
+    "picogpt-log": Target(picogpt_log, picogpt_logs),
     "modelfile": Target(modelfile, onnx_files, (ValueError, OSError)),
     "onnx": Target(onnx_model, onnx_files),
     "described": Target(described, descriptions, is_json=True),

@@ -1,0 +1,102 @@
+"""Tensors in files: views of storages, of every kind of number, and bfloat16 both ways."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from picogpt.config import UserError
+from picogpt.interop.stored import Dtype, Storage, Stored, is_bfloat16, narrowed, widened
+
+KINDS: list[tuple[Dtype, str]] = [("F32", "f4"), ("F16", "f2"), ("F64", "f8")]
+
+
+def storage(path: Path, array: np.ndarray, dtype: Dtype = "F32", before: bytes = b"head") -> Storage:
+    path.write_bytes(before + array.tobytes())
+    return Storage(path, len(before), array.size, dtype, array.dtype.byteorder == ">")
+
+
+@pytest.mark.parametrize(("dtype", "kind"), KINDS)
+@pytest.mark.parametrize("order", "<>")
+def test_every_kind_of_number_becomes_float32(tmp_path: Path, dtype: Dtype, kind: str, order: str) -> None:
+    array = np.array([[1.5, -2.25, 0.0], [np.inf, 1e-3, 7.0]], order + kind)
+    found = Stored(storage(tmp_path / "file", array, dtype), (2, 3)).read()
+    assert found.dtype == np.float32 and found.flags.owndata and np.array_equal(found, array.astype(np.float32))
+
+
+@pytest.mark.parametrize("order", "<>")
+def test_bfloat16_is_the_upper_half_of_float32(tmp_path: Path, order: str) -> None:
+    array = np.array([1.0, -2.5, 0.0, np.inf], np.float32)
+    halves = (array.view(np.uint32) >> 16).astype(f"{order}u2")
+    assert np.array_equal(Stored(storage(tmp_path / "file", halves, "BF16"), (4,)).read(), array)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.floats(width=32, allow_nan=True), min_size=1, max_size=20))
+def test_bfloat16_is_the_nearest(numbers: list[float]) -> None:
+    array = np.array(numbers, np.float32)
+    halves = narrowed(array)
+    back = widened(halves)
+    assert np.array_equal(np.isnan(back), np.isnan(array)) and is_bfloat16(back[~np.isnan(back)])
+    assert np.array_equal(narrowed(back)[~np.isnan(array)], halves[~np.isnan(array)])
+    for step in (-1, 1):  # neither neighbour is nearer; of two as near it is the even one
+        other = widened((halves.astype(np.int32) + step).astype(np.uint16))
+        sound = np.isfinite(back) & np.isfinite(other) & (np.sign(other) == np.sign(back)) & np.isfinite(array)
+        near, far = (np.abs(side[sound].astype(np.float64) - array[sound]) for side in (back, other))
+        assert (near <= far).all() and (halves[sound][near == far] % 2 == 0).all()
+
+
+def test_what_is_too_large_for_bfloat16_is_infinite() -> None:
+    largest = np.finfo(np.float32).max
+    assert np.array_equal(widened(narrowed(np.array([largest, -largest], np.float32))), [np.inf, -np.inf])
+    assert not is_bfloat16(np.array([1.0, 0.1], np.float32)) and is_bfloat16(np.array([1.0, 0.5], np.float32))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_a_view_is_numpys(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    flat = np.arange(60, dtype=np.float32)
+    shape = tuple(data.draw(st.lists(st.integers(0, 4), max_size=3)))
+    strides = tuple(data.draw(st.integers(0, 12)) for _ in shape)
+    start = data.draw(st.integers(0, 60))
+    place = storage(tmp_path_factory.mktemp("stored") / "file", flat)
+    last = start + sum((length - 1) * step for length, step in zip(shape, strides, strict=True))
+    if all(shape) and last >= 60:
+        with pytest.raises(ValueError, match="larger than its storage"):
+            Stored(place, shape, start, strides)
+        return
+    found = Stored(place, shape, start, strides).read()
+    assert found.shape == shape
+    for index in np.ndindex(shape):
+        assert found[index] == flat[start + sum(i * step for i, step in zip(index, strides, strict=True))]
+
+
+@pytest.mark.parametrize(("shape", "start", "strides"), [((2,), -1, (1,)), ((-2,), 0, (1,)), ((2,), 0, (-1,))])
+def test_negative_sizes_are_refused(
+    tmp_path: Path, shape: tuple[int, ...], start: int, strides: tuple[int, ...]
+) -> None:
+    with pytest.raises(ValueError, match="negative"):
+        Stored(storage(tmp_path / "file", np.zeros(9, np.float32)), shape, start, strides)
+
+
+def test_a_file_that_is_shorter_now_is_told(tmp_path: Path) -> None:
+    found = Stored(storage(tmp_path / "file", np.zeros(9, np.float32)), (9,))
+    (tmp_path / "file").write_bytes(b"short")
+    with pytest.raises(UserError, match=r"cannot be read .*: get it again"):
+        found.read()
+    (tmp_path / "file").unlink()
+    with pytest.raises(UserError, match="cannot be read"):
+        found.read()
+
+
+def test_numbers_that_are_no_weights_are_told(tmp_path: Path) -> None:
+    found = Stored(storage(tmp_path / "file", np.arange(3, dtype=np.int64), "I64"), (3,))
+    assert found.raw().tolist() == [0, 1, 2]
+    with pytest.raises(UserError, match="has I64 numbers where weights are expected"):
+        found.read()
+
+
+def test_nothing_is_read_before_it_is_wanted(tmp_path: Path) -> None:
+    assert isinstance(storage(tmp_path / "file", np.zeros(9, np.float32)).read(), np.memmap)
