@@ -55,8 +55,8 @@ def test_one_at_a_time_and_older_ones_go(tmp_path: Path) -> None:
     for step in range(1, 6):
         save(saver, tmp_path, step)
     saver.wait()
-    # the first was no worse than the others, and the last is the newest
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["00000001", "00000005"]
+    # the first was no worse than the others, and one of the newest two may turn out to be damaged
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["00000001", "00000004", "00000005"]
 
 
 @pytest.mark.parametrize("operation", ["fsync", "replace", "save_file"])

@@ -166,11 +166,14 @@ def set_aside(run_dir: Path, after: int) -> None:
 
 
 def prune(run_dir: Path) -> None:
-    """Delete every checkpoint but the newest, the last evaluation's and the best, and what interrupted saves left."""
+    """Delete every checkpoint but the two newest, the last evaluation's and the best, and what interrupted saves left.
+
+    Two, because one may turn out to be damaged.
+    """
     root, records = run_dir / FOLDER, _records(run_dir)
     evaluated = [folder for folder, meta in records.items() if meta.get("evaluated")]
     last = newest(run_dir)
-    kept = {last, _best(records), *evaluated[-1:]}
+    kept = {last, *list(records)[-2:], _best(records), *evaluated[-1:]}
     for folder in _ours(root):
         awaited = folder.name.endswith(".aside") and (last is None or _step(folder) > _step(last))
         if folder not in kept and not awaited:
