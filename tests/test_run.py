@@ -270,7 +270,7 @@ def test_a_diverging_run_keeps_its_checkpoint(text: Path, monkeypatch: pytest.Mo
         return original(self, x, y, done, *how)
 
     monkeypatch.setattr(Trainer, "step", poisoned)
-    with pytest.raises(UserError, match=r"step 9: .*diverged"):
+    with pytest.raises(UserError, match=r"step 8: validation loss nan: training diverged"):
         run.train()
     again = open_run(config)
     assert again.done == 4 and all(np.isfinite(array).all() for array in again.arrays.values())

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from errno import EDQUOT, ENOSPC
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -95,8 +96,9 @@ def _told(draft: Draft) -> Iterator[None]:
         yield
     except OSError as error:
         draft.drop()
-        for aside in draft.final.parent.glob("*.aside"):
-            shutil.rmtree(aside, ignore_errors=True)
+        if error.errno in (ENOSPC, EDQUOT):
+            for aside in draft.final.parent.glob("*.aside"):
+                shutil.rmtree(aside, ignore_errors=True)
         raise UserError(
             f"cannot write the checkpoint {draft.final} ({error.strerror or error}): free some disk space or choose "
             "another folder; the checkpoints before it are as they were"
