@@ -43,10 +43,12 @@ class Draft:
 def save(
     run_dir: Path, step: int, model: Mapping[str, Array], optimizer: Mapping[str, Array], meta: dict[str, Any]
 ) -> Path:
-    """Write the checkpoint of `step`, replacing one of the same step, and return its folder.
+    """Write the checkpoint of `step`, replacing one of the same step, and return its folder. The run's is made, too.
 
     `meta` is anything JSON holds. Raises UserError when the disk refuses; the checkpoints before stay as they are.
     """
+    with suppress(OSError):  # which `write` tells of
+        make_folder(run_dir)
     return publish(write(run_dir, step, model, optimizer, meta))
 
 
@@ -61,7 +63,9 @@ def write(
     final = run_dir / FOLDER / f"{step:08d}"
     draft = Draft(final.with_name(f"{_TEMPORARY}{final.name}"), final, step, meta)
     with _told(draft):
-        make_folder(final.parent)
+        if not final.parent.exists():
+            final.parent.mkdir()  # not its parents: a run's folder that has gone may come back, as a network's does
+            sync_folder(run_dir)
         _remove(draft.folder)
         draft.folder.mkdir()
         write_arrays(draft.folder, model, optimizer)

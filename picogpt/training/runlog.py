@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from picogpt.config import UserError
-from picogpt.files import make_folder, write_durably
+from picogpt.files import write_durably
 from picogpt.seal import sealed, unsealed
 from picogpt.unpickle import ClassNamedError, loads
 
@@ -97,14 +97,13 @@ class RunLog:
         return sealed(pickle.dumps(content, protocol=4))
 
     def save(self) -> None:
-        """Replace the file. Raises UserError when the disk refuses."""
+        """Replace the file, in a folder that is there. Raises UserError when the disk refuses."""
         write_log(self.path, self.to_bytes())
 
 
 def write_log(path: Path, content: bytes) -> None:
-    """Replace the file. Raises UserError when the disk refuses."""
+    """Replace the file, in a folder that is there. Raises UserError when the disk refuses."""
     try:
-        make_folder(path.parent)
         write_durably(path, content)
     except OSError as error:
         raise UserError(
