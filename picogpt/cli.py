@@ -4,6 +4,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal, Optional
@@ -106,14 +107,16 @@ def train(argv: Sequence[str]) -> None:
 
     start = preset(preset_name(TrainPreset, "picogpt train", argv))
     args = parse(TrainArgs, "picogpt train", argv, TrainArgs(config=start))
-    origin = find_checkpoint(args.init_from) if args.init_from else None
-    if origin:  # the shape and the tokenizer are the other run's
-        other = RunConfig.from_dict(checkpoint.load(origin, optimizer=False).meta["config"])
-        start = RunConfig(other.model, replace(start.data, tokenizer=other.data.tokenizer), start.train)
-        args = parse(TrainArgs, "picogpt train", argv, TrainArgs(config=start))
     name = args.run or re.sub(r"[^\w.-]+", "-", f"{args.preset_name}-{_stem(args.config.data.names[0])}")
     if not re.fullmatch(r"[\w][\w.-]*", name):
         raise UserError(f"a run is named with letters, digits, '.', '-' and '_', not {name!r}: give another --run")
+    origin = None
+    if args.init_from:  # the shape and the tokenizer are the other run's, which is needed once
+        found = None if args.fresh else checkpoint.latest(LOGS / name)
+        found = found or checkpoint.load(find_checkpoint(args.init_from), optimizer=False)
+        origin, other = found.path, RunConfig.from_dict(found.meta["config"])
+        start = RunConfig(other.model, replace(start.data, tokenizer=other.data.tokenizer), start.train)
+        args = parse(TrainArgs, "picogpt train", argv, TrainArgs(config=start))
     Run(args.config, LOGS / name, DATASET, args.fresh, origin).train()
 
 
@@ -214,14 +217,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, BrokenPipeError):  # the reader of our output has gone, as `| head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
-        print(f"picogpt: {error}", file=sys.stderr)
+        _complain(f"picogpt: {error}")
         return 2
     except MemoryError as error:
-        print(f"picogpt: out of memory ({error}): try a smaller model, batch or number of samples", file=sys.stderr)
+        _complain(f"picogpt: out of memory ({error}): try --low-memory, a smaller model, batch or number of samples")
         return 2
     except KeyboardInterrupt:
-        print(file=sys.stderr)
+        _complain("")
         return 130
+
+
+def _complain(line: str) -> None:
+    with suppress(OSError):  # nobody can be told, but for the exit status
+        print(line, file=sys.stderr, flush=True)
 
 
 def _usage() -> str:

@@ -1,6 +1,7 @@
 """Files that others may be reading, and that a power cut may interrupt."""
 
 import os
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -31,7 +32,7 @@ def write_durably(path: Path, content: bytes) -> None:
         with temporary.open("wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            flush(file.fileno())
         replace(temporary, path)
     except OSError:
         with suppress(OSError):
@@ -43,7 +44,18 @@ def write_durably(path: Path, content: bytes) -> None:
 def sync_file(path: Path) -> None:
     """Make the content of a file that is written durable."""
     with path.open("r+b") as file:  # Windows syncs only what is open for writing
-        os.fsync(file.fileno())
+        flush(file.fileno())
+
+
+def flush(descriptor: int) -> None:
+    """Make what was written to an open file durable."""
+    if sys.platform == "darwin":  # where fsync leaves it in the drive's own memory
+        import fcntl
+
+        with suppress(OSError):  # a drive that does not know this
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+            return
+    os.fsync(descriptor)
 
 
 def sync_folder(folder: Path) -> None:

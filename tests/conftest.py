@@ -1,15 +1,18 @@
 """What several test files share."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pytest
 from commands import EASY as LINES
 from commands import TRAIN
 from hubserver import Hub, serving, wiki_files
-from running import EASY
+from running import EASY, config_for, open_run, result_of
 from streaming import FILES, GROUPS, ROWS
 
 from picogpt import cli
@@ -62,6 +65,22 @@ def text(tmp_path: Path) -> Path:
     path = tmp_path / "easy.txt"
     path.write_text(EASY, encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def memory() -> Iterator[Path]:
+    """A folder for thousands of small files: not on a disk, where the system has such a place."""
+    place = "/dev/shm"
+    with TemporaryDirectory(dir=place if os.access(place, os.W_OK) else None) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def undisturbed(text: Path) -> dict[str, Any]:
+    """The result of a run on easy text that nothing disturbed."""
+    run = open_run(config_for(text), "undisturbed")
+    run.train()
+    return result_of(run)
 
 
 @pytest.fixture

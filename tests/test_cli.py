@@ -38,7 +38,10 @@ BAD = {
     "up and away": ([*TRAIN, "--run", ".."], "give another --run"),
     "other settings": ([*TRAIN, "--learning-rate", "1"], "learning_rate was 0.01, now 1.0"),
     "fresh": ([*TRAIN, "--data", "missing.txt", "--run", "pico-easy", "--fresh"], "there is no missing"),
-    "unknown origin": ([*TRAIN, "--init-from", "nobody"], "no trained run is called 'nobody'; there are: pico"),
+    "unknown origin": (
+        [*TRAIN, "--init-from", "nobody", "--run", "tuned"],
+        "no trained run is called 'nobody'; there are: pico",
+    ),
     "unknown run": (["generate", "--prompt", "a", "--run", "nobody"], "no trained run is called 'nobody'"),
     "cold": (["generate", "--prompt", "a", "--temperature", "-1"], "temperature must not be negative"),
     "no log": (["logs", "nobody"], "there is no log at"),

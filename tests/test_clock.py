@@ -56,9 +56,9 @@ def test_a_slow_machine_is_not_asleep(monkeypatch: pytest.MonkeyPatch) -> None:
         assert watch.lap() == seconds
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_the_first_signal_asks_and_the_second_ends(name: str) -> None:
-    number = getattr(signal, name, signal.SIGINT)
+    number = getattr(signal, name)
     before, told = signal.getsignal(number), list[str]()
     with pytest.raises(KeyboardInterrupt), stop_signals(told.append) as stopped:
         assert not stopped()
@@ -66,3 +66,28 @@ def test_the_first_signal_asks_and_the_second_ends(name: str) -> None:
         assert stopped() and told == ["stopping after this step; once more to stop at once"]
         os.kill(os.getpid(), number)
     assert signal.getsignal(number) is before
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no such signal")
+@pytest.mark.parametrize("names", [("SIGHUP", "SIGHUP"), ("SIGTERM", "SIGHUP"), ("SIGHUP", "SIGTERM")])
+def test_a_terminal_that_closes_never_ends_at_once(names: tuple[str, str]) -> None:
+    """It is sent after a SIGTERM, or several times, where a session ends."""
+    told: list[str] = []
+    with stop_signals(told.append) as stopped:
+        for name in names:
+            os.kill(os.getpid(), getattr(signal, name))
+        assert stopped() and len(told) == 1
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_what_is_ignored_stays_ignored(name: str) -> None:
+    """As by nohup, or in the background of a script."""
+    number = getattr(signal, name, signal.SIGINT)
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with stop_signals(pytest.fail) as stopped:
+            os.kill(os.getpid(), number)
+            assert not stopped()
+        assert signal.getsignal(number) == signal.SIG_IGN
+    finally:
+        signal.signal(number, before)

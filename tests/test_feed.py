@@ -18,6 +18,7 @@ from picogpt.config import DataConfig, RunConfig, TrainConfig, UserError
 from picogpt.data import feed as feed_module
 from picogpt.data.feed import Feed, StreamFeed, open_feed
 from picogpt.data.hub import Dataset
+from picogpt.data.shards import Shards
 from picogpt.data.stream import plan_for, shards_of
 from picogpt.data.tokenizer import CharTokenizer
 from picogpt.training import checkpoint
@@ -89,6 +90,46 @@ def test_without_anything_new_it_is_read_again(hub: Hub, tmp_path: Path, monkeyp
     orders = [starts_of(feed.batch(position, 100)) for position in range(0, 3000, 100)]
     assert feed.state and feed.state["number"] >= 3 and feed.state["start"] == 0
     assert orders[0] != orders[-1]
+
+
+def test_a_read_that_fails_where_a_part_ends_changes_nothing(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, _ = filled(tmp_path, data_limit="40KB")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    expected, feed = feed_of(tmp_path), feed_of(tmp_path)
+    for each in (expected, feed):
+        each.begin(0)
+    shards = shards_of(plan)
+    assert shards and feed.state
+    position = (len(shards[0]) - 16) // 16 - 3  # three windows before the part ends
+    state = feed.state
+    with monkeypatch.context() as patch:
+        feed.batch(position, 1)
+
+        def failing(self: Shards, start: int, stop: int) -> Any:
+            raise OSError(5, "Input/output error")
+
+        patch.setattr(Shards, "read", failing)
+        with pytest.raises(OSError, match="Input/output"):
+            feed.batch(position, 7)
+        assert feed.state == state
+    assert starts_of(feed.batch(position, 7)) == starts_of(expected.batch(position, 7))
+    assert feed.state == expected.state and feed.state["number"] == 2
+
+
+def test_a_folder_that_goes_while_it_is_read_is_no_damage(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, _ = filled(tmp_path, data_limit="40KB")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    feed = feed_of(tmp_path)
+    feed.begin(0)
+    plan.folder.rename(tmp_path / "away")
+    with pytest.raises(FileNotFoundError, match="its folder has gone"):
+        feed.batch(10**6, 1)
+    (tmp_path / "away").rename(plan.folder)
+    assert len(feed.batch(10**6, 1)[0]) == 1
 
 
 def test_lost_text_is_told(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

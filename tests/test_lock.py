@@ -4,6 +4,7 @@ import errno
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -24,11 +25,11 @@ with run_lock(Path(sys.argv[1]), print):
 """
 
 
-def hold(run_dir: Path) -> "subprocess.Popen[bytes]":
+def hold(run_dir: Path, program: str = HOLD) -> "subprocess.Popen[bytes]":
     """A process that has the run until its input ends."""
     root = str(Path(__file__).parents[1])
     owner = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(run_dir)],
+        [sys.executable, "-c", program, str(run_dir)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": root},
@@ -72,6 +73,20 @@ def test_a_child_of_one_that_ended_holds_nothing(tmp_path: Path) -> None:
         assert child.is_alive()
     ours.send(None)
     child.join()
+
+
+FORK = "if not os.fork():\n        os.read(0, 1)\n    "
+WITH_A_CHILD = "import os" + HOLD.replace("print(", f"{FORK}print(", 1)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="lanes are threads here")
+def test_a_child_of_one_that_was_killed_holds_nothing(tmp_path: Path) -> None:
+    owner = hold(tmp_path, WITH_A_CHILD)
+    os.kill(owner.pid, signal.SIGKILL)
+    owner.wait()
+    with run_lock(tmp_path, pytest.fail):
+        pass
+    owner.communicate()
 
 
 @pytest.mark.parametrize("note", [b"", b"\xff", b"[]", b"[" * 5000, b'{"pid": 1}', b"x" * 100_000])

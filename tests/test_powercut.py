@@ -1,262 +1,307 @@
-"""The power goes at every moment of a save: a sound checkpoint is there each time, and the run goes on from it."""
+"""A power cut at any moment: a run is found whole, and goes on."""
 
-import itertools
-from collections.abc import Callable
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from itertools import product
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from typing import Any
 
 import numpy as np
 import pytest
-from powercut import Disk, Tree, build
-from running import config_for, open_run
+from powercut import Disk, build, leave_out
+from running import config_for, result_of
 
-from picogpt.config import DataConfig, UserError
-from picogpt.data import shards as shards_module
-from picogpt.data.prepare import prepare
-from picogpt.data.shards import Shards, ShardWriter
-from picogpt.files import write_durably
-from picogpt.training import checkpoint, snapshot
+from picogpt.files import make_folder
+from picogpt.training import checkpoint, runlog, saver, snapshot
+from picogpt.training.run import Run
 from picogpt.training.runlog import RunLog, read_log
 from picogpt.training.saver import Saver
 
-pytestmark = [pytest.mark.usefixtures("no_plots", "short_samples"), pytest.mark.timeout(1200)]
+pytestmark = [
+    pytest.mark.skipif(os.name != "posix", reason="Windows makes no promise about names"),
+    pytest.mark.usefixtures("no_plots", "short_samples"),
+]
+
+Saved = tuple[int, str]  # a step, and a hash of the arrays
+Arrays = dict[str, np.ndarray]
 
 
-def arrays(version: int) -> dict[str, np.ndarray]:
-    return {"w": np.full((2, 3), version, np.float32)}
+@dataclass(frozen=True)
+class Promise:
+    """What a run's folder holds after a power cut."""
+
+    sound: frozenset[Saved | None]  # one of these checkpoints is the latest; None: there may be none
+    logged: bool = False  # there is a log
+    remains: bool = False  # what is left of deleted checkpoints may be told of
+
+
+def hashed(model: Arrays, optimizer: Arrays) -> str:
+    facts = [[(name, a.shape, a.tobytes()) for name, a in sorted(arrays.items())] for arrays in (model, optimizer)]
+    return sha256(repr(facts).encode()).hexdigest()
+
+
+class Witness:
+    """Tells the disk what is promised, by the calls that a run makes."""
+
+    def __init__(self, disk: Disk) -> None:
+        self._disk, self._saved = disk, list[Saved]()
+
+    def watch(self, patch: pytest.MonkeyPatch) -> None:
+        for module, name in (
+            (checkpoint, "write"),
+            (checkpoint, "publish"),
+            (checkpoint, "set_aside"),
+            (checkpoint, "clear"),
+            (runlog, "write_log"),
+            (saver, "write_log"),
+        ):
+            patch.setattr(module, name, self._watched(getattr(self, name), getattr(module, name)))
+
+    @staticmethod
+    def _watched(told: Callable[..., Iterator[None]], original: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(*arguments: Any) -> Any:
+            with contextmanager(told)(*arguments):
+                return original(*arguments)
+
+        return watched
+
+    def _promise(self, *sound: Saved | None, now: bool, **fields: bool) -> None:
+        promise = replace(self._disk.promise, sound=frozenset(sound), **fields)
+        if now:
+            self._disk.promised(promise)
+        else:
+            self._disk.promise = promise
+
+    def write(self, run: Path, step: int, model: Arrays, optimizer: Arrays, meta: dict[str, Any]) -> Iterator[None]:
+        self._making = step, hashed(model, optimizer)
+        self._promise(*self._disk.promise.sound, self._making, now=False)
+        yield
+
+    def publish(self, draft: checkpoint.Draft) -> Iterator[None]:
+        yield
+        self._saved = [saved for saved in self._saved if saved[0] != draft.step] + [self._making]
+        self._promise(self._making, now=True)
+
+    def set_aside(self, run: Path, after: int) -> Iterator[None]:
+        kept = [saved for saved in self._saved if saved[0] <= after]
+        self._promise(*kept[-1:], *self._saved[len(kept) :], now=False, remains=True)
+        yield
+        self._saved = kept
+        self._promise(*kept[-1:], now=True, remains=False)
+
+    def clear(self, run: Path) -> Iterator[None]:
+        self._promise(None, *self._saved, now=False, remains=True)
+        yield
+        self._saved = []
+        self._promise(None, now=True, remains=False, logged=False)
+
+    def write_log(self, path: Path, content: bytes) -> Iterator[None]:
+        yield
+        self._disk.promised(replace(self._disk.promise, logged=True))
+
+
+@pytest.fixture
+def disk(memory: Path) -> Disk:
+    """One for a run at disk.root / "run"."""
+    (memory / "disk").mkdir()
+    return Disk(memory / "disk", Promise(frozenset({None})))
+
+
+@contextmanager
+def watched(disk: Disk) -> Iterator[Path]:
+    """The folder of the run that is made meanwhile."""
+    with pytest.MonkeyPatch.context() as patch, disk:
+        Witness(disk).watch(patch)
+        yield disk.root / "run"
+
+
+def arrays(seed: int) -> Arrays:
+    return {"weight": np.random.default_rng(seed).standard_normal((2, 3), dtype=np.float32)}
+
+
+def meta_of(val_loss: float) -> dict[str, Any]:
+    return {"val_loss": val_loss, "evaluated": True}
 
 
 def log_at(run: Path, step: int) -> RunLog:
-    log = RunLog(run / "log.pkl", {})
-    for done in range(0, step + 1, 10):
-        log.evaluation(step=done, train_loss=2.0, val_loss=2.0 - done / 1000)
+    """The run's log, with an evaluation at this step the last."""
+    log = RunLog.open(run / "log.pkl", {})
+    log.rewind(step - 1, [])
+    log.evaluation(step=step, train_loss=1.0, val_loss=1.0)
     return log
 
 
-def save(saver: Saver, run: Path, step: int, version: int) -> None:
-    meta = {"val_loss": 2.0 - step / 1000, "evaluated": True}
-    saver.save(step, arrays(version), arrays(-version), meta, log_at(run, step).to_bytes())
-    saver.wait()
-    assert saver.problem == ""
+def save(run: Path, step: int, val_loss: float = 1.0, seed: int | None = None) -> Path:
+    """What a run does when it has evaluated."""
+    make_folder(run)
+    log_at(run, step).save()
+    content = arrays(step if seed is None else seed)
+    path = checkpoint.save(run, step, content, {"m.weight": 2 * content["weight"]}, meta_of(val_loss))
+    checkpoint.prune(run)
+    return path
 
 
-def saves(run: Path, *steps: tuple[int, int]) -> None:
-    """(step, version), one after the other."""
-    saver = Saver(run)
-    for step, version in steps:
-        save(saver, run, step, version)
+def look_at_run(place: Path, promise: Promise) -> None:
+    """The promise is kept, and a run goes on from there."""
+    run, skipped = place / "run", list[str]()
+    found = checkpoint.latest(run, skipped.append)
+    assert (found and (found.step, hashed(found.model, found.optimizer))) in promise.sound, "another checkpoint"
+    assert promise.remains or not skipped, skipped
+    has_log = promise.logged or (run / "log.pkl").exists()
+    last = read_log(run / "log.pkl")["iter_num"] if has_log else -1
+    if found and found.meta["evaluated"] and found.step:
+        assert last >= found.step, f"the log ends at step {last}, the checkpoint is of step {found.step}"
+    if found:
+        checkpoint.set_aside(run, found.step)
+    else:
+        checkpoint.clear(run)
+    path = save(run, found.step + 1 if found else 1, seed=99)
+    skipped.clear()
+    assert checkpoint.newest(run) == path and not any(path.parent.glob(".tmp-*"))
+    after = checkpoint.latest(run, skipped.append)
+    assert after and after.path == path and after.model["weight"].tobytes() == arrays(99)["weight"].tobytes()
+    assert not skipped and read_log(run / "log.pkl")["iter_num"] == after.step
 
 
-def judge(disk: Disk, tmp_path: Path, check: Callable[[Path, list[Any]], None]) -> int:
-    """Check every state. Returns how many there are."""
-    for number, (tree, facts) in enumerate(disk.states):
-        place = build(tree, tmp_path / f"state {number}")
-        try:
-            check(place, facts)
-        except (AssertionError, UserError) as error:
-            raise AssertionError(f"{error}\n{_shown(tree)}\n{facts}") from error
-    return len(disk.states)
+# What is done while the power may fail. Each begins with a run that has not begun.
 
 
-def _shown(tree: Tree) -> str:
-    sizes = {path: "folder" if content is None else len(content) for path, content in sorted(tree.items())}
-    return "\n".join(f"{path}: {size}" for path, size in sizes.items())
+def first_saves(run: Path) -> None:
+    for step, val_loss in ((1, 3.0), (2, 1.0), (3, 2.0), (4, 2.0)):  # from the third on, the best is not the newest
+        save(run, step, val_loss)
 
 
-def sound(place: Path, saved: list[Any], doing: set[int]) -> None:
-    """There is the last of the `saved` versions at least, or the one that was being saved; and the run goes on."""
-    run = place / "run"
-    found = checkpoint.latest(run)
-    if saved:
-        assert found is not None, "no checkpoint verifies"
-    if found is not None:
-        version = found.model["w"][0, 0]
-        assert (found.model["w"] == version).all() and (found.optimizer["w"] == -version).all()
-        assert version in {*saved[-1:], *doing}, f"version {version} is there"
-        log = read_log(run / "log.pkl")
-        assert log["iter_num"] >= found.step, "the log is behind"
-        assert checkpoint.best(run) is not None
-    if run.is_dir():
-        saves(run, (90, 9))
-        again = checkpoint.latest(run, pytest.fail)
-        assert again is not None and again.step == 90
+def same_step_again(run: Path) -> None:
+    save(run, 5, seed=1)
+    save(run, 5, seed=2)
+    save(run, 5, seed=3)
 
 
-def watch(tmp_path: Path, before: list[tuple[int, int]], then: list[tuple[int, int]], **options: Any) -> Disk:
-    """Save what is before; then watch the others."""
-    root = tmp_path / "disk"
-    run = root / "run"
-    run.mkdir(parents=True)
-    saves(run, *before)
-    disk = Disk(root)
-    disk.facts += [version for _, version in before]
-    with disk.watched(**options):
-        saver = Saver(run)
-        for step, version in then:
-            save(saver, run, step, version)
-            disk.know(version)
-    return disk
+def a_course_given_up(run: Path) -> None:
+    """After a divergence: back to the best, and on from there."""
+    for step, val_loss in ((4, 1.0), (8, 2.0), (12, 3.0)):
+        save(run, step, val_loss)
+    checkpoint.set_aside(run, 4)
+    for step in (8, 12):
+        save(run, step, 1.0, seed=100 + step)
 
 
-def test_a_power_cut_while_saving_the_next_step(tmp_path: Path) -> None:
-    disk = watch(tmp_path, [(10, 1), (20, 2)], [(30, 3), (40, 4)])
-    count = judge(disk, tmp_path, lambda place, saved: sound(place, saved, {3, 4}))
-    assert count > 80
+def started_over(run: Path) -> None:
+    """As with --fresh."""
+    save(run, 4, 1.0)
+    save(run, 8, 2.0)
+    checkpoint.clear(run)
+    (run / "log.pkl").unlink()
+    RunLog(run / "log.pkl", {}).save()
+    save(run, 0, seed=7)
+    save(run, 4, seed=8)
 
 
-def test_a_power_cut_while_saving_for_the_first_time(tmp_path: Path) -> None:
-    disk = watch(tmp_path, [], [(10, 1)])
-    assert judge(disk, tmp_path, lambda place, saved: sound(place, saved, {1})) > 10
+def through_the_saver(run: Path) -> None:
+    make_folder(run)
+    saving = Saver(run)
+    for step in (4, 8, 8, 12):
+        log = log_at(run, step).to_bytes()
+        saving.save(step, arrays(step), {"m.weight": arrays(step)["weight"]}, meta_of(1.0), log)
+        saving.wait()
+        assert not saving.problem
 
 
-def test_a_power_cut_while_the_same_step_is_saved_again(tmp_path: Path) -> None:
-    disk = watch(tmp_path, [(10, 1), (20, 2)], [(20, 3)])
-    assert judge(disk, tmp_path, lambda place, saved: sound(place, saved, {3})) > 20
+COURSES = [first_saves, same_step_again, a_course_given_up, started_over, through_the_saver]
 
 
-def test_a_power_cut_while_a_run_goes_back(tmp_path: Path) -> None:
-    """What is set aside is not needed any more, and no harm if it is still there."""
-    root = tmp_path / "disk"
-    run = root / "run"
-    run.mkdir(parents=True)
-    checkpoint.save(run, 10, arrays(1), arrays(-1), {"val_loss": 1.0, "evaluated": True})  # the best
-    saves(run, (20, 2))
-    disk = Disk(root)
-    disk.facts.append(1)
-    with disk.watched():
-        checkpoint.set_aside(run, after=10)
-        saves(run, (20, 3))
-        disk.know(3)
-    assert judge(disk, tmp_path, lambda place, saved: sound(place, saved, {2, 3})) > 20
+@pytest.mark.parametrize("course", COURSES)
+def test_the_latest_checkpoint_and_its_log_survive(disk: Disk, memory: Path, course: Callable[[Path], None]) -> None:
+    with watched(disk) as run:
+        course(run)
+    assert disk.moments > 50 and len(disk.states) > 200
+    assert not (harm := next(disk.harms(memory / "left", look_at_run), "")), harm
 
 
-@pytest.mark.parametrize("without", ["files", "folders"])
-def test_without_a_flush_there_would_be_harm(tmp_path: Path, without: str) -> None:
-    """So the states here are bad enough to find it."""
-    disk = watch(tmp_path, [(10, 1)], [(20, 2), (30, 3)], without=without)
-    with pytest.raises(AssertionError):
-        judge(disk, tmp_path, lambda place, saved: sound(place, saved, {2, 3}))
+def test_a_real_run_survives_and_ends_with_the_same_bits(disk: Disk, memory: Path, text: Path, tmp_path: Path) -> None:
+    config = config_for(text, steps=9, eval_interval=3)
+
+    def run_in(folder: Path) -> Run:
+        return Run(config, folder, tmp_path / "dataset")
+
+    with watched(disk) as folder:
+        run_in(folder).train()
+    expected = result_of(run_in(folder))
+    assert not (harm := next(disk.harms(memory / "left", look_at_run), "")), harm
+    states = list(disk.states)
+    for node, _ in states[:: len(states) // 6]:
+        build(memory / "left", node)
+        run_in(memory / "left" / "run").train()
+        assert result_of(run_in(memory / "left" / "run")) == expected
+        shutil.rmtree(memory / "left")
 
 
-def test_a_record_before_its_arrays_would_be_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def early(folder: Path, step: int, meta: dict[str, Any]) -> None:
-        seal(folder, step, meta)
-        for name in (snapshot.MODEL, snapshot.OPTIMIZER):
-            content = (folder / name).read_bytes()
-            (folder / name).unlink()
-            (folder / name).write_bytes(content)  # another file, which nobody flushes
+# The disk itself: it finds the harm where there is some
 
+
+def test_what_is_not_durable_may_be_there_or_not(memory: Path) -> None:
+    (memory / "disk").mkdir()
+    with Disk(memory / "disk", "") as disk:
+        (disk.root / "a").write_bytes(b"12")
+        with (disk.root / "a").open("rb") as file:
+            os.fsync(file.fileno())
+        disk.states.clear()
+        os.replace(disk.root / "a", disk.root / "b")
+        (disk.root / "c").write_bytes(b"34")
+    assert {node for node, _ in disk.states} == {
+        tuple((name, content) for name, content in zip("abc", contents, strict=True) if content is not None)
+        for contents in product((None, b"12"), (None, b"12"), (None, b"", b"\0\0", b"3", b"34"))
+    }
+
+
+def record_before_arrays(patch: pytest.MonkeyPatch) -> None:
+    """The record is durable, what it vouches for is not."""
+    sync_file = snapshot.sync_file
+    patch.setattr(snapshot, "sync_file", lambda path: sync_file(path) if path.name == snapshot.META else None)
+
+
+def older_deleted_first(patch: pytest.MonkeyPatch) -> None:
     seal = checkpoint.seal
-    monkeypatch.setattr(checkpoint, "seal", early)
-    disk = watch(tmp_path, [], [(10, 1), (20, 2)])
-    with pytest.raises(AssertionError):
-        judge(disk, tmp_path, lambda place, saved: sound(place, saved, {1, 2}))
+
+    def broken(folder: Path, step: int, meta: dict[str, Any]) -> None:
+        for older in folder.parent.glob("0*"):
+            shutil.rmtree(older)
+        seal(folder, step, meta)
+
+    patch.setattr(checkpoint, "seal", broken)
 
 
-def test_a_power_cut_while_a_run_trains(text: Path, tmp_path: Path) -> None:
-    """With everything a run does: its lock, its beginning, evaluations, saves between them."""
-    root = tmp_path / "disk"
-    (root / "logs").mkdir(parents=True)
-    (root / "easy.txt").write_bytes(text.read_bytes())
-    config = config_for(root / "easy.txt", steps=8, save_minutes=1e-9)
-    run = open_run(config)  # with its tokens made
-    disk = Disk(root)
-    with disk.watched():
-        run.train()
-        disk.know("done")
+def log_after_checkpoint(patch: pytest.MonkeyPatch) -> None:
+    def broken(saving: Saver, draft: checkpoint.Draft, log: bytes) -> None:
+        checkpoint.publish(draft)
+        saver.write_log(saving._dir / "log.pkl", log)
+        saving.problem = ""
 
-    def goes_on(place: Path, facts: list[Any]) -> None:
-        run_dir = place / "logs" / "run"
-        found = checkpoint.latest(run_dir)
-        assert found is not None or not facts
-        if (run_dir / "log.pkl").exists():
-            log = read_log(run_dir / "log.pkl")
-            assert found is None or not found.meta["evaluated"] or log["iter_num"] >= found.step
-            assert found is not None or not log["evaluations"], "a log without a checkpoint"
-        if facts:
-            assert found is not None and found.step == 8
-
-    assert judge(disk, tmp_path, goes_on) > 50
+    patch.setattr(Saver, "_finish", broken)
 
 
-def test_a_power_cut_while_tokens_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An index names nothing that is not there, and what was sealed is there for good."""
-    monkeypatch.setattr(shards_module, "SHARD_TOKENS", 50)
-    monkeypatch.setattr(shards_module, "BLOCK_TOKENS", 20)
-    root = tmp_path / "disk"
-    root.mkdir()
-    disk, ids = Disk(root), np.arange(120, dtype=np.uint8)
-    with disk.watched():
-        writer = ShardWriter(root / "tokens", np.uint8, "vocabulary", "corpus")
-        for start in (0, 40, 80):
-            writer.append(ids[start : start + 40])
-            writer.seal()
-            disk.know(start + 40)
-
-    def whole(place: Path, sealed: list[Any]) -> None:
-        try:
-            found = Shards(place / "tokens", "vocabulary")
-        except UserError:
-            assert not sealed
-            return
-        found.verify()
-        assert len(found) >= max(sealed, default=0)
-        assert np.array_equal(found.read(0, len(found)), ids[: len(found)])
-
-    assert judge(disk, tmp_path, whole) > 20
+def log_in_place(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(runlog, "write_durably", Path.write_bytes)
 
 
-def test_a_power_cut_while_a_text_is_prepared(tmp_path: Path) -> None:
-    """The next time it has the same tokens, whatever was left."""
-    root = tmp_path / "disk"
-    root.mkdir()
-    text = tmp_path / "text.txt"
-    text.write_text("she sells sea shells. " * 40, encoding="utf-8")
-    data, disk = DataConfig(str(text)), Disk(root)
-    with disk.watched():
-        expected = prepare(data, root / "dataset", lambda _: None).fingerprint
-        disk.know("done")
-    told: list[str] = []
-
-    def same(place: Path, facts: list[Any]) -> None:
-        told.clear()
-        assert prepare(data, place / "dataset", told.append).fingerprint == expected
-        assert not facts or not told, "what was done is done again"
-
-    assert judge(disk, tmp_path, same) > 10
+BROKEN = {
+    "files": leave_out(S_ISREG),
+    "folders": leave_out(S_ISDIR),
+    "record": record_before_arrays,
+    "older": older_deleted_first,
+    "late log": log_after_checkpoint,
+    "log in place": log_in_place,
+}
 
 
-def test_a_file_that_is_replaced_is_one_or_the_other(tmp_path: Path) -> None:
-    root = tmp_path / "disk"
-    root.mkdir()
-    (root / "file").write_bytes(b"version 0")
-    disk = Disk(root)
-    disk.facts.append(0)
-    with disk.watched():
-        for version in (1, 2):
-            write_durably(root / "file", b"version %d" % version)
-            disk.know(version)
-
-    def one(place: Path, versions: list[Any]) -> None:
-        last = versions[-1]
-        assert (place / "file").read_bytes() in (b"version %d" % last, b"version %d" % (last + 1))
-
-    assert judge(disk, tmp_path, one) > 4
-
-
-def test_the_states_are_those_a_disk_may_be_in(tmp_path: Path) -> None:
-    root = tmp_path / "disk"
-    root.mkdir()
-    disk = Disk(root)
-    with disk.watched():
-        (root / "a").write_bytes(b"1234")
-        disk.know("written")
-        (root / "a").rename(root / "b")
-        disk.know("renamed")
-    found = {(tuple(sorted(tree.items())), len(facts)) for tree, facts in disk.states}
-    nothing: list[tuple[tuple[str, bytes], ...]] = [()]
-    contents = [b"", b"12", b"1234"]
-    once = {(state, count) for count in (1, 2) for state in nothing}
-    once |= {((("a", content),), count) for content, count in itertools.product(contents, (1, 2))}
-    once |= {((("b", content),), count) for content, count in itertools.product(contents, (1, 2))}
-    assert found == once
+@pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
+def test_another_way_to_save_does_harm(disk: Disk, memory: Path, broken: Callable[[pytest.MonkeyPatch], None]) -> None:
+    with watched(disk) as run, pytest.MonkeyPatch.context() as patch:
+        broken(patch)
+        through_the_saver(run)
+    assert next(disk.harms(memory / "left", look_at_run), "")

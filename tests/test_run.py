@@ -147,7 +147,7 @@ def test_init_from_keeps_weights_and_tokenizer(text: Path, tmp_path: Path) -> No
     new_text.write_text("See the shells? ÄÖÜ! " * 100, encoding="utf-8")  # characters the old text did not have
     config = config_for(new_text, base.config.model, tokenizer="chars", optimizer="adamw", steps=1, batch_size=6)
     tuned = open_run(config, "tuned", init_from=origin)
-    assert (tuned.done, tuned.resumed, tuned.seconds, tuned.recent) == (0, None, 0.0, [])
+    assert (tuned.done, tuned.resumed, tuned.seconds, tuned.recent) == (0, None, 0.0, (0.0, 0))
     assert tuned.feed.tokenizer.to_dict() == base.feed.tokenizer.to_dict()
     assert tuned.feed.fingerprint != base.feed.fingerprint
     assert {name: array.tobytes() for name, array in tuned.arrays.items()} == {

@@ -6,8 +6,9 @@ group is sealed, the embedded sample stands in. Which part it is takes a few int
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, astuple, dataclass, replace
+from errno import ENOENT
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +156,16 @@ class StreamFeed(Feed):
         return f"{self._seen.tokens / 1e6:,.0f}M tokens here" if self._seen.state == "working" else self._seen.text
 
     def batch(self, position: int, count: int) -> Batch:
-        batches: list[Batch] = []
+        before = self._part
+        try:
+            x, y = (np.concatenate(side) for side in zip(*self._batches(position, count), strict=True))
+        except OSError:
+            self._enter(before)  # it is asked for this position again
+            raise
+        return x, y
+
+    def _batches(self, position: int, count: int) -> Iterator[Batch]:
+        """The batch in pieces: it may go over the end of a part."""
         while count:
             left = count
             if self._part.text == _STREAM:
@@ -163,10 +173,9 @@ class StreamFeed(Feed):
                 if left <= 0:
                     self._enter(self._next(position))
                     continue
-            batches.append(self._loader.batch(position - self._part.first, min(count, left)))
-            position, count = position + len(batches[-1][0]), count - len(batches[-1][0])
-        x, y = (np.concatenate(side) for side in zip(*batches, strict=True))
-        return x, y
+            batch = self._loader.batch(position - self._part.first, min(count, left))
+            position, count = position + len(batch[0]), count - len(batch[0])
+            yield batch
 
     @property
     def state(self) -> dict[str, Any] | None:
@@ -192,6 +201,8 @@ class StreamFeed(Feed):
     def _next(self, position: int) -> _Part:
         """The part after one that was read to its end."""
         assert self._shards is not None
+        if not self._plan.folder.is_dir():  # not damaged: it may be a network's, and come back
+            raise FileNotFoundError(ENOENT, "its folder has gone", str(self._plan.folder))
         part, train = self._part, self._shards[0].refresh()
         start = part.stop if train - part.stop > self._context else 0
         return replace(part, number=part.number + 1, first=position, start=start, stop=train)

@@ -149,6 +149,7 @@ def _writers(work: Path, tokenizer: Tokenizer, corpus: Corpus) -> list[ShardWrit
     """To train on and to validate with: those of one that was interrupted here, or new ones."""
     folders = [work / part for part in PARTS]
     try:
+        read_tokenizer(work)  # it is gone where deleting the folder was interrupted
         return [ShardWriter.resume(folder, tokenizer.fingerprint(), {None}) for folder in folders]
     except UserError:
         shutil.rmtree(work, ignore_errors=True)

@@ -18,6 +18,7 @@ from urllib3.exceptions import HTTPError, LocationParseError, LocationValueError
 from urllib3.util import parse_url
 
 from picogpt.config import UserError, shown
+from picogpt.files import flush
 
 _BLOCK = 1 << 16
 _TIMEOUT = urllib3.Timeout(connect=10.0, read=30.0)  # seconds to a connection; seconds without a byte
@@ -360,4 +361,4 @@ def _fetch(url: str, path: Path, checksum: str, size: int) -> None:
     with path.open("xb") as file:
         file.write(got)
         file.flush()
-        os.fsync(file.fileno())
+        flush(file.fileno())

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from picogpt.config import UserError, shown
 from picogpt.data.tokenizer import Ids
-from picogpt.files import make_folder, read_bytes, sync_folder, write_durably
+from picogpt.files import flush, make_folder, read_bytes, sync_folder, write_durably
 
 SHARD_TOKENS = 1 << 26  # a shard is sealed when it holds so many
 INDEX = "index.json"
@@ -81,12 +81,14 @@ class ShardWriter:
     def resume(cls, folder: Path, fingerprint: str, sources: Collection[Source | None]) -> "ShardWriter":
         """Go on after the sealed shards made from these sources (None: from no one in particular); others are deleted.
 
-        Raises UserError for a damaged index.
+        Raises UserError for a damaged index, or one that names what is gone.
         """
         index = _read_index(folder / INDEX, fingerprint)
         shards = tuple(entry for entry in index.shards if entry.source in sources)
         if shards != index.shards[: len(shards)]:
             raise _damaged(folder / INDEX, "names shards in another order")
+        for entry in shards:
+            _check_header(folder / entry.file, index.dtype, entry.count, fingerprint)
         cut = replace(index, shards=shards, sources=tuple(name for name in index.sources if name in sources))
         writer = cls.__new__(cls)
         writer._begin(folder, cut)
@@ -146,8 +148,9 @@ class ShardWriter:
             self._file.seek(0)
             self._file.write(_header(self._index.dtype, self._count, self._index.fingerprint))
             self._file.flush()
-            os.fsync(self._file.fileno())
+            flush(self._file.fileno())
             self._file.close()
+            sync_folder(self.folder)  # first, for what an index names has to be there
             self._sealed.append(_Entry(self._next_path().name, self._count, tuple(self._crc32), self._source))
             self._file = None
             self._clear()

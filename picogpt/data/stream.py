@@ -307,7 +307,10 @@ class Stream:
             return fresh
         failed = fresh.state == "failed"
         if time.monotonic() - self._began > (_AFTER_FAILING if failed else _AFTER_DYING):
-            self.start()
+            try:
+                self.start()
+            except OSError as error:
+                return replace(fresh, state="waiting", text=f"the stream cannot be started ({error.strerror or error})")
         if failed:
             return fresh
         return replace(fresh, state="waiting", text=f"the stream ended by itself ({self._last_words()}); begun anew")

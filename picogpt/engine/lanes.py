@@ -48,7 +48,11 @@ class SharedArrays:
             return cls(np.empty(0, np.float32), {})
         first = next(iter(like.values()))
         if type(first) is np.ndarray:
-            memory = mmap.mmap(-1, extent(like) * first.itemsize)  # taken from the machine only where it is written to
+            size = extent(like) * first.itemsize
+            try:
+                memory = mmap.mmap(-1, size)  # taken from the machine only where it is written to
+            except OSError as error:
+                raise MemoryError(f"{size >> 20} MB for the model") from error
             flat = np.frombuffer(memory, first.dtype)
         else:
             flat = array_module(first).zeros(extent(like), first.dtype)

@@ -80,12 +80,14 @@ def _size_class(nbytes: int) -> int:
 
 
 def _new_arena(nbytes: int) -> npt.NDArray[np.uint8]:
-    if not hasattr(mmap, "MADV_HUGEPAGE"):
-        return np.frombuffer(mmap.mmap(-1, nbytes), np.uint8)
-    # Linux. Private, because shared memory gets no huge pages.
-    memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # a kernel built without them
-        memory.madvise(mmap.MADV_HUGEPAGE)
+    linux = hasattr(mmap, "MADV_HUGEPAGE")
+    try:  # private, because shared memory gets no huge pages
+        memory = mmap.mmap(-1, nbytes, **({"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if linux else {}))
+    except OSError as error:
+        raise MemoryError(f"{nbytes >> 20} MB more for training") from error
+    if linux:
+        with suppress(OSError):  # a kernel built without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(memory, np.uint8)
 
 

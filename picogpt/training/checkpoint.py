@@ -43,12 +43,11 @@ class Draft:
 def save(
     run_dir: Path, step: int, model: Mapping[str, Array], optimizer: Mapping[str, Array], meta: dict[str, Any]
 ) -> Path:
-    """Write the checkpoint of `step`, replacing one of the same step, and return its folder. The run's is made, too.
+    """Write the checkpoint of `step`, replacing one of the same step, and return its folder.
 
     `meta` is anything JSON holds. Raises UserError when the disk refuses; the checkpoints before stay as they are.
     """
-    with suppress(OSError):  # which `write` tells of
-        make_folder(run_dir)
+    make_folder(run_dir)
     return publish(write(run_dir, step, model, optimizer, meta))
 
 
@@ -57,15 +56,14 @@ def write(
 ) -> Draft:
     """The first half of `save`, as quick as copying: when it returns, the arrays may change.
 
-    Raises UserError when the disk refuses.
+    The run's folder has to be there: one that has gone, as a network's does, may come back. Raises UserError when the
+    disk refuses.
     """
     meta = json.loads(json.dumps(meta))  # refused before anything is written; and the crc32 is of what will be read
     final = run_dir / FOLDER / f"{step:08d}"
     draft = Draft(final.with_name(f"{_TEMPORARY}{final.name}"), final, step, meta)
     with _told(draft):
-        if not final.parent.exists():
-            final.parent.mkdir()  # not its parents: a run's folder that has gone may come back, as a network's does
-            sync_folder(run_dir)
+        final.parent.mkdir(exist_ok=True)
         _remove(draft.folder)
         draft.folder.mkdir()
         write_arrays(draft.folder, model, optimizer)
@@ -84,18 +82,21 @@ def publish(draft: Draft) -> Path:
             _remove(aside)
             replace(draft.final, aside)
         replace(draft.folder, draft.final)
-        sync_folder(draft.final.parent)
+        for folder in (draft.final.parent, draft.final.parent.parent):
+            sync_folder(folder)
         _remove(aside)
     return draft.final
 
 
 @contextmanager
 def _told(draft: Draft) -> Iterator[None]:
-    """An error of the disk as one line, and its space given back."""
+    """An error of the disk as one line; what the draft took is given back, and what may go if there is no room."""
     try:
         yield
     except OSError as error:
         draft.drop()
+        for aside in draft.final.parent.glob("*.aside"):
+            shutil.rmtree(aside, ignore_errors=True)
         raise UserError(
             f"cannot write the checkpoint {draft.final} ({error.strerror or error}): free some disk space or choose "
             "another folder; the checkpoints before it are as they were"
@@ -150,9 +151,9 @@ def before_divergence(run_dir: Path, again: bool) -> Checkpoint | None:
 
 
 def set_aside(run_dir: Path, after: int) -> None:
-    """Take the checkpoints after this step out of the way. They are deleted when the run has come as far again.
+    """Take the checkpoints after this step out of the way, durably: the log will no longer reach as far as they do.
 
-    For good, before a log is written that knows nothing of them.
+    They are deleted when the run has come as far again.
     """
     root = run_dir / FOLDER
     later = [folder for folder in _folders(root) if _step(folder) > after]
@@ -177,9 +178,15 @@ def prune(run_dir: Path) -> None:
 
 
 def clear(run_dir: Path) -> None:
-    """Delete every checkpoint of the run. Files that are not ours stay."""
-    for folder in _ours(run_dir / FOLDER):
+    """Delete every checkpoint of the run, durably: a new log will know nothing of them.
+
+    Files that are not ours stay.
+    """
+    root = run_dir / FOLDER
+    for folder in _ours(root):
         _remove(folder)
+    if root.is_dir():
+        sync_folder(root)
 
 
 def _ours(root: Path) -> list[Path]:
@@ -241,5 +248,4 @@ def _remove(folder: Path) -> None:
     """
     with suppress(PermissionError):
         (folder / META).unlink(missing_ok=True)
-        if folder.exists():
-            shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)  # without its record it is no checkpoint, whatever stays of it

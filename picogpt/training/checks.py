@@ -72,9 +72,9 @@ def require_meta(found: Checkpoint) -> None:
             "tokenizer": dict(),
             "data": str(),
             "seconds": int() | float(),
-            "recent": list(recent),
+            "recent": [int() | float(), int()],
             "feed": dict() | None,
-        } if all(type(loss) in (int, float) for loss in recent):
+        }:
             return
     raise _foreign(found)
 

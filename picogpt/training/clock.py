@@ -49,20 +49,27 @@ class Clock:
 
 
 @contextmanager
-def stop_signals(notify: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
-    """While open, Ctrl-C, SIGTERM or a closed terminal asks to stop after the step in hand, a second at once."""
+def stop_signals(tell: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
+    """While open, Ctrl-C, SIGTERM or a closed terminal asks to stop after the step in hand, a second at once.
+
+    A closed terminal never does so at once: systems send it after a SIGTERM. Signals that are ignored, as by nohup,
+    stay so. tell: called from the handler.
+    """
     asked: list[int] = []
+    firm = (signal.SIGINT, signal.SIGTERM)
 
     def ask(number: int, _: FrameType | None) -> None:
-        if asked:
+        if number in firm and any(earlier in firm for earlier in asked):
             raise KeyboardInterrupt
         asked.append(number)
-        notify("stopping after this step; once more to stop at once")
+        if len(asked) == 1:
+            tell("stopping after this step; once more to stop at once")
 
     previous = {}
     if threading.current_thread() is threading.main_thread():  # no other may ask for signals
         numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-        previous = {number: signal.signal(number, ask) for number in numbers}
+        heard = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+        previous = {number: signal.signal(number, ask) for number in heard}
     try:
         yield lambda: bool(asked)
     finally:

@@ -60,7 +60,9 @@ def _acquire(lock: FileLock, run_dir: Path, notify: Callable[[str], None]) -> No
 def _named(owner: Path) -> str:
     """Who has the lock, as far as its note tells."""
     try:
-        match json.loads(owner.read_text(encoding="utf-8")[:_LONGEST_NOTE]):
+        with owner.open(encoding="utf-8") as file:
+            note = json.loads(file.read(_LONGEST_NOTE))
+        match note:
             case {"pid": int(pid), "host": str(host), "since": str(since)}:
                 return f"process {pid} on {host} since {since}"
     except (OSError, ValueError, RecursionError):

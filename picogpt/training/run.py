@@ -1,41 +1,40 @@
 """A run: a folder under logs/ with checkpoints and a log, begun, continued or begun from another run."""
 
+import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
-from math import isfinite
+from math import inf, isfinite, nan
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from picogpt.config import GenerateConfig, RunConfig, UserError
-from picogpt.data.feed import open_feed
 from picogpt.data.loader import Batch
-from picogpt.data.tokenizer import from_dict
 from picogpt.engine.backend import to_host
 from picogpt.inference.writer import Writer
-from picogpt.model.parameters import Arrays, initial_arrays, parameter_count, parameter_shapes
 from picogpt.model.reader import NumpyReader
 from picogpt.rng import generator
 from picogpt.training import checkpoint, monitor
-from picogpt.training.checks import fit_vocabulary, refuse_differences, require_memory, require_meta, require_shapes
+from picogpt.training.checks import require_shapes
 from picogpt.training.clock import Clock, stop_signals
-from picogpt.training.device import fitted_here, gpu_in_words, lanes_in_words, open_lanes
+from picogpt.training.device import gpu_in_words, lanes_in_words, open_lanes
 from picogpt.training.divergence import RETURNS, SKIPS, SLOWER, Divergence
 from picogpt.training.lock import run_lock
 from picogpt.training.optim import learning_rate_factor
 from picogpt.training.plot import Plotter
-from picogpt.training.runlog import RunLog, is_finite
 from picogpt.training.saver import RETRY_SECONDS, Saver
 from picogpt.training.screen import Screen
 from picogpt.training.snapshot import fingerprint
+from picogpt.training.start import find_start, way_of
 from picogpt.training.trainer import NotFiniteError, Trainer
 
-EVALUATION_SHARE = 0.03  # of the time spent training
 SAMPLE = GenerateConfig(tokens=128, temperature=0.5)
 SAMPLE_PROMPT = "He is a"
+FIRST_SAVE = 2.0  # seconds that training waits for it, to know whether it works
+SLOW_DISK = 10.0  # seconds
 
 
 class Run:
@@ -50,40 +49,14 @@ class Run:
         self, config: RunConfig, run_dir: Path, dataset_dir: Path, fresh: bool = False, init_from: Path | None = None
     ) -> None:
         self.dir, self.screen, self._fresh = run_dir, Screen(), fresh
-        self._seen, skipped = _newest(run_dir), list[str]()
-        self.resumed = None if fresh else checkpoint.latest(run_dir, skipped.append)
-        if skipped and not self.resumed:
-            raise UserError(f"{skipped[0]}, and there is no other to go on from: start over with --fresh")
-        origin = checkpoint.load(init_from, optimizer=False) if init_from and not self.resumed else None
-        found = self.resumed or origin
-        if found:
-            require_meta(found)
-        tokenizer = from_dict(found.meta["tokenizer"]) if found and init_from else None
-        if tokenizer and tokenizer.name != config.data.tokenizer:
-            raise UserError(f"{init_from} was trained with the tokenizer {tokenizer.name}: leave --tokenizer out")
-        meta = self.resumed.meta if self.resumed else {}
-        train = config.train
-        windows = max(8, round(EVALUATION_SHARE * 3 * train.eval_interval * train.batch_size))  # forward is 1/3
-        self.feed = open_feed(config, dataset_dir, self.screen.notice, tokenizer, windows, meta.get("feed"))
-        self.config = fit_vocabulary(config, self.feed.tokenizer)
-        if self.resumed:
-            refuse_differences(self.resumed, self.config, self.feed)
-            require_shapes(self.resumed, self.config)
-        elif origin and parameter_shapes(self.config.model) != {name: a.shape for name, a in origin.model.items()}:
-            raise UserError(f"{init_from} has another shape than the model asked for: leave the model's flags out")
-        self.fitted = fitted_here(self.config, self.screen.notice)
-        require_memory(self.fitted, self.screen.notice)
-        if found:
-            self.arrays: Arrays = {name: found.model[name] for name in parameter_shapes(self.config.model)}
-        else:
-            self.arrays = initial_arrays(self.config.model, config.train.seed)
+        self._seen = _newest(run_dir)
+        start = find_start(config, run_dir, dataset_dir, fresh, init_from, self.screen.notice)
+        self.config, self.fitted, self.feed, self.log = start.config, start.fitted, start.feed, start.log
+        self.arrays, self.resumed = start.arrays, start.resumed
         self.done: int = self.resumed.step if self.resumed else 0
-        about = {**self.config.to_dict(), "parameters": parameter_count(self.config.model)[0]}
-        self.log = RunLog(run_dir / "log.pkl", about) if fresh else RunLog.open(run_dir / "log.pkl", about)
-        if self.log.evaluations and not self.resumed:
-            raise UserError(f"{run_dir} has a log but no checkpoint to go on from: start over with --fresh")
-        for damage in skipped:
-            self._tell(f"{damage}: it is left out")
+        for notice in start.notices:
+            self._tell(notice)
+        meta = self.resumed.meta if self.resumed else {}
         self.plotter, self.saver = Plotter(run_dir / "log.pkl", run_dir / "log.png"), Saver(run_dir)
         self.seconds: float = meta.get("seconds", 0.0)
         self.depth = self.config.model.n_layer  # blocks that train
@@ -92,7 +65,8 @@ class Run:
 
     def _stand(self, meta: dict[str, Any]) -> None:
         """Where a checkpoint's meta says the run stands; the log forgets what came after. {}: at the beginning."""
-        self.recent: list[float] = list(meta.get("recent", []))  # training losses since the last evaluation
+        # Sum and number of the training losses since the last evaluation.
+        self.recent: tuple[float, int] = tuple(meta.get("recent", (0.0, 0)))
         events: list[dict[str, Any]] = []
         self.divergence = Divergence()
         if "divergence" in meta:
@@ -125,8 +99,7 @@ class Run:
             stack.enter_context(run_lock(self.dir, self._tell))
             if _newest(self.dir) != self._seen:
                 raise UserError(f"run {self.dir.name} was trained by another process meanwhile: give the command again")
-            stopped = stack.enter_context(stop_signals(self.screen.notice))
-            self._clear_the_way()
+            stopped = stack.enter_context(stop_signals(self.screen.interrupt))
             lanes = stack.enter_context(open_lanes(self.fitted))
             stack.push(self._close)
             trainer = Trainer(self.fitted, self.arrays, lanes)
@@ -135,6 +108,7 @@ class Run:
                 self.resumed.optimizer.clear()
                 self.resumed.model.clear()
             self.arrays.clear()  # the trainer has its own
+            self._clear_the_way()
             lanes.begin()  # before a thread saves
             self._announce(trainer)
             if self.feed.warning:
@@ -146,7 +120,7 @@ class Run:
     def _close(self, kind: type[BaseException] | None, *_: object) -> None:
         """Let a save that was begun end, and the picture; but one who interrupts does not want to wait."""
         at_once = kind is KeyboardInterrupt
-        self.saver.wait(1.0 if at_once else RETRY_SECONDS)
+        self.saver.wait(1.0 if at_once else inf)
         self.screen.close()
         self.plotter.close(0.0 if at_once else 60.0)
         if self.plotter.problem and not at_once:
@@ -160,6 +134,7 @@ class Run:
                 (self.dir / name).unlink(missing_ok=True)
         elif self.resumed:
             checkpoint.set_aside(self.dir, self.done)  # damaged ones
+            checkpoint.prune(self.dir)  # and what a save left that was killed: the room may be wanted
         self.log.save()
         self._log_saved = self.log.to_bytes()
 
@@ -169,10 +144,15 @@ class Run:
         clock, watch = Clock(self._tell), monitor.MemoryWatch()
         if self._saved < 0:
             self._save(trainer)
-            if not self.saver.busy and self.saver.problem:
+            if self.saver.wait(FIRST_SAVE) and self.saver.problem:
                 raise UserError(self.saver.problem)  # nothing is lost yet
         while self._progress() < 1 and not stopped():
-            if (batch := self._batch(clock, stopped)) is None:
+            try:
+                batch = self._batch(clock, stopped)
+            except UserError:
+                self._last_save(trainer, stopped)
+                raise
+            if batch is None:
                 break
             if not self._step(trainer, clock, batch):
                 continue  # it went back, to where all is saved
@@ -214,6 +194,7 @@ class Run:
         if depth != self.depth:
             self.depth = depth
             self.screen.notice(f"from step {self.done + 1:,} on {depth} of {self.config.model.n_layer} blocks train")
+        way = trainer.micro_batch, trainer.recompute
         try:
             loss = trainer.step(x, y, self.done, self.factor, depth)
         except NotFiniteError as error:
@@ -222,8 +203,10 @@ class Run:
                 self._go_back(trainer, error)
         else:
             self.divergence.skipped = 0
-            self.recent.append(loss)
+            self.recent = self.recent[0] + loss, self.recent[1] + 1
             self.done += 1
+        if way != (trainer.micro_batch, trainer.recompute):
+            self._tell_smaller(trainer, "there was no memory left")
         self.seconds += clock.lap()
         clock.trained(y.size)
         self.screen.step(self.done, loss, clock.tokens_per_second, self.seconds, self.feed.status())
@@ -241,6 +224,8 @@ class Run:
     def _go_back(self, trainer: Trainer, error: NotFiniteError) -> None:
         """Go on from where all was well, more slowly. Raises UserError where that has not helped."""
         self.saver.wait()
+        if not os.path.isdir(self.dir):
+            raise UserError(f"{error.what}, and {self.dir} has gone, where there is a sound checkpoint: bring it back")
         state, found = self.divergence, None
         if state.returns < RETURNS:
             found = checkpoint.before_divergence(self.dir, again=state.returns > 0)
@@ -254,7 +239,7 @@ class Run:
         self.done = found.step
         self._stand(found.meta)
         self.log.divergence = events
-        self.divergence = Divergence(state.rate * SLOWER, 0, state.returns + 1)
+        self.divergence = Divergence(state.rate * SLOWER, 0, state.returns + 1, max(at, state.furthest))
         slower = f"with {self.divergence.rate:g} of the learning rates"
         self._tell_divergence(f"{error.what} at step {at:,}: back to step {self.done:,}, {slower}")
 
@@ -272,7 +257,7 @@ class Run:
             "step": self.done,
             "tokens": self.done * self.config.train.batch_size * self.config.context,
             "lr": self.config.train.learning_rate * self.factor,
-            "train_loss": float(np.mean(self.recent)) if self.recent else None,
+            "train_loss": self.recent[0] / self.recent[1] if self.recent[1] else None,
             "val_loss": (val_loss := trainer.evaluate(*self.feed.validation)),
             "tokens_per_second": clock.tokens_per_second,
             "memory_mb": monitor.peak_memory() / 2**20,
@@ -281,8 +266,8 @@ class Run:
         }
         self.seconds += clock.lap()
         entry["seconds"] = self.seconds
-        self.recent.clear()
-        if isfinite(val_loss) and not self.divergence.skipped:
+        self.recent = 0.0, 0
+        if self.done > self.divergence.furthest and not self.divergence.skipped:
             self.divergence.returns = 0
         self._evaluated = self.done, val_loss
         self.log.evaluation(**entry)
@@ -291,6 +276,8 @@ class Run:
         self._undrawn = True
         self.seconds += clock.lap()
         clock.reset()
+        if not isfinite(val_loss):
+            self._go_back(trainer, NotFiniteError(self.done, val_loss, nan))
 
     def _sample(self, trainer: Trainer) -> str:
         tokenizer = self.feed.tokenizer
@@ -299,14 +286,21 @@ class Run:
         shown = tokenizer.decode(tokenizer.encode(SAMPLE_PROMPT))
         return shown + "".join(writer.stream(SAMPLE_PROMPT, replace(SAMPLE, seed=seed)))
 
-    def _save(self, trainer: Trainer) -> None:
-        """Begin to save what is now, but never what diverged. `_look_at_saves` tells how it ended."""
+    def _save(self, trainer: Trainer) -> bool:
+        """Begin to save what is now, but never what diverged. `_look_at_saves` tells how it ended.
+
+        Returns whether it is worth saving.
+        """
         model, optimizer = (
             {name: to_host(array) for name, array in arrays.items()}
             for arrays in (trainer.arrays, trainer.optimizer.state)
         )
         if not all(np.isfinite(array).all() for array in model.values()):
-            return
+            return False
+        if not self.saver.wait(SLOW_DISK):
+            self.screen.notice("saving takes longer than training from one save to the next: waiting for the disk")
+        self.saver.wait()
+        self._look_at_saves()
         self._saved = self.done
         step, val_loss = self._evaluated
         if step != self.done:
@@ -321,10 +315,12 @@ class Run:
             "evaluated": step == self.done and (val_loss is None or isfinite(val_loss)),
             "seconds": self.seconds,
             "recent": self.recent,
+            "way": way_of(self.fitted),
             "divergence": self.divergence.to_dict(self.log.divergence),
         }
         self._log_saved = self.log.to_bytes()
         self.saver.save(self.done, model, optimizer, meta, self._log_saved)
+        return True
 
     def _look_at_saves(self) -> None:
         """Tell what there is to say of them, and draw what was saved."""
@@ -346,7 +342,8 @@ class Run:
                 raise UserError(self.saver.problem)
             self.screen.notice(f"step {self.done} is not saved yet: it is tried again and again; Ctrl-C gives up")
             _sleep(RETRY_SECONDS, lambda: stopped() != was_stopped)
-            self._save(trainer)
+            if not self._save(trainer):
+                raise UserError(self.saver.problem)
             self.saver.wait()
             self._look_at_saves()
         if self.log.to_bytes() != self._log_saved:  # something was told since
@@ -355,11 +352,14 @@ class Run:
     def _shrink(self, trainer: Trainer) -> None:
         free = f"memory runs short ({monitor.available_memory() / 2**20:,.0f} MB free)"
         if self.fitted.train.device == "cpu" and trainer.shrink():
-            how = f"{trainer.micro_batch} at a time in each lane{', recomputed' * trainer.recompute}"
-            self._tell(f"{free}: from here {how}, which changes the last bits")
+            self._tell_smaller(trainer, free)
         elif not self._memory_told:
             self._memory_told = True
             self._tell(f"{free} and there is no smaller way to train: close other programs")
+
+    def _tell_smaller(self, trainer: Trainer, why: str) -> None:
+        how = f"{trainer.micro_batch} at a time in each lane{', recomputed' * trainer.recompute}"
+        self._tell(f"{why}: until the next start {how}, which changes the last bits")
 
     def _announce(self, trainer: Trainer) -> None:
         train = self.config.train
@@ -376,8 +376,10 @@ class Run:
         if stopped:
             same = "the same command" + (" without --fresh" if self._fresh else "")
             self.screen.notice(f"stopped and saved after step {self._saved}: {same} goes on from here")
-        elif not is_finite(self.log.evaluations[-1]["val_loss"]):
-            raise UserError("training diverged: start over with --fresh and a lower learning rate")
+        elif self._evaluated[0] != self.done or not self.log.evaluations:
+            raise UserError(
+                f"training diverged before its time was over: run {self.dir.name} has it up to step {self._saved}"
+            )
         elif (best := self.log.best_loss) is not None:
             self.screen.notice(
                 f"done: best validation loss {best:.3f}; sample it with: python inference.py --run {self.dir.name}"

@@ -1,8 +1,10 @@
 """Saving while training goes on: files are written between two steps, and a thread waits for the disk."""
 
+import os
 import threading
 import time
 from collections.abc import Mapping
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from picogpt.training.checkpoint import Draft
 from picogpt.training.runlog import write_log
 from picogpt.training.snapshot import Array
 
-RETRY_SECONDS = 10.0  # after a save that failed
+RETRY_SECONDS = 20.0  # after a save that failed
 
 
 class Saver:
@@ -36,7 +38,7 @@ class Saver:
         """Begin a save, when the one before is through. What goes wrong is in `problem` when `busy` is false."""
         self.wait()
         self._began = time.monotonic()
-        if not self._dir.is_dir():  # it is not made anew: it may be a network's, and come back
+        if not os.path.isdir(self._dir):  # unlike Path's, this answers no to whatever a dead network says
             self.problem = f"{self._dir} has gone: bring it back"
             return
         try:
@@ -45,8 +47,13 @@ class Saver:
             self.problem = str(error)
             return
         self.problem = "the last save broke off"
-        self._thread = threading.Thread(target=self._finish, args=(draft, log), daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._finish, args=(draft, log), daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the system has no thread to give
+            self._finish(draft, log)
+        else:
+            self._thread = thread
 
     def _finish(self, draft: Draft, log: bytes) -> None:
         try:
@@ -79,7 +86,9 @@ class Saver:
         self._failing = bool(self.problem)
         return f"{self.problem}; training goes on, and saving is tried again" if self._failing else "saved again"
 
-    def wait(self, seconds: float | None = None) -> None:
-        """Until the save in hand has ended, but no longer than so many seconds."""
-        if self._thread is not None:
-            self._thread.join(seconds)
+    def wait(self, seconds: float = inf) -> bool:
+        """Until the save in hand has ended, but no longer than so many seconds. Returns whether it has."""
+        until = time.monotonic() + seconds
+        while self._thread is not None and self._thread.is_alive() and time.monotonic() < until:
+            self._thread.join(min(0.5, until - time.monotonic()))  # Windows hears no Ctrl-C in a longer one
+        return not self.busy

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -32,6 +33,7 @@ class Screen:
         self.interactive = terminal and not continuous_integration
         self._progress: Progress | None = None
         self._drawn = -math.inf
+        self._writing, self._waiting = 0.0, list[str]()  # since when, and what is to be said then
         self._steps, self._minutes = 0, 0.0
         # The work of the first step seen and its seconds: the rate counts from there.
         self._began: tuple[float, float] | None = None
@@ -144,10 +146,28 @@ class Screen:
     @contextmanager
     def _whatever_becomes_of_it(self) -> Iterator[None]:
         """Nobody reads any more (`| head`), the terminal has gone, the disk is full: training goes on, with its log."""
+        self._writing = time.monotonic()
         try:
             yield
         except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._console.file.fileno())
+            with Path(os.devnull).open("wb") as nowhere:
+                os.dup2(nowhere.fileno(), self._console.file.fileno())
+        finally:
+            self._writing = 0.0
+        while self._waiting and not self._writing:
+            self.notice(self._waiting.pop(0))
+
+    def interrupt(self, text: str) -> None:
+        """A notice from the handler of a signal, which may come in the middle of another.
+
+        One that has been written for a second is given up: nobody takes it.
+        """
+        if not self._writing:
+            self.notice(text)
+            return
+        self._waiting.append(text)
+        if time.monotonic() - self._writing > 1:
+            raise BlockingIOError(text)
 
 
 def _clock(seconds: float) -> str:

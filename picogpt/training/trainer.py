@@ -6,6 +6,7 @@ B sequences of a batch   T tokens of a sequence
 from collections.abc import Callable
 from itertools import chain
 from math import isfinite, sqrt
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -72,15 +73,25 @@ class Trainer:
         """Train on one batch. step: how many were done before. factor: of the learning rates.
 
         depth: blocks to train, from the first (default: all); see `depth_at`.
-        Raises NotFiniteError, with the parameters untouched, where the loss or the gradient is not finite.
+        Raises NotFiniteError, with the parameters untouched, where the loss or the gradient is not finite. Where there
+        is not the memory for it, the trainer shrinks.
         """
         depth = self.config.model.n_layer if depth is None else depth
-        loss, norm = self.accumulate(x, y, step, depth)
+        loss, norm = self._within_memory(x, y, step, depth)
         if not isfinite(loss + norm):
             raise NotFiniteError(step, loss, norm)
         clip = self.config.train.grad_clip
         self.optimizer.step(step, factor, min(1.0, clip / (norm + 1e-6)) if clip else 1.0, depth)
         return loss
+
+    def _within_memory(self, *batch: Any) -> tuple[float, float]:
+        """`accumulate`, which has touched nothing but gradients when it fails, in as small a way as it takes."""
+        while True:
+            try:
+                return self.accumulate(*batch)
+            except MemoryError:
+                if not self.shrink():
+                    raise
 
     def depth_at(self, progress: float) -> int:
         """Blocks to train when this share of the run is done: never fewer than do something already."""

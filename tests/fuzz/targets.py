@@ -146,7 +146,7 @@ def shard(folder: Path, data: bytes) -> None:
 
 
 def weights(folder: Path, data: bytes) -> None:
-    from test_checkpoint import forge, save
+    from checkpoints import forge, save
 
     place = folder / "run"
     if not place.exists():
@@ -170,7 +170,7 @@ def containers(folder: Path) -> list[bytes]:
 
 
 def record(folder: Path, data: bytes) -> None:
-    from test_checkpoint import save
+    from checkpoints import save
 
     place = folder / "run"
     if not place.exists():
@@ -186,7 +186,7 @@ def record(folder: Path, data: bytes) -> None:
 
 
 def records(folder: Path) -> list[bytes]:
-    from test_checkpoint import save
+    from checkpoints import save
 
     return [(save(folder / "seed", 1) / snapshot.META).read_bytes()]
 

@@ -1,0 +1,95 @@
+"""Where a run begins or goes on: everything it needs is found and checked, and nothing is changed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from picogpt.config import RunConfig, UserError
+from picogpt.data.feed import Feed, open_feed
+from picogpt.data.tokenizer import from_dict
+from picogpt.model.parameters import Arrays, initial_arrays, parameter_count, parameter_shapes
+from picogpt.training import checkpoint
+from picogpt.training.checks import fit_vocabulary, refuse_differences, require_memory, require_meta, require_shapes
+from picogpt.training.device import fitted_here
+from picogpt.training.runlog import RunLog
+from picogpt.training.snapshot import Checkpoint
+
+EVALUATION_SHARE = 0.03  # of the time spent training
+
+
+@dataclass(frozen=True)
+class Start:
+    config: RunConfig
+    """As asked for, with the vocabulary grown to the corpus."""
+    fitted: RunConfig
+    """The same, fitted to the machine."""
+    feed: Feed
+    arrays: Arrays
+    resumed: Checkpoint | None
+    """The run's own, where it goes on; arrays are its model."""
+    log: RunLog
+    notices: list[str]
+    """What the user should know of it."""
+
+
+def find_start(
+    config: RunConfig,
+    run_dir: Path,
+    dataset_dir: Path,
+    fresh: bool,
+    init_from: Path | None,
+    notify: Callable[[str], None],
+) -> Start:
+    """As `Run` has it. Raises UserError for everything the user can put right."""
+    damages: list[str] = []
+    resumed = None if fresh else checkpoint.latest(run_dir, damages.append)
+    if damages and not resumed:
+        raise UserError(f"{damages[0]}, and there is no other to go on from: start over with --fresh")
+    found = resumed or (checkpoint.load(init_from, optimizer=False) if init_from else None)
+    if found:
+        require_meta(found)
+    tokenizer = from_dict(found.meta["tokenizer"]) if found and init_from else None
+    if tokenizer and tokenizer.name != config.data.tokenizer:
+        raise UserError(f"{init_from} was trained with the tokenizer {tokenizer.name}: leave --tokenizer out")
+    steps_worth = EVALUATION_SHARE * 3 * config.train.eval_interval  # forward is a third of a step
+    windows = max(8, round(steps_worth * config.train.batch_size))
+    state = resumed.meta["feed"] if resumed else None
+    feed = open_feed(config, dataset_dir, notify, tokenizer, windows, state)
+    config = fit_vocabulary(config, feed.tokenizer)
+    shapes = parameter_shapes(config.model)
+    if resumed:
+        refuse_differences(resumed, config, feed)
+        require_shapes(resumed, config)
+    elif found and shapes != {name: array.shape for name, array in found.model.items()}:
+        raise UserError(f"{init_from} has another shape than the model asked for: leave the model's flags out")
+    fitted = fitted_here(config, notify)
+    require_memory(fitted, notify)
+    arrays = {name: found.model[name] for name in shapes} if found else initial_arrays(config.model, config.train.seed)
+    notices = [f"{damage}: it is left out" for damage in damages] + _other_way(fitted, resumed)
+    return Start(config, fitted, feed, arrays, resumed, _log(run_dir, config, fresh, resumed), notices)
+
+
+def _log(run_dir: Path, config: RunConfig, fresh: bool, resumed: Checkpoint | None) -> RunLog:
+    about = {**config.to_dict(), "parameters": parameter_count(config.model)[0]}
+    log = RunLog(run_dir / "log.pkl", about) if fresh else RunLog.open(run_dir / "log.pkl", about)
+    if log.evaluations and not resumed:
+        raise UserError(f"{run_dir} has a log but no checkpoint to go on from: start over with --fresh")
+    return log
+
+
+def way_of(fitted: RunConfig) -> dict[str, Any]:
+    """What the last bits depend on beside the configuration, fit for a checkpoint's meta."""
+    train = fitted.train
+    return {"device": train.device, "lanes": train.lanes, "micro_batch": train.micro_batch}
+
+
+def _other_way(fitted: RunConfig, resumed: Checkpoint | None) -> list[str]:
+    before, now = resumed.meta.get("way") if resumed else None, way_of(fitted)
+    if before in (None, now):
+        return []
+    return [f"it trained with {_in_words(before)} before, now with {_in_words(now)}: the last bits will differ"]
+
+
+def _in_words(way: Any) -> str:
+    return ", ".join(f"{name} {value}" for name, value in way.items()) if isinstance(way, dict) else "something else"
