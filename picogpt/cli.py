@@ -115,6 +115,7 @@ class LogsArgs:
 def train(argv: Sequence[str]) -> None:
     from picogpt.api import DATASET, LOGS, find_checkpoint
     from picogpt.training import checkpoint
+    from picogpt.training.checks import config_of
     from picogpt.training.run import Run
 
     start = preset(preset_name(TrainPreset, "picogpt train", argv))
@@ -123,9 +124,9 @@ def train(argv: Sequence[str]) -> None:
     run_name(name)
     origin = None
     if args.init_from:  # the shape and the tokenizer are the other run's, which is needed once
-        found = None if args.fresh else checkpoint.latest(LOGS / name)
-        found = found or checkpoint.load(find_checkpoint(args.init_from), optimizer=False)
-        origin, other = found.path, RunConfig.from_dict(found.meta["config"])
+        own = None if args.fresh else checkpoint.newest(LOGS / name)
+        origin = own or find_checkpoint(args.init_from)
+        other = config_of(origin)
         start = RunConfig(other.model, replace(start.data, tokenizer=other.data.tokenizer), start.train)
         args = parse(TrainArgs, "picogpt train", argv, TrainArgs(config=start))
     Run(args.config, LOGS / name, DATASET, args.fresh, origin).train()

@@ -29,7 +29,7 @@ def test_latest_and_best(tmp_path: Path) -> None:
     assert checkpoint.load(checkpoint.newest(tmp_path) or tmp_path).step == 123_456_789
 
 
-def test_prune_keeps_the_newest_and_the_best_and_what_is_not_ours(tmp_path: Path) -> None:
+def test_prune_keeps_the_two_newest_and_the_best_and_what_is_not_ours(tmp_path: Path) -> None:
     checkpoint.prune(tmp_path)  # nothing there yet
     for step, loss in ((1, 3.0), (2, 1.0), (3, 2.0), (4, 2.5)):
         save(tmp_path, step, loss)
@@ -39,7 +39,7 @@ def test_prune_keeps_the_newest_and_the_best_and_what_is_not_ours(tmp_path: Path
     (root / "00000006").mkdir()
     (root / "my notes").mkdir()
     checkpoint.prune(tmp_path)
-    assert sorted(entry.name for entry in root.iterdir()) == ["00000002", "00000004", "my notes"]
+    assert sorted(entry.name for entry in root.iterdir()) == ["00000002", "00000003", "00000004", "my notes"]
 
 
 def evaluated(run: Path, step: int, val_loss: float | None) -> Path:
@@ -90,7 +90,7 @@ def test_what_is_set_aside_counts_no_more_and_goes_when_the_run_has_come_as_far(
     save(tmp_path, 2, 1.0)
     checkpoint.prune(tmp_path)
     names = sorted(entry.name for entry in (tmp_path / "checkpoints").iterdir())
-    assert names == ["00000002", "00000003.aside"]
+    assert names == ["00000001", "00000002", "00000003.aside"]
     save(tmp_path, 3, 2.0)
     checkpoint.prune(tmp_path)
     assert sorted(entry.name for entry in (tmp_path / "checkpoints").iterdir()) == ["00000002", "00000003"]
@@ -116,10 +116,11 @@ def test_a_run_that_diverged_goes_back_to_its_last_evaluation_then_to_its_best(t
 def test_prune_keeps_the_last_evaluation(tmp_path: Path) -> None:
     for step, loss in ((0, None), (10, 1.0), (20, 2.0)):
         evaluated(tmp_path, step, loss)
-    save(tmp_path, 21)
-    save(tmp_path, 22)
+    for step in (21, 22, 23):
+        save(tmp_path, step)
     checkpoint.prune(tmp_path)
-    assert sorted(entry.name for entry in (tmp_path / "checkpoints").iterdir()) == ["00000010", "00000020", "00000022"]
+    names = sorted(entry.name for entry in (tmp_path / "checkpoints").iterdir())
+    assert names == ["00000010", "00000020", "00000022", "00000023"]
 
 
 def test_clear_deletes_every_checkpoint_and_what_a_kill_left_but_nothing_else(tmp_path: Path) -> None:
@@ -201,7 +202,7 @@ def test_a_sound_checkpoint_survives_a_death_at_any_file_operation(
         checkpoint.prune(run)
         assert checkpoint.newest(run) == checkpoint.best(run) == resumed
         assert same(checkpoint.load(resumed).model, arrays(3))
-        assert [entry.name for entry in resumed.parent.iterdir()] == ["00000020"]
+        assert sorted(entry.name[:8] for entry in resumed.parent.iterdir()) == ["00000010", "00000020"]
     assert moment > 10
 
 

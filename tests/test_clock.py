@@ -76,7 +76,7 @@ def test_a_terminal_that_closes_never_ends_at_once(names: tuple[str, str]) -> No
     with stop_signals(told.append) as stopped:
         for name in names:
             os.kill(os.getpid(), getattr(signal, name))
-        assert stopped() and len(told) == 1
+        assert stopped() and len([text for text in told if text]) == 1
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])

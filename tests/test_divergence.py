@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from running import before_step, config_for, log_of, open_run, result_of
 
 from picogpt.config import UserError
-from picogpt.training import checkpoint
+from picogpt.training import checkpoint, snapshot
 from picogpt.training import run as run_module
 from picogpt.training.run import Run
 from picogpt.training.trainer import Trainer
@@ -120,7 +121,7 @@ def test_an_evaluation_that_is_not_finite_sends_the_run_back(text: Path, monkeyp
     run.train()
     log = log_of(run)
     assert [event["text"][-50:] for event in log["divergence"]] == [
-        "step 13: back to step 8, with 0.5 of the learning rates"[-50:]
+        "step 12: back to step 8, with 0.5 of the learning rates"[-50:]
     ]
     assert [entry["step"] for entry in log["evaluations"]] == [4, 8, 12]
     assert all(math.isfinite(loss) for loss in log["losses"]["val"])
@@ -147,3 +148,63 @@ def test_the_second_time_it_goes_back_to_the_best(text: Path, monkeypatch: pytes
     run.train()
     backs = [event["text"] for event in log_of(run)["divergence"] if "back to" in event["text"]]
     assert ["back to step 8" in backs[0], "back to step 4" in backs[1]] == [True, True]
+
+
+def test_a_kill_in_an_evaluation_that_is_not_finite_changes_nothing(
+    text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It leaves no checkpoint that would be gone on from."""
+    evaluate, go_back = Trainer.evaluate, Run._go_back
+
+    def spoilt(self: Trainer, x: Any, y: Any) -> float:
+        return math.nan if step_of[0] == 8 and rate_of[0] == 1 else evaluate(self, x, y)
+
+    step_of, rate_of = [0], [1.0]
+    original = Trainer.step
+
+    def step(self: Trainer, x: Any, y: Any, done: int, *how: Any) -> float:
+        step_of[0] = done + 1
+        return original(self, x, y, done, *how)
+
+    def noted(self: Run, *how: Any) -> None:
+        go_back(self, *how)
+        rate_of[0] = self.divergence.rate
+
+    def die(self: Run, *how: Any) -> None:
+        self.saver.wait()
+        raise RuntimeError("the power went")
+
+    monkeypatch.setattr(Trainer, "evaluate", spoilt)
+    monkeypatch.setattr(Trainer, "step", step)
+    monkeypatch.setattr(Run, "_go_back", noted)
+    whole = open_run(config_for(text), "whole")
+    whole.train()
+    rate_of[0] = 1.0
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_go_back", die)
+        with pytest.raises(RuntimeError, match="the power went"):
+            open_run(config_for(text)).train()
+    run = open_run(config_for(text))
+    assert run.done == 4
+    run.train()
+    assert result_of(run) == result_of(whole)
+
+
+def test_a_save_that_failed_before_going_back_is_forgotten(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    poison(monkeypatch, (8, 9, 10))
+    save_file, go_back = snapshot.save_file, Run._go_back
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    def stopped(self: Run, *how: Any) -> None:
+        go_back(self, *how)
+        monkeypatch.setattr(snapshot, "save_file", save_file)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Run, "_go_back", stopped)
+    before_step(monkeypatch, 7, lambda: (run.saver.wait(), monkeypatch.setattr(snapshot, "save_file", full))[1])
+    run = open_run(config_for(text))
+    run.train()
+    found = checkpoint.latest(run.dir)
+    assert found is not None and found.step == 4 and found.meta["evaluated"] and found.meta["val_loss"]

@@ -75,7 +75,7 @@ def test_somebody_at_a_terminal_can_make_room(
         waits.append(seconds)
         monkeypatch.setattr(snapshot, "save_file", original)
 
-    monkeypatch.setattr(run_module, "_sleep", make_room)
+    monkeypatch.setattr(run_module, "sleep", make_room)
     monkeypatch.setattr(run.screen, "close", lambda: None)
     before_step(monkeypatch, 11, lambda: setattr(run.screen, "interactive", True))
     monkeypatch.setattr(run.screen, "evaluation", lambda entry: None)

@@ -92,8 +92,9 @@ def test_without_anything_new_it_is_read_again(hub: Hub, tmp_path: Path, monkeyp
     assert orders[0] != orders[-1]
 
 
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), UserError("Input/output error")])
 def test_a_read_that_fails_where_a_part_ends_changes_nothing(
-    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     plan, _ = filled(tmp_path, data_limit="40KB")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -108,10 +109,10 @@ def test_a_read_that_fails_where_a_part_ends_changes_nothing(
         feed.batch(position, 1)
 
         def failing(self: Shards, start: int, stop: int) -> Any:
-            raise OSError(5, "Input/output error")
+            raise error
 
         patch.setattr(Shards, "read", failing)
-        with pytest.raises(OSError, match="Input/output"):
+        with pytest.raises(type(error), match="Input/output"):
             feed.batch(position, 7)
         assert feed.state == state
     assert starts_of(feed.batch(position, 7)) == starts_of(expected.batch(position, 7))

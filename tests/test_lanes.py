@@ -1,11 +1,13 @@
 """Lanes, as processes and as threads: order, assignment, exceptions, signals, their end, and BLAS threads."""
 
+import gc
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -372,3 +374,23 @@ def test_lanes_that_were_never_entered_leave_blas_alone() -> None:
         before = blas_threads()
         Lanes(2)
         assert blas_threads() == before
+
+
+def test_what_a_failed_call_had_in_hand_is_let_go(lanes: Lanes) -> None:
+    """At once, not when the garbage is collected: the memory is wanted for another try."""
+    held: list[weakref.ref[np.ndarray]] = []
+
+    def work(lane: int, item: int) -> None:
+        array = np.zeros(1000)
+        if lane == 0:
+            held.append(weakref.ref(array))
+        raise MemoryError("there is no more")
+
+    call = lanes.task(work)
+    gc.disable()
+    try:
+        with pytest.raises(MemoryError, match="there is no more"):
+            call(range(3))
+        assert held and held[0]() is None
+    finally:
+        gc.enable()

@@ -72,7 +72,8 @@ def test_other_lanes_than_before_are_told(text: Path) -> None:
     run = open_run(config_for(text, steps=14, lanes=1))
     run.train()
     assert log_of(run)["notices"] == [
-        "it trained with device cpu, lanes 2, micro_batch 2 before, now with device cpu, lanes 1, micro_batch 4: "
+        "it trained with device cpu, tf32 False, lanes 2, micro_batch 2 before, "
+        "now with device cpu, tf32 False, lanes 1, micro_batch 4: "
         "the last bits will differ"
     ]
 
@@ -150,4 +151,4 @@ def test_the_meta_says_where_the_run_stands(text: Path) -> None:
     meta = json.loads((folder / snapshot.META).read_text(encoding="utf-8"))["meta"]
     assert meta["evaluated"] is True and meta["val_loss"] == log_of(run)["losses"]["val"][-1]
     assert meta["divergence"] == {"rate": 1.0, "skipped": 0, "returns": 0, "furthest": 0, "events": []}
-    assert meta["way"] == {"device": "cpu", "lanes": 2, "micro_batch": 2}
+    assert meta["way"] == {"device": "cpu", "tf32": False, "lanes": 2, "micro_batch": 2}

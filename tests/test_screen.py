@@ -4,6 +4,7 @@ import io
 import itertools
 import os
 import re
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -182,7 +183,10 @@ class Stuck(Stream):
 @pytest.mark.parametrize(("seconds", "given_up"), [(0.5, False), (5.0, True)])
 def test_a_signal_while_nobody_reads(seconds: float, given_up: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     now = itertools.count(100.0, seconds)
+    alarms: list[float] = []
     monkeypatch.setattr(screen_module, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    monkeypatch.setattr(signal, "setitimer", lambda _, seconds: alarms.append(seconds), raising=False)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
     screens: list[Screen] = []
     stream = Stuck(screens)
     with Path(os.devnull).open("wb") as sink:
@@ -192,3 +196,4 @@ def test_a_signal_while_nobody_reads(seconds: float, given_up: bool, monkeypatch
         screens[0].notice("first")
     said = ["note: nothing is being written\n", "note: first\n", "note: stopping\n"]
     assert stream.taken == ([said[0], said[2]] if given_up else said)
+    assert alarms == ([] if given_up else [1.1])  # or it may be stuck only a moment later

@@ -88,7 +88,7 @@ def test_damage_to_the_arrays_says_what_it_is(tmp_path: Path, damage: Callable[[
 def test_another_format_version_is_told(tmp_path: Path) -> None:
     file = save(tmp_path, 1) / snapshot.META
     file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), "format": 9}), encoding="utf-8")
-    with pytest.raises(UserError, match="format 9, this picogpt reads format 1"):
+    with pytest.raises(UserError, match="format 9, this picogpt reads format 2"):
         checkpoint.load(file.parent)
 
 

@@ -339,3 +339,22 @@ def test_a_first_row_group_that_the_disk_cannot_hold(hub: Hub, tmp_path: Path, m
     told: list[Status] = []
     fill(plan, told.append)
     assert told[-1].text.endswith("0 tokens of 0 row groups; the disk is nearly full")
+
+
+def test_a_stream_that_cannot_be_started_again_is_started_later(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "_AFTER_DYING", 0.0)
+    monkeypatch.setattr(stream, "_AFTER_FAILING", 0.0)
+    plan, away = plan_of(tmp_path), tmp_path / "away"
+    one = Stream(plan)
+    one.start()
+    assert one._process is not None
+    one._process.kill()
+    one._process.wait()
+    plan.folder.rename(away)
+    found = one.status()
+    assert found.state == "waiting" and "cannot be started (No such file or directory)" in found.text
+    away.rename(plan.folder)
+    assert wait_for(lambda: one.status().state == "complete")
+    one.close()

@@ -13,6 +13,7 @@ from benchmarks.torture.child import HIT, PASSED, TRAINS, Plan
 from benchmarks.torture.process import Child, Ended
 from picogpt.config import UserError
 from picogpt.training import checkpoint
+from picogpt.training.snapshot import META
 
 KILLED = -signal.SIGKILL
 _SPREAD = 0.25  # seconds: in so many there is a save, and often an evaluation
@@ -197,7 +198,7 @@ def faults(random: Random) -> Iterator[Fault]:
 def damage_newest(run_dir: Path, random: Random) -> bool:
     """Spoil a file of the newest checkpoint, where there is an older one. Returns whether that was so."""
     newest = checkpoint.newest(run_dir)
-    older = [folder for folder in (run_dir / checkpoint.FOLDER).glob("[0-9]*[0-9]") if folder != newest]
+    older = [record for record in (run_dir / checkpoint.FOLDER).glob(f"[0-9]*[0-9]/{META}") if record.parent != newest]
     if newest is None or not older:
         return False
     path = random.choice(sorted(path for path in newest.iterdir() if path.is_file()))

@@ -1,5 +1,6 @@
 """One long run of a very small model, watched from outside: memory, threads, open files, the log."""
 
+import re
 import subprocess
 import sys
 import time
@@ -29,7 +30,7 @@ _COMMAND = (
 class Sample:
     """What was found at one look."""
 
-    memory_mb: float  # of the process and its lanes, shared pages once
+    memory_mb: float  # of the process and its lanes
     threads: int
     files: int
     log_bytes: int
@@ -82,10 +83,19 @@ def _samples(process: subprocess.Popen[bytes], log: Path) -> Iterator[Sample]:
     while process.poll() is None:
         time.sleep(_EVERY)
         with suppress(psutil.Error, UserError, OSError):  # it has just ended, or not begun
-            facts = [(p.memory_full_info().pss / 2**20, p.num_threads(), p.num_fds()) for p in _trainers(process.pid)]
+            facts = [(_memory(p.pid) / 1024, p.num_threads(), p.num_fds()) for p in _trainers(process.pid)]
             memory, threads, files = map(sum, zip(*facts, strict=True))
             if len(facts) == _LANES:
                 yield Sample(memory, threads, files, log.stat().st_size, len(read_log(log)["evaluations"]))
+
+
+def _memory(pid: int) -> int:
+    """Kilobytes in memory that are no file's, each page shared by those that have it.
+
+    Pages of files count less or more as other programs come and go, which would be megabytes.
+    """
+    facts = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
+    return sum(int(kilobytes) for kilobytes in re.findall(r"^Pss_(?:Anon|Shmem): +(\d+) kB$", facts, re.MULTILINE))
 
 
 def _trainers(pid: int) -> list[psutil.Process]:

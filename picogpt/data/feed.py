@@ -159,8 +159,8 @@ class StreamFeed(Feed):
         before = self._part
         try:
             x, y = (np.concatenate(side) for side in zip(*self._batches(position, count), strict=True))
-        except OSError:
-            self._enter(before)  # it is asked for this position again
+        except (OSError, UserError):
+            self._enter(before)  # it is asked for this position again, or saved as it was
             raise
         return x, y
 

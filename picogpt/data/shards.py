@@ -30,6 +30,7 @@ INDEX = "index.json"
 BLOCK_TOKENS = 1 << 20  # a checksum is of so many ids, the last one's of fewer
 
 _INDEX_LIMIT = 256 << 20  # bytes; one of a terabyte of tokens has about 20 MB
+_GONE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _HEADER = struct.Struct("<8sHH4xQ8s")
 _MAGIC = b"picogpt\0"
 _VERSION = 2
@@ -294,7 +295,7 @@ def _read_index(path: Path, fingerprint: str) -> _Index:
             raise _damaged(path, "is too large for an index of shards")
         index = json.loads(read_bytes(path))
         digest = _digest({name: value for name, value in dict(index).items() if name != "sha256"})
-    except OSError as error:
+    except _GONE as error:  # other errors of the disk or a network are no damage, and may pass
         raise _damaged(path, f"cannot be read ({error.strerror})") from None
     except (TypeError, ValueError, RecursionError):  # the first and the second also for what is no object
         raise _damaged(path, "is not JSON of an index") from None
@@ -353,7 +354,7 @@ def _check_header(path: Path, dtype: np.dtype[Any], count: int, fingerprint: str
         with path.open("rb") as file:
             header = file.read(_HEADER.size)
             size = os.fstat(file.fileno()).st_size
-    except OSError as error:
+    except _GONE as error:  # other errors of the disk or a network are no damage, and may pass
         raise _damaged(path, f"cannot be read ({error.strerror})") from None
     if len(header) < _HEADER.size or not header.startswith(_MAGIC):
         raise _damaged(path, "is not a token shard")

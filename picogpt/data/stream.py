@@ -285,19 +285,20 @@ class Stream:
         self._left = _read_status(plan.folder)  # by an earlier run; no clock says so, for clocks are set back
 
     def start(self) -> None:
-        """Begin, or begin again."""
-        self.close()
+        """Begin, or begin again. Raises OSError where the system has no process to give."""
+        self._began = time.monotonic()
         package = Path(__file__).resolve().parents[2]
         path = os.pathsep.join([str(package), *filter(None, [os.environ.get("PYTHONPATH")])])
         with (self.plan.folder / "stream.err").open("wb") as errors:
-            self._process = subprocess.Popen(
+            process = subprocess.Popen(
                 [sys.executable, "-m", "picogpt.data.stream", self.plan.to_json()],
                 stdin=subprocess.PIPE,  # whose end tells it that we are gone
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
                 env={**os.environ, "PYTHONPATH": path},
             )
-        self._began = time.monotonic()
+        self.close()
+        self._process = process
 
     def status(self) -> Status:
         """The newest. A process that died is started again, some time later."""

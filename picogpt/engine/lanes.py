@@ -128,7 +128,10 @@ class Lanes:
         self._waiting = False
         for _, error in answers:
             if error is not None:
-                raise error
+                try:
+                    raise error
+                finally:
+                    del answers, error  # else the error would keep itself alive, and all that was in hand with it
         results: list[Any] = [None] * len(items)
         for lane, (values, _) in enumerate(answers):
             results[lane :: self.count] = values

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from errno import EDQUOT, ENOSPC
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -95,8 +96,9 @@ def _told(draft: Draft) -> Iterator[None]:
         yield
     except OSError as error:
         draft.drop()
-        for aside in draft.final.parent.glob("*.aside"):
-            shutil.rmtree(aside, ignore_errors=True)
+        if error.errno in (ENOSPC, EDQUOT):
+            for aside in draft.final.parent.glob("*.aside"):
+                shutil.rmtree(aside, ignore_errors=True)
         raise UserError(
             f"cannot write the checkpoint {draft.final} ({error.strerror or error}): free some disk space or choose "
             "another folder; the checkpoints before it are as they were"
@@ -166,11 +168,14 @@ def set_aside(run_dir: Path, after: int) -> None:
 
 
 def prune(run_dir: Path) -> None:
-    """Delete every checkpoint but the newest, the last evaluation's and the best, and what interrupted saves left."""
+    """Delete every checkpoint but the two newest, the last evaluation's and the best, and what interrupted saves left.
+
+    Two, because one may turn out to be damaged.
+    """
     root, records = run_dir / FOLDER, _records(run_dir)
     evaluated = [folder for folder, meta in records.items() if meta.get("evaluated")]
     last = newest(run_dir)
-    kept = {last, _best(records), *evaluated[-1:]}
+    kept = {last, *list(records)[-2:], _best(records), *evaluated[-1:]}
     for folder in _ours(root):
         awaited = folder.name.endswith(".aside") and (last is None or _step(folder) > _step(last))
         if folder not in kept and not awaited:

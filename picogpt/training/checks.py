@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import fields, replace
+from pathlib import Path
 
 from picogpt.config import RunConfig, UserError
 from picogpt.data.feed import Feed
@@ -10,10 +11,11 @@ from picogpt.model.footprint import footprint
 from picogpt.model.parameters import parameter_shapes
 from picogpt.training import monitor
 from picogpt.training.optim import state_shapes
-from picogpt.training.snapshot import Checkpoint
+from picogpt.training.snapshot import Checkpoint, DamageError, read_record
 
 # What may differ when a run goes on: how long it trains and how the machine does it, not what it learns.
 _MACHINE = ("micro_batch", "lanes", "device", "tf32", "recompute", "low_memory", "save_minutes")
+_SENSIBLE = 1e300  # what a float can hold, with some room
 FREE = ("steps", "minutes", *_MACHINE, "data", "data_limit")
 
 
@@ -64,6 +66,16 @@ def refuse_differences(saved: Checkpoint, config: RunConfig, feed: Feed) -> None
         )
 
 
+def config_of(place: Path) -> RunConfig:
+    """The configuration of a checkpoint, without reading its arrays. Raises UserError."""
+    try:
+        return RunConfig.from_dict(read_record(place)["meta"]["config"])
+    except DamageError as damage:
+        raise UserError(f"{damage}: delete {place}, or give another") from None
+    except KeyError:
+        raise UserError(f"{place} is no checkpoint of a run: give another") from None
+
+
 def require_meta(found: Checkpoint) -> None:
     """Raises UserError where a checkpoint does not say all that a run goes on from."""
     match found.meta:
@@ -71,10 +83,10 @@ def require_meta(found: Checkpoint) -> None:
             "config": dict(),
             "tokenizer": dict(),
             "data": str(),
-            "seconds": int() | float(),
-            "recent": [int() | float(), int()],
+            "seconds": int() | float() as seconds,
+            "recent": [int() | float() as total, int() as count],
             "feed": dict() | None,
-        }:
+        } if all(abs(number) < _SENSIBLE for number in (seconds, total, count)):
             return
     raise _foreign(found)
 

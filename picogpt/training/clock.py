@@ -53,7 +53,7 @@ def stop_signals(tell: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
     """While open, Ctrl-C, SIGTERM or a closed terminal asks to stop after the step in hand, a second at once.
 
     A closed terminal never does so at once: systems send it after a SIGTERM. Signals that are ignored, as by nohup,
-    stay so. tell: called from the handler.
+    stay so. tell: called from the handler, with "" where there is nothing to say again.
     """
     asked: list[int] = []
     firm = (signal.SIGINT, signal.SIGTERM)
@@ -62,8 +62,7 @@ def stop_signals(tell: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
         if number in firm and any(earlier in firm for earlier in asked):
             raise KeyboardInterrupt
         asked.append(number)
-        if len(asked) == 1:
-            tell("stopping after this step; once more to stop at once")
+        tell("stopping after this step; once more to stop at once" if len(asked) == 1 else "")
 
     previous = {}
     if threading.current_thread() is threading.main_thread():  # no other may ask for signals
@@ -75,3 +74,10 @@ def stop_signals(tell: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def sleep(seconds: float, ended: Callable[[], bool]) -> None:
+    """Wait for so many seconds, or until it has ended."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and not ended():
+        time.sleep(0.1)

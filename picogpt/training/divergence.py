@@ -21,7 +21,7 @@ class Divergence:
     returns: int = 0
     """Since an evaluation behind all that diverged."""
     furthest: int = 0
-    """The last step that sent the run back."""
+    """The last step that sent the run back; the first is 1."""
 
     def to_dict(self, events: list[dict[str, Any]]) -> dict[str, Any]:
         """Fit for JSON. events: what the log says of it."""

@@ -1,7 +1,6 @@
 """A run: a folder under logs/ with checkpoints and a log, begun, continued or begun from another run."""
 
 import os
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -18,8 +17,8 @@ from picogpt.inference.writer import Writer
 from picogpt.model.reader import NumpyReader
 from picogpt.rng import generator
 from picogpt.training import checkpoint, monitor
-from picogpt.training.checks import require_shapes
-from picogpt.training.clock import Clock, stop_signals
+from picogpt.training.checks import require_meta, require_shapes
+from picogpt.training.clock import Clock, sleep, stop_signals
 from picogpt.training.device import gpu_in_words, lanes_in_words, open_lanes
 from picogpt.training.divergence import RETURNS, SKIPS, SLOWER, Divergence
 from picogpt.training.lock import run_lock
@@ -77,7 +76,8 @@ class Run:
         self.log.rewind(self.done, events)
         self._saved = self.done if meta else -1  # the step of the last save that was begun
         # The last evaluation's step and loss; the beginning counts as one, so that a run can go back to it.
-        self._evaluated: tuple[int, float | None] = (0, None)
+        evaluated = (self.done, meta["val_loss"]) if meta.get("evaluated") else (0, None)
+        self._evaluated: tuple[int, float | None] = evaluated
 
     def train(self) -> None:
         """Train, evaluate, save, until the steps or the minutes are over or the user stops it.
@@ -120,8 +120,10 @@ class Run:
     def _close(self, kind: type[BaseException] | None, *_: object) -> None:
         """Let a save that was begun end, and the picture; but one who interrupts does not want to wait."""
         at_once = kind is KeyboardInterrupt
-        self.saver.wait(1.0 if at_once else inf)
-        self.screen.close()
+        try:
+            self.saver.wait(1.0 if at_once else inf)
+        finally:
+            self.screen.close()
         self.plotter.close(0.0 if at_once else 60.0)
         if self.plotter.problem and not at_once:
             self.screen.notice(self.plotter.problem)
@@ -182,7 +184,7 @@ class Run:
                 if not told:
                     self._tell(f"the text cannot be read ({error.strerror or error}): waiting for it; Ctrl-C stops")
                 told = True
-                _sleep(RETRY_SECONDS, stopped)
+                sleep(RETRY_SECONDS, stopped)
                 clock.skip()
         return None
 
@@ -198,7 +200,7 @@ class Run:
         try:
             loss = trainer.step(x, y, self.done, self.factor, depth)
         except NotFiniteError as error:
-            loss, further = error.loss, self._leave_out(error)
+            loss, further = nan, self._leave_out(error)
             if not further:
                 self._go_back(trainer, error)
         else:
@@ -231,9 +233,11 @@ class Run:
             found = checkpoint.before_divergence(self.dir, again=state.returns > 0)
         if found is None:
             raise error
+        require_meta(found)
         require_shapes(found, self.config)
+        self.saver.problem = ""  # of a course that is given up
         checkpoint.set_aside(self.dir, found.step)
-        at, events = self.done + 1, self.log.divergence
+        at, events = error.step + 1, self.log.divergence
         trainer.restore(found.model, found.optimizer)
         self.feed.restore(found.meta["feed"])
         self.done = found.step
@@ -253,21 +257,25 @@ class Run:
         self.log.notice(notice)
 
     def _evaluate(self, trainer: Trainer, clock: Clock) -> None:
+        val_loss = trainer.evaluate(*self.feed.validation)
+        if not isfinite(val_loss):  # the weights are spoilt, and not worth a line in the log
+            self._go_back(trainer, NotFiniteError(self.done - 1, f"validation loss {val_loss}"))
+            return
         entry: dict[str, Any] = {
             "step": self.done,
             "tokens": self.done * self.config.train.batch_size * self.config.context,
             "lr": self.config.train.learning_rate * self.factor,
             "train_loss": self.recent[0] / self.recent[1] if self.recent[1] else None,
-            "val_loss": (val_loss := trainer.evaluate(*self.feed.validation)),
+            "val_loss": val_loss,
             "tokens_per_second": clock.tokens_per_second,
             "memory_mb": monitor.peak_memory() / 2**20,
-            "sample": self._sample(trainer) if isfinite(val_loss) else "",
+            "sample": self._sample(trainer),
             **({"text": self.feed.text} if self.feed.text else {}),
         }
         self.seconds += clock.lap()
         entry["seconds"] = self.seconds
         self.recent = 0.0, 0
-        if self.done > self.divergence.furthest and not self.divergence.skipped:
+        if self.done >= self.divergence.furthest and not self.divergence.skipped:
             self.divergence.returns = 0
         self._evaluated = self.done, val_loss
         self.log.evaluation(**entry)
@@ -276,8 +284,6 @@ class Run:
         self._undrawn = True
         self.seconds += clock.lap()
         clock.reset()
-        if not isfinite(val_loss):
-            self._go_back(trainer, NotFiniteError(self.done, val_loss, nan))
 
     def _sample(self, trainer: Trainer) -> str:
         tokenizer = self.feed.tokenizer
@@ -312,7 +318,7 @@ class Run:
             "feed": self.feed.state,
             "text": self.feed.text,
             "val_loss": val_loss,
-            "evaluated": step == self.done and (val_loss is None or isfinite(val_loss)),
+            "evaluated": step == self.done,
             "seconds": self.seconds,
             "recent": self.recent,
             "way": way_of(self.fitted),
@@ -341,7 +347,7 @@ class Run:
             if not self.screen.interactive or stopped() != was_stopped:
                 raise UserError(self.saver.problem)
             self.screen.notice(f"step {self.done} is not saved yet: it is tried again and again; Ctrl-C gives up")
-            _sleep(RETRY_SECONDS, lambda: stopped() != was_stopped)
+            sleep(RETRY_SECONDS, lambda: stopped() != was_stopped)
             if not self._save(trainer):
                 raise UserError(self.saver.problem)
             self.saver.wait()
@@ -376,7 +382,7 @@ class Run:
         if stopped:
             same = "the same command" + (" without --fresh" if self._fresh else "")
             self.screen.notice(f"stopped and saved after step {self._saved}: {same} goes on from here")
-        elif self._evaluated[0] != self.done or not self.log.evaluations:
+        elif self.divergence.returns:
             raise UserError(
                 f"training diverged before its time was over: run {self.dir.name} has it up to step {self._saved}"
             )
@@ -390,9 +396,3 @@ def _newest(run_dir: Path) -> str:
     """Which checkpoint is the newest; "" for none."""
     found = checkpoint.newest(run_dir)
     return fingerprint(found) if found else ""
-
-
-def _sleep(seconds: float, ended: Callable[[], bool]) -> None:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until and not ended():
-        time.sleep(0.1)

@@ -97,7 +97,7 @@ class RunLog:
         return sealed(pickle.dumps(content, protocol=4))
 
     def save(self) -> None:
-        """Replace the file. Raises UserError when the disk refuses."""
+        """Replace the file, in a folder that is there. Raises UserError when the disk refuses."""
         write_log(self.path, self.to_bytes())
 
 

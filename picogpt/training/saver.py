@@ -43,7 +43,7 @@ class Saver:
             return
         try:
             draft = checkpoint.write(self._dir, step, model, optimizer, meta)
-        except UserError as error:
+        except (UserError, OSError) as error:
             self.problem = str(error)
             return
         self.problem = "the last save broke off"

@@ -2,6 +2,7 @@
 
 import math
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -56,7 +57,8 @@ class Screen:
             )
             task = self._progress.add_task(f"step {first_step:,}/{steps:,}", total=1.0)
             self._progress.update(task, completed=first_step / steps)
-            self._progress.start()
+            with self._whatever_becomes_of_it():
+                self._progress.start()
 
     def step(self, step: int, loss: float, tokens_per_second: float, elapsed_seconds: float, status: str = "") -> None:
         """Tell of an optimizer step that is done. Cheap: the line is drawn about four times a second.
@@ -152,22 +154,25 @@ class Screen:
         except OSError:
             with Path(os.devnull).open("wb") as nowhere:
                 os.dup2(nowhere.fileno(), self._console.file.fileno())
+            self.interactive = False
         finally:
             self._writing = 0.0
-        while self._waiting and not self._writing:
-            self.notice(self._waiting.pop(0))
+        self.interrupt("")
 
     def interrupt(self, text: str) -> None:
-        """A notice from the handler of a signal, which may come in the middle of another.
+        """A notice from the handler of a signal, which may come in the middle of another; "" for none.
 
-        One that has been written for a second is given up: nobody takes it.
+        One that has been written for a second is given up, now or then: nobody takes it.
         """
+        self._waiting += [text] if text else []
         if not self._writing:
-            self.notice(text)
-            return
-        self._waiting.append(text)
-        if time.monotonic() - self._writing > 1:
+            while self._waiting:
+                self.notice(self._waiting.pop(0))
+        elif time.monotonic() - self._writing > 1:
             raise BlockingIOError(text)
+        elif hasattr(signal, "setitimer"):
+            signal.signal(signal.SIGALRM, lambda *_: self.interrupt(""))
+            signal.setitimer(signal.ITIMER_REAL, 1.1)
 
 
 def _clock(seconds: float) -> str:

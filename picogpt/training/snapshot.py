@@ -26,7 +26,7 @@ from picogpt.files import read_bytes, sync_file, sync_folder
 
 Array = npt.NDArray[np.float32]
 
-FORMAT = 1
+FORMAT = 2
 META, MODEL, OPTIMIZER = "meta.json", "model.safetensors", "optimizer.safetensors"
 
 _META_LIMIT = 16 << 20  # bytes of JSON; ours are a few thousand

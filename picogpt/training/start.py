@@ -81,7 +81,7 @@ def _log(run_dir: Path, config: RunConfig, fresh: bool, resumed: Checkpoint | No
 def way_of(fitted: RunConfig) -> dict[str, Any]:
     """What the last bits depend on beside the configuration, fit for a checkpoint's meta."""
     train = fitted.train
-    return {"device": train.device, "lanes": train.lanes, "micro_batch": train.micro_batch}
+    return {name: getattr(train, name) for name in ("device", "tf32", "lanes", "micro_batch")}
 
 
 def _other_way(fitted: RunConfig, resumed: Checkpoint | None) -> list[str]:

@@ -6,7 +6,7 @@ B sequences of a batch   T tokens of a sequence
 from collections.abc import Callable
 from itertools import chain
 from math import isfinite, sqrt
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,15 +24,16 @@ from picogpt.rng import generator
 from picogpt.training.optim import Optimizer, in_groups, scheduled_depth
 
 Ids = npt.NDArray[np.int32]
+Result = TypeVar("Result")
 
 
 class NotFiniteError(UserError):
     """A loss or a gradient that is not a number, or infinite."""
 
-    def __init__(self, step: int, loss: float, norm: float) -> None:
-        self.loss, self.what = loss, f"loss {loss:.4g}, gradient norm {norm:.4g}"
+    def __init__(self, step: int, what: str) -> None:
+        self.step, self.what = step, what
         super().__init__(
-            f"step {step + 1}: {self.what}: training diverged. "
+            f"step {step + 1}: {what}: training diverged. "
             "What was saved before is sound; start again with a lower learning rate"
         )
 
@@ -77,18 +78,18 @@ class Trainer:
         is not the memory for it, the trainer shrinks.
         """
         depth = self.config.model.n_layer if depth is None else depth
-        loss, norm = self._within_memory(x, y, step, depth)
+        loss, norm = self._within_memory(lambda: self.accumulate(x, y, step, depth))
         if not isfinite(loss + norm):
-            raise NotFiniteError(step, loss, norm)
+            raise NotFiniteError(step, f"loss {loss:.4g}, gradient norm {norm:.4g}")
         clip = self.config.train.grad_clip
         self.optimizer.step(step, factor, min(1.0, clip / (norm + 1e-6)) if clip else 1.0, depth)
         return loss
 
-    def _within_memory(self, *batch: Any) -> tuple[float, float]:
-        """`accumulate`, which has touched nothing but gradients when it fails, in as small a way as it takes."""
+    def _within_memory(self, work: Callable[[], Result]) -> Result:
+        """Work that has touched nothing but gradients when it fails, in as small a way as it takes."""
         while True:
             try:
-                return self.accumulate(*batch)
+                return work()
             except MemoryError:
                 if not self.shrink():
                     raise
@@ -155,7 +156,8 @@ class Trainer:
 
     def evaluate(self, x: Ids, y: Ids) -> float:
         """The mean loss over these sequences, in nats a token."""
-        return sum(fetch(self._evaluate_on(self._micro_batches(len(x)), self._placed(x), self._placed(y))))
+        ids = self._placed(x), self._placed(y)
+        return self._within_memory(lambda: sum(fetch(self._evaluate_on(self._micro_batches(len(x)), *ids))))
 
     def _evaluate(self, lane: int, micro: slice, x: Array, y: Array) -> Array:
         with no_grad():
