@@ -4,7 +4,6 @@ from pathlib import Path
 
 from picogpt.config import DataConfig, RunConfig, TrainConfig, UserError
 from picogpt.data.tokenizer import PicoTokenizer
-from picogpt.files import make_folder
 from picogpt.interop.picogpt import Log, read_log
 from picogpt.model.parameters import parameter_count
 from picogpt.training import checkpoint
@@ -27,7 +26,6 @@ def import_picogpt(path: Path, run_dir: Path, n_head: int) -> str:
             f"{path} has a vocabulary of {log.model.vocab_size}, PicoGPT's has {PicoTokenizer().vocab_size}"
         )
     config = RunConfig(log.model, DataConfig(), TrainConfig(steps=max(1, log.iterations)))
-    make_folder(run_dir)
     with run_lock(run_dir, to_stderr):
         _log(log, config, run_dir).save()
         checkpoint.save(run_dir, config.train.steps, log.arrays, {}, _meta(log, config))

@@ -77,8 +77,8 @@ def test_one_can_go_on_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         (pickle.dumps([]), "no best_weight of named tensors"),
         (pickle.dumps({"best_weight": {"a": 1}}), "no best_weight of named tensors"),
         (pickle.dumps(Path), "names pathlib"),
-        (b"", "damaged or no log"),
-        (b"\x80\x04", "damaged or no log"),
+        (b"", "damaged or no file"),
+        (b"\x80\x04", "damaged or no file"),
     ],
 )
 def test_what_is_none_of_its_logs(tmp_path: Path, content: bytes, reason: str) -> None:

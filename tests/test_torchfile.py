@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torchfiles import Tensor, save, tensor
 
 from picogpt.config import UserError
-from picogpt.interop.torchfile import NAMES, read_torch
+from picogpt.interop.torchfile import _NAMES, read_torch
 from picogpt.unpickle import ClassNamedError, Names, loads
 
 MATRIX = np.arange(12, dtype=np.float32).reshape(3, 4)
@@ -78,6 +78,16 @@ def test_what_is_stored_plainly_is_mapped(tmp_path: Path) -> None:
     assert isinstance(plain, np.memmap) and not isinstance(packed, np.memmap) and np.array_equal(plain, packed)
 
 
+@pytest.mark.parametrize("kind", ["new", "old"])
+def test_files_that_pytorch_wrote(kind: str) -> None:
+    found = read_torch(Path(__file__).parent / "golden" / f"torch_{kind}.bin")
+    expected = {"whole": MATRIX, "transposed": MATRIX.T, "row": MATRIX[1], "half": MATRIX, "bfloat16": MATRIX}
+    assert list(found) == list(expected)
+    for name, array in expected.items():
+        assert np.array_equal(found[name].read(), array), name
+    assert (found["half"].dtype, found["bfloat16"].dtype) == ("F16", "BF16")
+
+
 class Bomb:
     def __init__(self, function: Any, *arguments: Any) -> None:
         self._call = function, arguments
@@ -97,7 +107,7 @@ def test_what_could_run_code_is_refused_unrun(tmp_path: Path, bomb: Bomb, monkey
 
 def test_what_it_may_name_is_called_with_nothing_else() -> None:
     """No name reaches another function, however the pickle puts it together."""
-    names = Names(NAMES, lambda _: None)
+    names = Names(_NAMES, lambda _: None)
     for program, reason in (
         (b"\x80\x02ctorch\nFloatStorage\n)R.", "calls what it may not"),
         (b"\x80\x02X\x01\x00\x00\x00a)R.", "calls what it may not"),
@@ -163,7 +173,7 @@ def test_changed_bytes_are_refused_or_numbers(tmp_path: Path, data: st.DataObjec
         assert "\n" not in str(told)
 
 
-@pytest.mark.parametrize("content", [b"", b"PK", b"PK\x03\x04" + bytes(40), b"\x80\x02]q\x00.", b"text"])
+@pytest.mark.parametrize("content", [b"", b"PK", b"PK\x03\x04" + bytes(40), b"\x80\x02]q\x00.x", b"text"])
 def test_what_is_no_file_of_pytorchs(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.bin"
     path.write_bytes(content)

@@ -15,11 +15,9 @@ import numpy.typing as npt
 
 from picogpt.config import ModelConfig, UserError
 from picogpt.interop.stored import Stored
-from picogpt.interop.torchfile import NAMES
+from picogpt.interop.torchfile import read_object
 from picogpt.model.parameters import parameter_shapes
-from picogpt.unpickle import ClassNamedError, Names, loads
 
-_SIZE_MOST = 4 << 30  # bytes; that of 6.34 million parameters with their optimizer has 76 MB
 _PREFIX = re.compile(r"^(_orig_mod\.|module\.)*(transformer\.)?")
 _BUFFER = re.compile(r"\.attn\.(bias|masked_bias)$")  # the mask, which is no weight
 
@@ -41,26 +39,11 @@ def read_log(path: Path, n_head: int) -> Log:
 
     Raises UserError for a file that is none, or whose weights are no model: with what is missing, and what is foreign.
     """
-    try:
-        if path.stat().st_size > _SIZE_MOST:
-            raise UserError(f"{path} has more than {_SIZE_MOST >> 30} GB: this is no log of PicoGPT's")
-        found = loads(path.read_bytes(), Names(NAMES, _nothing))
-    except ClassNamedError as error:
-        raise UserError(f"{path} names {error.args[0][:80]}, which could run code: it is not loaded") from None
-    except (ValueError, MemoryError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(f"{path} is damaged or no log of PicoGPT's ({reason}): get it again") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
-    match found:
+    match read_object(path):
         case {"best_weight": dict(weights), **rest} if _tensors(weights):
             model = _config(path, weights, n_head)
             return Log(model, _arrays(path, model, weights), *_losses(rest))
     raise UserError(f"{path} has no best_weight of named tensors: this is no log of PicoGPT's")
-
-
-def _nothing(_: Any) -> Any:
-    raise ValueError("it refers to something outside")
 
 
 def _tensors(weights: Mapping[Any, Any]) -> bool:

@@ -4,7 +4,9 @@ A file of weights is never read whole. What is stored as it is in memory is mapp
 is read, and forgotten.
 """
 
+import lzma
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -29,6 +31,8 @@ _NUMPY: dict[Dtype, str] = {
     "U8": "u1",
     "BOOL": "u1",
 }
+ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, KeyError, NotImplementedError, RuntimeError)
+"""What the library raises for files that are damaged, packed in another way, or encrypted (RuntimeError)."""
 SIZES: dict[Dtype, int] = {name: int(kind[1]) for name, kind in _NUMPY.items()}
 """Bytes of a number."""
 _PACKED_MOST = 1000  # times as large as packed: more is a bomb
@@ -61,7 +65,7 @@ class Storage:
             if self.count == 0:
                 return np.empty(0, kind)
             return np.memmap(self.path, kind, "r", self.offset, (self.count,))
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, *ZIP_ERRORS) as error:
             raise UserError(
                 f"{self.path} cannot be read ({' '.join(str(error).split())[:120]}): get it again"
             ) from None

@@ -15,10 +15,11 @@ from struct import Struct
 from typing import Any
 
 from picogpt.config import UserError
-from picogpt.interop.stored import SIZES, Dtype, Storage, Stored
+from picogpt.interop.stored import SIZES, ZIP_ERRORS, Dtype, Storage, Stored
 from picogpt.unpickle import ClassNamedError, Names, loads, loads_first
 
 _MAGIC = 0x1950A86A20F9469CFC6C
+_WHOLE_MOST = 4 << 30  # bytes of a file that is no ZIP file, and so read whole
 _PICKLE_MOST = 64 << 20  # bytes; that of GPT-Neo 2.7B is some 100 KB
 _DTYPES: Mapping[str, Dtype] = {
     "FloatStorage": "F32",
@@ -30,6 +31,7 @@ _DTYPES: Mapping[str, Dtype] = {
     "ByteStorage": "U8",
     "BoolStorage": "BOOL",
 }
+_ENCRYPTED = 1  # a flag of a member
 _LOCAL = Struct("<4s22xHH")  # a member's own header: its signature, and the lengths of its name and extra field
 
 
@@ -38,23 +40,40 @@ def read_torch(path: Path) -> dict[str, Stored]:
 
     Raises UserError for a file that is damaged, is none of PyTorch's, or names what it may not.
     """
+    match read_object(path):
+        case dict(found) if tensors := {name: value for name, value in found.items() if isinstance(value, Stored)}:
+            return tensors
+    raise UserError(f"{path} holds no named tensors: name a file of weights")
+
+
+def read_object(path: Path) -> object:
+    """What PyTorch saved, in either way, or what was pickled with tensors of its own in the middle.
+
+    Its tensors are `Stored`. Raises UserError as `read_torch`.
+    """
     try:
-        with path.open("rb") as raw:
-            is_zip = raw.read(2) == b"PK"
-        if not is_zip:
-            return _named(in_a_row(path, path.read_bytes()))
-        with zipfile.ZipFile(path) as file:
-            return _tensors(path, file)
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as file:
+                return _unzipped(path, file)
+        if path.stat().st_size > _WHOLE_MOST:
+            raise ValueError(f"it has more than {_WHOLE_MOST >> 30} GB")
+        data = path.read_bytes()
+        first, end = loads_first(data, _ALONE)
+        if first == _MAGIC:
+            return _in_a_row(path, data)
+        if end != len(data):
+            raise ValueError("there is something after its end")
+        return first
     except ClassNamedError as error:
         raise UserError(f"{path} names {error.args[0][:80]}, which could run code: it is not loaded") from None
-    except (zipfile.BadZipFile, ValueError, KeyError, NotImplementedError, EOFError) as error:
+    except (ValueError, *ZIP_ERRORS) as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{path} is damaged or no file of PyTorch's ({reason}): get it again") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
-def _tensors(path: Path, file: zipfile.ZipFile) -> dict[str, Stored]:
+def _unzipped(path: Path, file: zipfile.ZipFile) -> object:
     (main,) = [name for name in file.namelist() if name.endswith("/data.pkl")][:1] or [""]
     if not main:
         raise ValueError("there is no data.pkl in it")
@@ -71,7 +90,7 @@ def _tensors(path: Path, file: zipfile.ZipFile) -> dict[str, Stored]:
                 return _storage(path, file, f"{root}data/{key}", count, dtype, order == b"big")
         raise ValueError("it refers to something else than a storage")
 
-    return _named(loads(file.read(main), Names(NAMES, storage)))
+    return loads(file.read(main), Names(_NAMES, storage))
 
 
 def _storage(path: Path, file: zipfile.ZipFile, member: str, count: int, dtype: Any, big_endian: bool) -> Storage:
@@ -83,11 +102,11 @@ def _storage(path: Path, file: zipfile.ZipFile, member: str, count: int, dtype: 
     size = count * SIZES[dtype]
     if entry.file_size < size:
         raise ValueError(f"{member} has {entry.file_size:,} bytes, not {size:,}")
-    if entry.compress_type != zipfile.ZIP_STORED:
+    if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & _ENCRYPTED:
         return Storage(path, 0, count, dtype, big_endian, packed=member)
     with path.open("rb") as raw:
         raw.seek(entry.header_offset)
-        signature, name, extra = _LOCAL.unpack(raw.read(_LOCAL.size))
+        signature, name, extra = _LOCAL.unpack(raw.read(_LOCAL.size).ljust(_LOCAL.size))
         end = raw.seek(0, 2)
     offset = entry.header_offset + _LOCAL.size + name + extra
     if signature != b"PK\x03\x04" or offset + size > end:
@@ -95,7 +114,7 @@ def _storage(path: Path, file: zipfile.ZipFile, member: str, count: int, dtype: 
     return Storage(path, offset, count, dtype, big_endian)
 
 
-def in_a_row(path: Path, data: bytes) -> object:
+def _in_a_row(path: Path, data: bytes) -> object:
     """The object of a file of the older kind. Raises ValueError."""
     places: dict[str, Storage] = {}  # at first without their places, which are known behind the object
 
@@ -107,7 +126,7 @@ def in_a_row(path: Path, data: bytes) -> object:
                     return found
         raise ValueError("it refers to something else than a storage")
 
-    names, end, found, begun = Names(NAMES, storage), 0, list[object](), list[int]()
+    names, end, found, begun = Names(_NAMES, storage), 0, list[object](), list[int]()
     for _ in range(5):
         value, length = loads_first(data[end:], names)
         found.append(value)
@@ -151,13 +170,13 @@ def _embedded(content: Any) -> Storage:
     """What `torch.storage._load_from_bytes` is called with: a file of the older kind that is a storage alone."""
     if type(content) is not bytes:
         raise ValueError("a storage in it is none")
-    found = in_a_row(Path("a storage"), content)
+    found = _in_a_row(Path("a storage"), content)
     if not isinstance(found, Storage):
         raise ValueError("a storage in it is none")
     return found
 
 
-NAMES: Mapping[str, Any] = {
+_NAMES: Mapping[str, Any] = {
     "torch._utils._rebuild_tensor_v2": _rebuild,
     "torch._utils._rebuild_parameter": _parameter,
     "torch.storage._load_from_bytes": _embedded,
@@ -166,11 +185,9 @@ NAMES: Mapping[str, Any] = {
 }
 
 
-def _named(found: object) -> dict[str, Stored]:
-    """The tensors of a state dict; what else may be beside them is left out."""
-    if not isinstance(found, dict):
-        raise ValueError("it holds no named tensors")
-    tensors = {name: value for name, value in found.items() if isinstance(value, Stored)}
-    if not tensors:
-        raise ValueError("it holds no named tensors")
-    return tensors
+def _outside(_: Any) -> Any:
+    raise ValueError("it refers to something outside")
+
+
+_ALONE = Names(_NAMES, _outside)
+"""For a pickle that has nothing beside it."""

@@ -1,4 +1,5 @@
-"""Make a log as PicoGPT wrote it, tiny: weights of PyTorch's in the middle of a pickle, and what its model computes.
+"""Make a log as PicoGPT wrote it, tiny: weights of PyTorch's in the middle of a pickle, and what its model computes;
+and one of PyTorch's own files in both its kinds.
 
 Run by hand where PyTorch is installed: `python tests/golden/make_interop.py`. The suite only reads the files.
 """
@@ -62,6 +63,10 @@ def main() -> None:
     losses = {"train": [3.0, 2.5, 2.25], "val": [3.125, 2.75, 2.5]}
     log = {"best_weight": state, "best_loss": 2.5, "losses": losses, "optimizer": optimizer.state_dict(), "iter_num": 1500}
     (HERE / "picogpt_log.pkl").write_bytes(pickle.dumps(log))
+    matrix = torch.arange(12.0).reshape(3, 4)
+    tensors = {"whole": matrix, "transposed": matrix.T, "row": matrix[1], "half": matrix.half(), "bfloat16": matrix.bfloat16()}
+    torch.save(tensors, HERE / "torch_new.bin")
+    torch.save(tensors, HERE / "torch_old.bin", _use_new_zipfile_serialization=False)
     answer = {"ids": ids.tolist(), "logits": logits(state, ids).tolist()}
     (HERE / "picogpt_log.json").write_text(json.dumps(answer) + "\n", encoding="utf-8")
 
