@@ -175,7 +175,7 @@ def while_deleted(saboteur: Saboteur) -> None:
     """Some of the files of a folder are gone."""
 
     def delete(original: Callable[..., None], folder: Any, *args: Any, **options: Any) -> None:
-        if saboteur.takes():
+        if folder.is_dir() and saboteur.takes():
             for path in folder.iterdir():
                 if saboteur.random.random() < 0.5:
                     path.unlink()
