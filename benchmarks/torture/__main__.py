@@ -33,6 +33,7 @@ _RUNS = 0.9  # of the time; the rest is for damaged files
 _A_FAULT = 1.2  # seconds, with all that belongs to it
 _STEPS_A_FAULT = 50  # so many pass, on the average, until the next one
 _FEWEST = 60  # steps of a run
+_ROUNDS = 30  # of damaging every file, at least
 _SHOWN = 20  # problems, where there are more
 
 
@@ -67,7 +68,7 @@ class Report:
 
 
 def torture(folder: Path, variants: int, seconds: float, random: Random) -> tuple[Tally, Corruption]:
-    """Faults for each of the first variants, then damaged files; as many as these seconds hold, but at least one."""
+    """Faults for each of the first variants, then damaged files; as many as these seconds hold, and some even so."""
     faults = max(1, round(_RUNS * seconds / variants / _A_FAULT))
     began = time.monotonic()
     runs = Torture(folder, max(_FEWEST, _STEPS_A_FAULT * faults), random)
@@ -77,9 +78,10 @@ def torture(folder: Path, variants: int, seconds: float, random: Random) -> tupl
         print(f"{runs.tally.kills[variant.name]} kills survived", file=sys.stderr, flush=True)
     runs.short_memory()
     corrupter = Corrupter(runs.finished(), random)
-    corrupter.round()
-    while time.monotonic() < began + seconds:
+    rounds = 0
+    while rounds < _ROUNDS or time.monotonic() < began + seconds:
         corrupter.round()
+        rounds += 1
     return runs.tally, corrupter.result
 
 
