@@ -80,6 +80,7 @@ class Torture:
     def run(self, variant: Variant, count: int, deadline: float) -> None:
         """Train it undisturbed, then with so many faults, or as many as come before the deadline; and compare."""
         self.tally.names.append(variant.name)
+        self._refused = False  # whether the disk has refused a save, perhaps that of the best evaluation
         calm, torn = (self._home(f"{variant.name}-{kind}") for kind in ("undisturbed", "disturbed"))
         child = Child(calm, self._command(variant), self._plan(calm, variant))
         try:
@@ -173,6 +174,7 @@ class Torture:
         self._look(home, variant, fault, before, ended)
 
     def _count(self, variant: Variant, fault: Fault, took: bool, ended: Ended) -> None:
+        self._refused |= fault.may_fail
         if problem := faults.wrong(fault, took, ended):
             self._problem(variant, fault.kind, problem)
         if took:
@@ -211,6 +213,8 @@ class Torture:
         except UserError as error:
             self._problem(variant, "the end", str(error))
             return
+        if self._refused and first["best step"] != second["best step"]:
+            first, second = ({name: of[name] for name in of if not name.startswith("best ")} for of in (first, second))
         for name in first.keys() | second.keys():
             bits, different = _bits(first.get(name, b""), second.get(name, b""))
             self.tally.bits_compared += bits
@@ -231,6 +235,7 @@ def _result(run_dir: Path) -> Iterator[tuple[str, bytes]]:
         for part, arrays in (("model", found.model), ("optimizer", found.optimizer)):
             yield from ((f"{which} {part} {name}", array.tobytes()) for name, array in arrays.items())
         meta = {name: value for name, value in found.meta.items() if name != "seconds"}
+        yield f"{which} step", str(found.step).encode()
         yield f"{which} meta", json.dumps([found.step, meta], sort_keys=True).encode()
     log = read_log(run_dir / "log.pkl")
     log.pop("notices")  # they tell of the faults
