@@ -132,19 +132,3 @@ def widened(halves: Array) -> npt.NDArray[np.float32]:
     wide |= halves
     wide <<= 16
     return wide.view(np.float32)
-
-
-def narrowed(array: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
-    """float32 to bfloat16, as 16-bit integers: to the nearest, of two that are as near to the even one.
-
-    A number that is none stays none; what is beyond bfloat16's largest becomes infinite.
-    """
-    bits = np.ascontiguousarray(array).view(np.uint32)
-    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-    rounded[np.isnan(array)] = 0x7FC0
-    return rounded
-
-
-def is_bfloat16(array: npt.NDArray[np.float32]) -> bool:
-    """Whether bfloat16 holds these numbers as they are: their lower halves are zero."""
-    return not (np.ascontiguousarray(array).view(np.uint32) & 0xFFFF).any()
