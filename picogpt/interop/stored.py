@@ -7,7 +7,7 @@ is read, and forgotten.
 import lzma
 import zipfile
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
@@ -109,6 +109,11 @@ class Stored:
     @property
     def dtype(self) -> Dtype:
         return self.storage.dtype
+
+    @property
+    def transposed(self) -> "Stored":
+        """The same numbers with the axes in the opposite order."""
+        return replace(self, shape=self.shape[::-1], strides=self._strides[::-1])
 
     def raw(self) -> Array:
         """A view of the numbers as the file has them, of the tensor's shape. Raises UserError."""
