@@ -14,7 +14,7 @@ from picogpt.data.tokenizer import Tokenizer, from_dict
 from picogpt.engine import no_grad
 from picogpt.inference.writer import Writer
 from picogpt.model.gpt import GPT
-from picogpt.model.parameters import as_tensors, parameter_shapes
+from picogpt.model.parameters import Arrays, as_tensors, is_large, parameter_shapes
 from picogpt.model.reader import NumpyReader
 from picogpt.model.rolling import sequence_logits
 from picogpt.training import checkpoint
@@ -26,7 +26,7 @@ LOGS, DATASET = Path("logs"), Path("dataset")
 class LanguageModel:
     """A trained model with its tokenizer."""
 
-    def __init__(self, config: ModelConfig, arrays: dict[str, npt.NDArray[np.float32]], tokenizer: Tokenizer) -> None:
+    def __init__(self, config: ModelConfig, arrays: Arrays, tokenizer: Tokenizer) -> None:
         self.config, self.tokenizer = config, tokenizer
         self.model = GPT(config, as_tensors(arrays))
         self.writer = Writer(config, tokenizer, lambda batch: NumpyReader(self.model, batch))
@@ -88,7 +88,7 @@ def load(run_or_path: str | Path) -> LanguageModel:
 
     Raises UserError where there is none or it is damaged.
     """
-    found = checkpoint.load(find_checkpoint(run_or_path), optimizer=False)
+    found = checkpoint.load(find_checkpoint(run_or_path), optimizer=False, mapped=True)
     try:
         config = RunConfig.from_dict(found.meta["config"]).model
         tokenizer = from_dict(found.meta["tokenizer"])
@@ -97,7 +97,10 @@ def load(run_or_path: str | Path) -> LanguageModel:
     shapes: dict[str, Any] = {name: array.shape for name, array in found.model.items()}
     if shapes != parameter_shapes(config):
         raise UserError(f"{found.path}: the weights do not fit the configuration beside them: train the run again")
-    return LanguageModel(config, found.model, tokenizer)
+    arrays = found.model
+    if not is_large(config):
+        arrays = {name: np.asarray(array) for name, array in arrays.items()}
+    return LanguageModel(config, arrays, tokenizer)
 
 
 def find_checkpoint(run_or_path: str | Path) -> Path:

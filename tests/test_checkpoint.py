@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import safetensors.numpy
 from checkpoints import arrays, flip, same, save
 
 from picogpt.config import UserError
+from picogpt.interop.safetensors import write_safetensors
 from picogpt.training import checkpoint, snapshot
 
 
@@ -164,7 +164,7 @@ def die_at(patch: pytest.MonkeyPatch, moment: int, error: type[BaseException]) -
         return guarded
 
     for owner, name in (
-        (snapshot, "save_file"),
+        (snapshot, "write_safetensors"),
         (os, "fsync"),
         (os, "replace"),
         (shutil, "rmtree"),
@@ -218,14 +218,14 @@ def test_a_full_disk_is_told_and_leaves_nothing_behind(tmp_path: Path, monkeypat
     assert [entry.name for entry in (tmp_path / "checkpoints").iterdir()] == ["00000001"]
 
 
-def test_what_the_library_cannot_write_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_goes_while_it_is_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     older = save(tmp_path, 1)
 
-    def without_its_folder(content: dict[str, np.ndarray], path: Path) -> None:
+    def without_its_folder(path: Path, content: dict[str, np.ndarray]) -> None:
         shutil.rmtree(path.parent)
-        safetensors.numpy.save_file(content, path)
+        write_safetensors(path, content)
 
-    monkeypatch.setattr(snapshot, "save_file", without_its_folder)
+    monkeypatch.setattr(snapshot, "write_safetensors", without_its_folder)
     with pytest.raises(UserError, match=r"00000002 \(.+\): free some disk space"):
         save(tmp_path, 2)
     assert same(checkpoint.load(older).model, arrays(1))

@@ -192,18 +192,18 @@ def test_a_kill_in_an_evaluation_that_is_not_finite_changes_nothing(
 
 def test_a_save_that_failed_before_going_back_is_forgotten(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     poison(monkeypatch, (8, 9, 10))
-    save_file, go_back = snapshot.save_file, Run._go_back
+    save_file, go_back = snapshot.write_safetensors, Run._go_back
 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
     def stopped(self: Run, *how: Any) -> None:
         go_back(self, *how)
-        monkeypatch.setattr(snapshot, "save_file", save_file)
+        monkeypatch.setattr(snapshot, "write_safetensors", save_file)
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(Run, "_go_back", stopped)
-    before_step(monkeypatch, 7, lambda: (run.saver.wait(), monkeypatch.setattr(snapshot, "save_file", full))[1])
+    before_step(monkeypatch, 7, lambda: (run.saver.wait(), monkeypatch.setattr(snapshot, "write_safetensors", full))[1])
     run = open_run(config_for(text))
     run.train()
     found = checkpoint.latest(run.dir)

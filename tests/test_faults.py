@@ -29,7 +29,7 @@ def full(*_: object) -> None:
 # A disk that is full, or gone
 
 
-@pytest.mark.parametrize("operation", ["fsync", "save_file"])
+@pytest.mark.parametrize("operation", ["fsync", "write_safetensors"])
 def test_a_disk_that_is_full_for_a_while(
     text: Path, undisturbed: dict[str, Any], operation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -47,7 +47,7 @@ def test_a_disk_that_is_full_for_a_while(
 
 
 def test_a_disk_that_stays_full_is_an_error_at_the_end(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before_step(monkeypatch, 6, lambda: monkeypatch.setattr(snapshot, "save_file", full))
+    before_step(monkeypatch, 6, lambda: monkeypatch.setattr(snapshot, "write_safetensors", full))
     with pytest.raises(UserError, match="No space left on device") as told:
         open_run(config_for(text)).train()
     assert "\n" not in str(told.value)
@@ -56,7 +56,7 @@ def test_a_disk_that_stays_full_is_an_error_at_the_end(text: Path, monkeypatch: 
 
 
 def test_a_disk_that_is_full_from_the_beginning(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snapshot, "save_file", full)
+    monkeypatch.setattr(snapshot, "write_safetensors", full)
     monkeypatch.setattr(Trainer, "step", lambda *_: pytest.fail("it trains what it cannot save"))
     with pytest.raises(UserError, match=r"00000000 \(No space left on device\): free some disk space"):
         open_run(config_for(text)).train()
@@ -65,15 +65,15 @@ def test_a_disk_that_is_full_from_the_beginning(text: Path, monkeypatch: pytest.
 def test_somebody_at_a_terminal_can_make_room(
     text: Path, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    original = snapshot.save_file
-    before_step(monkeypatch, 11, lambda: monkeypatch.setattr(snapshot, "save_file", full))
+    original = snapshot.write_safetensors
+    before_step(monkeypatch, 11, lambda: monkeypatch.setattr(snapshot, "write_safetensors", full))
     run = open_run(config_for(text))
     waits: list[float] = []
 
     def make_room(seconds: float, ended: Callable[[], bool]) -> None:
         run.screen.interactive = False  # it is the last try
         waits.append(seconds)
-        monkeypatch.setattr(snapshot, "save_file", original)
+        monkeypatch.setattr(snapshot, "write_safetensors", original)
 
     monkeypatch.setattr(run_module, "sleep", make_room)
     monkeypatch.setattr(run.screen, "close", lambda: None)
@@ -86,9 +86,9 @@ def test_somebody_at_a_terminal_can_make_room(
 
 def test_a_failed_save_is_tried_again_before_the_next_evaluation(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(saver, "RETRY_SECONDS", 0.0)
-    original = snapshot.save_file
-    before_step(monkeypatch, 3, lambda: monkeypatch.setattr(snapshot, "save_file", full))
-    before_step(monkeypatch, 5, lambda: monkeypatch.setattr(snapshot, "save_file", original))
+    original = snapshot.write_safetensors
+    before_step(monkeypatch, 3, lambda: monkeypatch.setattr(snapshot, "write_safetensors", full))
+    before_step(monkeypatch, 5, lambda: monkeypatch.setattr(snapshot, "write_safetensors", original))
     saved: list[int] = []
     before_step(monkeypatch, 7, lambda: (run.saver.wait(), saved.append(checkpoint.latest(run.dir).step))[1])  # type: ignore[union-attr]
     run = open_run(config_for(text))

@@ -9,17 +9,18 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Layer by layer, and within a layer in order. An `__init__` is the last of its own folder.
 LAYERS = """
-L0   config  presets  files  rng  seal  unpickle  engine.workspace  engine.backend  data.tokenizer  data.remote
+L0   config  presets  files  rng  seal  unpickle  bfloat16  engine.workspace  engine.kept  engine.backend
+     data.tokenizer  data.remote
      inference.sampling  inference.quantize  inference.decoding  inference.writer  inference.graph  inference.dialects
      inference.export  inference.modelfile  inference.session  inference
-L1   engine.tape  engine.tensor  data.formats  data.hub  data.corpora  data.shards
+L1   interop.stored  interop.safetensors  engine.tape  engine.tensor  data.formats  data.hub  data.corpora  data.shards
      training.snapshot  training.checkpoint  training.runlog  training.logview  training.plot  training.monitor
      training.screen  training.divergence  training.clock  training.lock  training.saver
 L2   engine.lanes  engine.ops.linear  engine.ops.activation  engine.ops.norm  engine.ops.attention  engine.ops.loss
      engine.ops  engine  data.prepare  data.loader  data.stream  data.feed  data
 L3   model.layers  model.parameters
 L4   model.gpt  model.rolling  model.reader  model.footprint  model
-     interop.stored  interop.foreign  interop.torchfile  interop.picogpt  interop
+     interop.foreign  interop.torchfile  interop.picogpt  interop
 L5   training.optim  training.checks  training.device  training.start  training.trainer
      training.run  training
 L6   options  api  report  preparing  importing  exporting  quality  writing

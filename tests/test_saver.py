@@ -60,7 +60,7 @@ def test_one_at_a_time_and_older_ones_go(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["00000001", "00000004", "00000005"]
 
 
-@pytest.mark.parametrize("operation", ["fsync", "replace", "save_file"])
+@pytest.mark.parametrize("operation", ["fsync", "replace", "write_safetensors"])
 def test_a_full_disk_is_known_and_the_next_save_works(
     tmp_path: Path, operation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -72,7 +72,7 @@ def test_a_full_disk_is_known_and_the_next_save_works(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(snapshot if operation == "save_file" else os, operation, full)
+        patch.setattr(snapshot if operation == "write_safetensors" else os, operation, full)
         save(saver, tmp_path, 2)
         saver.wait()
         assert "No space left on device" in saver.problem and "\n" not in saver.problem

@@ -72,10 +72,10 @@ def test_bfloat16_stays_two_bytes_until_it_is_read(tmp_path: Path) -> None:
 
 def test_what_is_stored_plainly_is_mapped(tmp_path: Path) -> None:
     plain, packed = (
-        read_torch(save(tmp_path / f"{how}.bin", {"w": tensor(MATRIX)}, compression=how))["w"].storage.read()
+        read_torch(save(tmp_path / f"{how}.bin", {"w": tensor(MATRIX)}, compression=how))["w"].storage.open()
         for how in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
     )
-    assert isinstance(plain, np.memmap) and not isinstance(packed, np.memmap) and np.array_equal(plain, packed)
+    assert plain[1] is not None and packed[1] is None and np.array_equal(plain[0], packed[0])
 
 
 @pytest.mark.parametrize("kind", ["new", "old"])

@@ -162,13 +162,13 @@ def at_rename(saboteur: Saboteur) -> None:
 def while_written(saboteur: Saboteur) -> None:
     """Half of a file of arrays is all that comes to be."""
 
-    def write(original: Callable[..., None], arrays: Any, path: Any) -> None:
-        original(arrays, path)
+    def write(original: Callable[..., None], path: Any, arrays: Any) -> None:
+        original(path, arrays)
         if saboteur.takes():
             os.truncate(path, saboteur.random.randrange(path.stat().st_size))
             saboteur.die()
 
-    stand_before(snapshot, "save_file", write)
+    stand_before(snapshot, "write_safetensors", write)
 
 
 def while_deleted(saboteur: Saboteur) -> None:
@@ -198,7 +198,7 @@ def interrupt_twice(saboteur: Saboteur) -> None:
 def disk_full(saboteur: Saboteur) -> None:
     saboteur.refuses(ENOSPC, os, "fsync")
     saboteur.refuses_new_folders(ENOSPC)
-    saboteur.refuses(ENOSPC, snapshot, "save_file")
+    saboteur.refuses(ENOSPC, snapshot, "write_safetensors")
 
 
 def full_at_start(saboteur: Saboteur) -> None:

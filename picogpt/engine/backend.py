@@ -14,6 +14,7 @@ import numpy as np
 
 from picogpt.config import UserError
 from picogpt.engine import workspace
+from picogpt.engine.kept import Kept
 
 # NumPy and CuPy arrays share an interface but no base class, so an array is Any to the type checker.
 Array = Any
@@ -21,7 +22,7 @@ Array = Any
 BLOCK = 128 * 1024  # elements of an element-wise block: near the cache, and long beside a call
 
 # NumPy turns the results of 0-d arrays into scalars, so those are arrays too.
-_modules: dict[type, ModuleType] = {np.ndarray: np, np.float32: np, np.float64: np}
+_modules: dict[type, ModuleType] = {np.ndarray: np, np.float32: np, np.float64: np, Kept: np}
 
 
 def register(array_type: type, module: ModuleType) -> None:
@@ -141,8 +142,26 @@ def check_ids(ids: Array, rows: int) -> None:
         raise IndexError(f"ids {ids.min()}..{ids.max()} for a table of {rows} rows")
 
 
+def times(x: Array, matrix: Array, out: Array) -> Array:  # (N, M), (M, K) -> (N, K)
+    """out = x @ matrix, which may be a `Kept` one."""
+    if type(matrix) is Kept:
+        return matrix.times(x, out)
+    return array_module(x).matmul(x, matrix, out=out)
+
+
+def times_transposed(x: Array, matrix: Array, out: Array) -> Array:  # (N, K), (M, K) -> (N, M)
+    """out = x @ matrix.T; the matrix may be a `Kept` one."""
+    if type(matrix) is Kept:
+        return matrix.times_transposed(x, out)
+    return array_module(x).matmul(x, matrix.T, out=out)
+
+
 def take_rows(table: Array, ids: Array, out: Array) -> Array:
-    """out = table[ids]."""
+    """out = table[ids]; the table may be a `Kept` one."""
+    if type(table) is Kept:
+        check_ids(ids, len(table))
+        out[...] = table[ids]
+        return out
     if type(table) is not np.ndarray:
         return array_module(table).take(table, ids, axis=0, out=out)
     check_ids(ids, len(table))

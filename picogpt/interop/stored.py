@@ -5,6 +5,7 @@ is read, and forgotten.
 """
 
 import lzma
+import mmap
 import zipfile
 import zlib
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from picogpt.bfloat16 import widened
 from picogpt.config import UserError
+from picogpt.engine.kept import Kept
 
 Dtype = Literal["F32", "F16", "BF16", "F64", "I64", "I32", "U8", "BOOL"]
 Array = npt.NDArray[Any]
@@ -56,15 +59,24 @@ class Storage:
 
     def read(self) -> Array:
         """As the file has it (bfloat16 as 16-bit integers): mapped where it can be. Raises UserError."""
+        return self.open()[0]
+
+    def open(self) -> tuple[Array, mmap.mmap | None]:
+        """What `read` gives, and the mapping it lies in, if it does. Raises UserError."""
         kind = np.dtype((">" if self.big_endian else "<") + _NUMPY[self.dtype])
+        size = self.count * kind.itemsize
         try:
             if self.held:
-                return np.frombuffer(self.held, kind, self.count, self.offset)
+                return np.frombuffer(self.held, kind, self.count, self.offset), None
             if self.packed:
-                return np.frombuffer(self._unpacked(self.count * kind.itemsize), kind, self.count)
-            if self.count == 0:
-                return np.empty(0, kind)
-            return np.memmap(self.path, kind, "r", self.offset, (self.count,))
+                return np.frombuffer(self._unpacked(size), kind, self.count), None
+            if not size:
+                return np.empty(0, kind), None
+            before = self.offset % mmap.ALLOCATIONGRANULARITY
+            with self.path.open("rb") as file:
+                where = {"access": mmap.ACCESS_READ, "offset": self.offset - before}
+                mapping = mmap.mmap(file.fileno(), before + size, **where)
+            return np.frombuffer(mapping, kind, self.count, before), mapping
         except (OSError, ValueError, *ZIP_ERRORS) as error:
             raise UserError(
                 f"{self.path} cannot be read ({' '.join(str(error).split())[:120]}): get it again"
@@ -121,6 +133,13 @@ class Stored:
         strides = tuple(step * flat.itemsize for step in self._strides)
         return np.lib.stride_tricks.as_strided(flat[self.start :], self.shape, strides, writeable=False)
 
+    def kept(self) -> Kept:
+        """The matrix where it lies. Raises ValueError for what is none of `Kept`'s kinds."""
+        flat, mapping = self.storage.open()
+        if self.strides is not None:
+            raise ValueError("Kept: a matrix whose rows follow each other")
+        return Kept(flat[self.start : self.start + prod(self.shape)].reshape(self.shape), mapping)
+
     def read(self) -> npt.NDArray[np.float32]:
         """The tensor in float32, in memory of its own. Raises UserError, also where it holds no floating numbers."""
         raw = self.raw()
@@ -129,11 +148,3 @@ class Stored:
         if self.dtype not in ("F32", "F16", "F64"):
             raise UserError(f"{self.storage.path} has {self.dtype} numbers where weights are expected")
         return np.array(raw, np.float32, order="C")
-
-
-def widened(halves: Array) -> npt.NDArray[np.float32]:
-    """bfloat16, as 16-bit integers, to the same numbers in float32."""
-    wide = np.zeros(halves.shape, np.uint32)
-    wide |= halves
-    wide <<= 16
-    return wide.view(np.float32)

@@ -11,7 +11,9 @@ from picogpt.engine import Tensor
 from picogpt.engine.backend import Array
 from picogpt.rng import generator
 
-Arrays = dict[str, np.ndarray[Any, Any]]
+Arrays = dict[str, Array]
+LARGE = 2 << 30
+"""Bytes in float32 from which on a model's weights stay where they lie, or are used in fewer bits."""
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -50,6 +52,11 @@ def parameter_count(config: ModelConfig) -> tuple[int, int]:
     sizes = {name: prod(shape) for name, shape in parameter_shapes(config).items()}
     total = sum(sizes.values())
     return total, total - sizes.get("wpe.weight", 0)
+
+
+def is_large(config: ModelConfig) -> bool:
+    """Whether its weights take more memory in float32 than is kind to the machine."""
+    return 4 * parameter_count(config)[0] > LARGE
 
 
 def is_hidden_matrix(name: str, shape: tuple[int, ...]) -> bool:

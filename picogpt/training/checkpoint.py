@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from picogpt.config import UserError
+from picogpt.engine.backend import Array
 from picogpt.files import make_folder, replace, sync_folder
-from picogpt.training.snapshot import META, Array, Checkpoint, DamageError, read, read_record, seal, write_arrays
+from picogpt.training.snapshot import META, Checkpoint, DamageError, read, read_record, seal, write_arrays
 
 FOLDER = "checkpoints"
 
@@ -105,13 +106,13 @@ def _told(draft: Draft) -> Iterator[None]:
         ) from error
 
 
-def load(path: Path, optimizer: bool = True) -> Checkpoint:
-    """Read a checkpoint folder and verify the size and crc32 of each file read.
+def load(path: Path, optimizer: bool = True, mapped: bool = False) -> Checkpoint:
+    """Read a checkpoint folder and verify the size and crc32 of each file read; mapped: leave the matrices there.
 
     Raises UserError naming the damaged file and what to do; nothing is ever unpickled.
     """
     try:
-        return read(path, optimizer)
+        return read(path, optimizer, mapped)
     except DamageError as damage:
         older = next((found for found in _sound(_complete(path.parent)[::-1]) if found.path != path), None)
         way_out = f"delete {path} to go on from step {older.step}" if older else "start the run again with --fresh"

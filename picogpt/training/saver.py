@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from picogpt.config import UserError
+from picogpt.engine.backend import Array
 from picogpt.training import checkpoint
 from picogpt.training.checkpoint import Draft
 from picogpt.training.runlog import write_log
-from picogpt.training.snapshot import Array
 
 RETRY_SECONDS = 20.0  # after a save that failed
 

@@ -2,29 +2,23 @@
 
     model.safetensors, optimizer.safetensors, meta.json
 
-`meta.json` is written last. It holds the size and the crc32 of the other files, which are checked before the
-safetensors library sees a byte of them, and a crc32 of itself.
+`meta.json` is written last. It holds the size and the crc32 of the other files, which are checked before anything is
+made of them, and a crc32 of itself.
 """
 
 import json
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from errno import EIO
 from pathlib import Path
 from typing import Any, BinaryIO
 from zlib import crc32
 
-import numpy as np
-import numpy.typing as npt
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
-
-from picogpt.config import UserError
+from picogpt.config import UserError, shown
+from picogpt.engine.backend import Array
 from picogpt.files import read_bytes, sync_file, sync_folder
-
-Array = npt.NDArray[np.float32]
+from picogpt.interop.safetensors import tensors_in, write_safetensors
 
 FORMAT = 2
 META, MODEL, OPTIMIZER = "meta.json", "model.safetensors", "optimizer.safetensors"
@@ -37,7 +31,10 @@ _RECORD = {"format": FORMAT, "step": 0, "files": {MODEL: _FILE, OPTIMIZER: _FILE
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint in memory: float32 arrays by dotted name; `optimizer` is empty when it was not asked for."""
+    """A checkpoint: float32 arrays by dotted name; `optimizer` is empty when it was not asked for.
+
+    Matrices that are kept in 16 bits, or were asked for where they lie, are `Kept`, the others in memory.
+    """
 
     path: Path
     step: int
@@ -56,18 +53,10 @@ class DamageError(Exception):
 def write_arrays(folder: Path, model: Mapping[str, Array], optimizer: Mapping[str, Array]) -> None:
     """Write the arrays, as quick as copying them: nothing waits for the disk.
 
-    Raises TypeError for another dtype than float32, OSError as the disk does.
+    Raises TypeError for other kinds of numbers than `write_safetensors` takes, OSError as the disk does.
     """
     for file, arrays in ((MODEL, model), (OPTIMIZER, optimizer)):
-        for name, array in arrays.items():
-            if array.dtype != np.float32:
-                raise TypeError(f"{name} is {array.dtype}; a checkpoint holds float32")
-        try:  # the library writes the memory as it lies: an array whose rows do not follow each other is copied
-            save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, folder / file)
-        except SafetensorError as error:
-            raise OSError(str(error)) from error
-        with suppress(PermissionError):  # the library leaves it to its owner alone; some file systems know no modes
-            (folder / file).chmod(folder.stat().st_mode & 0o666)
+        write_safetensors(folder / file, arrays)
 
 
 def seal(folder: Path, step: int, meta: dict[str, Any]) -> None:
@@ -86,17 +75,20 @@ def seal(folder: Path, step: int, meta: dict[str, Any]) -> None:
     sync_folder(folder)
     try:
         for name, expected in read_record(folder)["files"].items():
-            _check(folder / name, expected)
+            _check(folder / name, expected, from_disk=True)
     except (DamageError, UserError) as damage:
         raise OSError(f"what was written cannot be read back: {damage}") from None
 
 
-def read(folder: Path, optimizer: bool = True) -> Checkpoint:
-    """Raises DamageError, and UserError for files that are not damaged but cannot be read."""
+def read(folder: Path, optimizer: bool = True, mapped: bool = False) -> Checkpoint:
+    """mapped: leave the matrices where they lie.
+
+    Raises DamageError, and UserError for files that are not damaged but cannot be read.
+    """
     record = read_record(folder)
     loaded: dict[str, dict[str, Array]] = {OPTIMIZER: {}}
     for name in (MODEL, OPTIMIZER) if optimizer else (MODEL,):
-        loaded[name] = _read_arrays(folder / name, record["files"][name])
+        loaded[name] = _read_arrays(folder / name, record["files"][name], mapped)
     return Checkpoint(folder, record["step"], loaded[MODEL], loaded[OPTIMIZER], record["meta"])
 
 
@@ -108,27 +100,31 @@ def fingerprint(folder: Path) -> str:
         raise UserError(f"{folder / META} cannot be read ({error.strerror or error})") from None
 
 
-def _read_arrays(path: Path, expected: dict[str, int]) -> dict[str, Array]:
+def _read_arrays(path: Path, expected: dict[str, int], mapped: bool) -> dict[str, Array]:
     """Arrays of a safetensors file whose record is `expected`. Raises DamageError."""
     _check(path, expected)
+    arrays: dict[str, Array] = {}
     try:
-        arrays = load_file(path)
+        for name, stored in tensors_in(path).items():
+            half = stored.dtype in ("F16", "BF16")
+            if stored.dtype != "F32" and not (half and len(stored.shape) == 2):
+                raise ValueError(f"{shown(name)} is {stored.dtype} of {stored.shape}, where float32 is expected")
+            arrays[name] = stored.kept() if half or (mapped and len(stored.shape) == 2) else stored.read()
     except OSError as error:
         raise _unreadable(path, error) from None
-    except (SafetensorError, ValueError, TypeError, AttributeError) as error:  # the last two for dtypes NumPy lacks
-        reason = " ".join(str(error).split())[:120]
-        raise DamageError(path, f"is damaged ({reason})") from None
-    for name, array in arrays.items():
-        if array.dtype != np.float32:
-            raise DamageError(path, f"is damaged ({name[:80]!r} is not a float32 array)")
-    return {name: np.require(array, requirements="W") for name, array in arrays.items()}
+    except ValueError as error:
+        raise DamageError(path, f"is damaged ({error})") from None
+    return arrays
 
 
-def _check(path: Path, expected: dict[str, int]) -> None:
-    """Raises DamageError where a file is not the one recorded: as the disk has it, where the system can be asked."""
+def _check(path: Path, expected: dict[str, int], from_disk: bool = False) -> None:
+    """Raises DamageError where a file is not the one recorded.
+
+    from_disk: as the disk has it and not the system's memory, where the system can be asked.
+    """
     try:
         with path.open("rb") as file:
-            if hasattr(os, "posix_fadvise"):
+            if from_disk and hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             found = _measure(file)
     except OSError as error:

@@ -5,7 +5,16 @@ B batch   T positions   C width   N rows (all leading axes together)   K inputs 
 
 import numpy as np
 
-from picogpt.engine.backend import Array, array_module, empty, scatter_add, take_rows, to_device
+from picogpt.engine.backend import (
+    Array,
+    array_module,
+    empty,
+    scatter_add,
+    take_rows,
+    times,
+    times_transposed,
+    to_device,
+)
 from picogpt.engine.tensor import Tensor, apply
 
 
@@ -20,7 +29,7 @@ def linear(
     if replay:
         y.fill(0)  # not what memory happens to hold, which may be no number
     else:
-        xp.matmul(rows, weight.data.T, out=y)
+        times_transposed(rows, weight.data, y)
         if bias is not None:
             y += bias.data
 
@@ -28,7 +37,7 @@ def linear(
         dy = dy.reshape(-1, M)
         dx = dw = None
         if x.node is not None:
-            dx = xp.matmul(dy, weight.data, out=empty((len(dy), K), dy)).reshape(*lead, K)
+            dx = times(dy, weight.data, empty((len(dy), K), dy)).reshape(*lead, K)
         if weight.node is not None:
             dw = xp.matmul(dy.T, rows, out=weight.node.destination(dy))
         if bias is None:

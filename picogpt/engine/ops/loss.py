@@ -3,7 +3,7 @@
 C width   N rows (all leading axes together)   V vocabulary
 """
 
-from picogpt.engine.backend import Array, array_module, check_ids, empty, row_blocks
+from picogpt.engine.backend import Array, array_module, check_ids, empty, row_blocks, times, times_transposed
 from picogpt.engine.ops.linear import sum_rows
 from picogpt.engine.tape import is_recording
 from picogpt.engine.tensor import Tensor, apply
@@ -39,7 +39,7 @@ def cross_entropy(
         if table is None:
             p[...] = rows[block]
         else:
-            xp.matmul(rows[block], table.T, out=p)
+            times_transposed(rows[block], table, p)
         if bias is not None:
             p += bias.data
         loss += _loss_to_gradient(p, ids[block])
@@ -52,7 +52,7 @@ def cross_entropy(
         if table is None:
             dhidden[block] = p
             continue
-        xp.matmul(p, table, out=dhidden[block])
+        times(p, table, dhidden[block])
         dw = xp.matmul(p.T, rows[block], out=empty(table.shape, rows))
         dweight = dw if dweight is None else xp.add(dweight, dw, out=dweight)
     loss /= total
