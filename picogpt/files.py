@@ -1,13 +1,17 @@
 """Files that others may be reading, and that a power cut may interrupt."""
 
 import os
+import secrets
+import shutil
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from errno import EDQUOT, EIO, ENOSPC
 from pathlib import Path
 from typing import TypeVar
+
+from picogpt.config import UserError
 
 Result = TypeVar("Result")
 
@@ -70,6 +74,33 @@ def sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write into that appears under its name when all is there, and durable; or not at all.
+
+    Raises UserError where there is one of that name already, or the disk refuses.
+    """
+    if folder.exists():
+        raise UserError(f"there is a {folder} already: give another name")
+    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        make_folder(folder.parent)
+        temporary.mkdir()
+        yield temporary
+        for place, _, names in os.walk(temporary):
+            for name in names:
+                sync_file(Path(place, name))
+            sync_folder(Path(place))
+        os.rename(temporary, folder)
+        sync_folder(folder.parent)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)  # a full disk needs the space back
+        if isinstance(error, OSError):
+            what = "free some disk space or look at the folder's permissions"
+            raise UserError(f"cannot write {folder} ({error.strerror or error}): {what}") from error
+        raise
 
 
 def make_folder(folder: Path) -> None:

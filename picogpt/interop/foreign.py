@@ -1,12 +1,21 @@
 """A model of another program, as its file was understood: nothing of the weights is read yet."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from picogpt.bfloat16 import is_exact, narrowed
 from picogpt.config import ModelConfig, UserError
+from picogpt.engine.backend import Array
+from picogpt.engine.kept import Kept
 from picogpt.interop.stored import Stored
 from picogpt.model.parameters import parameter_shapes
+
+_AT_ONCE = 1 << 22  # numbers looked at together
 
 Pieces = tuple[Stored, ...]
 """Tensors that lie one under the other in one of picogpt's, as q, k and v do in c_attn."""
@@ -45,6 +54,70 @@ def require_weights(path: Path, model: ModelConfig, weights: Mapping[str, Pieces
     if any(faults.values()):
         told = "; ".join(f"{what}: {_few(names)}" for what, names in faults.items() if names)
         raise UserError(f"{path} does not hold the weights its configuration describes ({told})")
+
+
+def array_of(pieces: Pieces, rounded: bool = False) -> Array:
+    """The pieces one under the other, as picogpt keeps them: a matrix in 16 bits where nothing is lost by it.
+
+    float32 numbers whose lower halves are zero are bfloat16 ones. rounded: to the nearest of those where they are not.
+    Raises UserError where a file has no floating numbers, or cannot be read.
+    """
+    shape = shape_of(pieces)
+    kinds = {piece.dtype for piece in pieces}
+    if len(shape) != 2:
+        return np.concatenate([piece.read() for piece in pieces])
+    if kinds in ({"F16"}, {"BF16"}):
+        raw = np.empty(shape, np.float16 if kinds == {"F16"} else np.uint16)
+        for rows, numbers in _rows(pieces):
+            raw[rows] = numbers
+        return Kept(raw)
+    bits = np.empty(shape, np.uint16)
+    for rows, numbers in _rows(pieces):
+        floats = np.asarray(numbers, np.float32)
+        if not rounded and not is_exact(floats):
+            break
+        bits[rows] = narrowed(floats)
+    else:
+        return Kept(bits)
+    return np.concatenate([piece.read() for piece in pieces])
+
+
+def common_kind(arrays: Mapping[str, Array]) -> np.dtype[Any]:
+    """In which numbers a whole model can be written without loss: uint16 (bfloat16), float16, or else float32."""
+    vectors = [array for array in arrays.values() if array.ndim < 2]
+    matrices = {
+        array.raw.dtype if isinstance(array, Kept) else array.dtype for array in arrays.values() if array.ndim > 1
+    }
+    if matrices == {np.dtype(np.uint16)} and all(map(is_exact, vectors)):
+        return np.dtype(np.uint16)
+    if matrices == {np.dtype(np.float16)} and all(map(_is_half, vectors)):
+        return np.dtype(np.float16)
+    return np.dtype(np.float32)
+
+
+def _is_half(floats: npt.NDArray[np.float32]) -> bool:
+    with np.errstate(over="ignore"):
+        return np.array_equal(floats.astype(np.float16).astype(np.float32), floats, equal_nan=True)
+
+
+def in_kind(array: Array, kind: np.dtype[Any]) -> npt.NDArray[Any]:
+    """The array in numbers of `common_kind`."""
+    if isinstance(array, Kept) and array.raw.dtype == kind:
+        return array.raw
+    floats = np.asarray(array)
+    return narrowed(floats) if kind == np.uint16 else floats.astype(kind, copy=False)
+
+
+def _rows(pieces: Pieces) -> Iterator[tuple[slice, npt.NDArray[Any]]]:
+    """A few rows of the pieces at a time: where they go, and what their file has."""
+    start = 0
+    for piece in pieces:
+        whole = piece.raw()
+        step = max(1, _AT_ONCE // max(1, whole.shape[1]))
+        for i in range(0, len(whole), step):
+            rows = whole[i : i + step]
+            yield slice(start, start + len(rows)), rows
+            start += len(rows)
 
 
 def _few(names: Iterable[str]) -> str:

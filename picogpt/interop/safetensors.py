@@ -78,7 +78,7 @@ def _tensor(path: Path, name: str, entry: Any, begin: int) -> Stored:
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> None:
-    """Write float32, float16 and `Kept` arrays, each asked for once and let go before the next.
+    """Write arrays of float32, float16 or bfloat16 (as 16-bit integers), and `Kept` ones; each is asked for once.
 
     Raises TypeError for other kinds of numbers, and OSError as the disk does.
     """
@@ -91,8 +91,8 @@ def write_safetensors(path: Path, tensors: Mapping[str, Array], metadata: Mappin
         for name in tensors:
             tensor = tensors[name]
             raw = np.asarray(tensor.raw if isinstance(tensor, Kept) else tensor, order="C")
-            if raw.dtype.name not in _DTYPES or (raw.dtype == np.uint16 and not isinstance(tensor, Kept)):
-                raise TypeError(f"{name} is {raw.dtype}; a file of weights holds float32, or 16 bits that are kept")
+            if raw.dtype.name not in _DTYPES:
+                raise TypeError(f"{name} is {raw.dtype}; a file of weights holds float32, float16 or bfloat16")
             file.write(raw.data)
             stop = begin + raw.nbytes
             header[name] = {"dtype": _DTYPES[raw.dtype.name], "shape": raw.shape, "data_offsets": [begin, stop]}
