@@ -21,6 +21,7 @@ from picogpt.engine import workspace
 Floats = npt.NDArray[np.float32]
 
 BLOCK = 1 << 18  # numbers widened at a time: a megabyte, which a core's cache holds
+_BLOCKS_MOST = 16  # as many at a time where the other factor has many rows: BLAS's threads wait for each other each time
 
 
 class Kept:
@@ -55,10 +56,10 @@ class Kept:
         self.let_go()
         return array if dtype is None else array.astype(dtype, copy=False)
 
-    def blocks(self) -> Iterator[tuple[slice, Floats]]:
+    def blocks(self, N: int = 1) -> Iterator[tuple[slice, Floats]]:
         """Its rows from the first to the last: which they are, and what they hold until the next ones come."""
         M, K = self.shape
-        height = max(1, BLOCK // max(1, K))
+        height = max(1, BLOCK * min(N, _BLOCKS_MOST) // max(1, K))
         buffer = workspace.empty((min(height, M), K), np.float32)
         for start in range(0, M, height):
             rows = slice(start, min(start + height, M))
@@ -69,14 +70,16 @@ class Kept:
     def times(self, x: Floats, out: Floats) -> Floats:  # (N, M) -> (N, K)
         """x @ matrix."""
         out.fill(0)
-        for rows, floats in self.blocks():
+        for rows, floats in self.blocks(len(x)):
             out += x[:, rows] @ floats
         return out
 
     def times_transposed(self, x: Floats, out: Floats) -> Floats:  # (N, K) -> (N, M)
         """x @ matrix.T"""
-        for rows, floats in self.blocks():
-            np.matmul(x, floats.T, out=out[:, rows])
+        columns = workspace.empty((self.shape[0], len(x)), np.float32)  # BLAS writes whole rows many times as fast
+        for rows, floats in self.blocks(len(x)):
+            np.matmul(floats, x.T, out=columns[rows])
+        out[...] = columns.T
         return out
 
     def let_go(self) -> None:
