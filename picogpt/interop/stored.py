@@ -53,6 +53,8 @@ class Storage:
     """The member of a ZIP file that it is, where that is compressed."""
     held: bytes = field(default=b"", repr=False)
     """What it holds, where it lies in the middle of something else."""
+    parts: tuple[Path, ...] = ()
+    """The files that it lies in one after the other, where it was split: path is the first."""
 
     def read(self) -> Array:
         """As the file has it (bfloat16 as 16-bit integers): mapped where it can be. Raises UserError."""
@@ -62,6 +64,8 @@ class Storage:
                 return np.frombuffer(self.held, kind, self.count, self.offset)
             if self.packed:
                 return np.frombuffer(self._unpacked(self.count * kind.itemsize), kind, self.count)
+            if self.parts:
+                return self._joined(self.count * kind.itemsize).view(kind)
             if self.count == 0:
                 return np.empty(0, kind)
             return np.memmap(self.path, kind, "r", self.offset, (self.count,))
@@ -69,6 +73,15 @@ class Storage:
             raise UserError(
                 f"{self.path} cannot be read ({' '.join(str(error).split())[:120]}): get it again"
             ) from None
+
+    def _joined(self, size: int) -> npt.NDArray[np.uint8]:
+        joined, begin = np.empty(size, np.uint8), 0
+        for part in self.parts:
+            with part.open("rb") as file:
+                begin += file.readinto(joined[begin:].data)
+        if begin != size:
+            raise ValueError(f"its {len(self.parts)} parts are too short")
+        return joined
 
     def _unpacked(self, size: int) -> bytes:
         with zipfile.ZipFile(self.path) as file:
@@ -81,9 +94,9 @@ class Storage:
         return data
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Stored:
-    """A tensor in a storage."""
+    """A tensor in a storage. Each is another, whatever it holds: a file's tensors may be the keys of a dict."""
 
     storage: Storage
     shape: tuple[int, ...]
