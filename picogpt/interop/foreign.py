@@ -47,6 +47,12 @@ def require_weights(path: Path, model: ModelConfig, weights: Mapping[str, Pieces
         raise UserError(f"{path} does not hold the weights its configuration describes ({told})")
 
 
+def refuse(format: str, features: Mapping[str, bool]) -> None:
+    """Raises UserError with what a model has and a format cannot say. features: whether the model has each."""
+    if told := [name for name, there in features.items() if there]:
+        raise UserError(f"{format} cannot hold {' or '.join(told)}: export the model in another format")
+
+
 def _few(names: Iterable[str]) -> str:
     shown = sorted(name[:80] for name in names)
     return ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")
