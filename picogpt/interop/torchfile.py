@@ -18,7 +18,8 @@ from picogpt.config import UserError
 from picogpt.interop.stored import SIZES, ZIP_ERRORS, Dtype, Storage, Stored
 from picogpt.unpickle import ClassNamedError, Names, loads, loads_first
 
-_MAGIC = 0x1950A86A20F9469CFC6C
+MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001
+"""With which files of the older kind begin."""
 _WHOLE_MOST = 4 << 30  # bytes of a file that is no ZIP file, and so read whole
 _PICKLE_MOST = 64 << 20  # bytes; that of GPT-Neo 2.7B is some 100 KB
 _DTYPES: Mapping[str, Dtype] = {
@@ -63,7 +64,7 @@ def read_object(path: Path) -> object:
             raise ValueError(f"it has more than {_WHOLE_MOST >> 30} GB")
         data = path.read_bytes()
         first, end = loads_first(data, _ALONE)
-        if first == _MAGIC:
+        if first == MAGIC:
             return _in_a_row(path, data)
         if end != len(data):
             raise ValueError("there is something after its end")
@@ -137,7 +138,7 @@ def _in_a_row(path: Path, data: bytes) -> object:
         begun.append(end)
         end += length
     magic, version, _, _, keys = found
-    if magic != _MAGIC or version != 1001 or not isinstance(keys, list) or set(keys) != set(places):
+    if magic != MAGIC or version != VERSION or not isinstance(keys, list) or set(keys) != set(places):
         raise ValueError("it does not begin as PyTorch's files do")
     for key in keys:
         about = places[key]
