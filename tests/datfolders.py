@@ -72,7 +72,9 @@ def properties(config: ModelConfig, **changes: object) -> str:
         for name in ("att.proj", "mlp.layer1", "mlp.layer2"):
             lines |= {} if config.bias else {f"file.decoder{layer + 1}/{name}.b": "<null>"}
     lines |= {name.replace("_", "."): value for name, value in changes.items()}
-    return "# a comment\n\n" + "".join(f"{name} = {value}\n" for name, value in lines.items() if value is not None)
+    return "# a comment\n\n  # another\r\n" + "".join(
+        f"{name} = {value}\n" for name, value in lines.items() if value is not None
+    )
 
 
 def save(

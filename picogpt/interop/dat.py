@@ -9,6 +9,7 @@ A property `file.NAME = x` says that the tensor is in another file, such as a st
 """
 
 import dataclasses
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -116,7 +117,7 @@ def _properties(path: Path) -> Properties:
         raise UserError(f"{path} is no text: it is no file of properties") from None
     found = {}
     for number, line in enumerate(lines, 1):
-        if line.strip() and not line.startswith("#"):
+        if line.strip() and not line.lstrip().startswith("#"):
             name, equals, value = line.partition("=")
             if not equals:
                 raise UserError(f"{path} has no `name = value` in line {number}: {shown(line)}")
@@ -300,10 +301,10 @@ def write_dat(
             "a model without blocks": config.n_layer == 0,
         },
     )
+    if os.path.lexists(folder):
+        raise UserError(f"there is {folder} already: name another")
     temporary = folder.parent / f".{folder.name}.tmp"
     try:
-        if folder.exists():
-            raise UserError(f"there is {folder} already: name another")
         if temporary.exists():
             shutil.rmtree(temporary)  # of an export that was killed
         make_folder(temporary / PARAMETERS)
