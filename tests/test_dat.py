@@ -129,7 +129,7 @@ def test_the_dividend_is_a_scale(tmp_path: Path, dividend: str, scale: Any) -> N
 
 
 REFUSED = {
-    "position.embedding = ALIBI": "picogpt has no model whose position.embedding is 'ALIBI': only learned",
+    "position.embedding = ALIBI": "picogpt reads no model whose position.embedding is 'ALIBI': only learned",
     "position.encoder = ROPE": "position.encoder is 'ROPE': only learned",
     "pre.normalization = false": "pre.normalization is 'false': only true",
     "input.normalization = true": "input.normalization is 'true': only false",

@@ -162,9 +162,9 @@ def _layout(properties: Properties) -> tuple[Dtype, bool, bool]:
 def _model(properties: Properties) -> ModelConfig:
     for name, plain in _PLAIN.items():
         if (value := properties.get(name, plain)).lower() != plain:
-            raise UserError(f"picogpt has no model whose {name} is {shown(value)}: only {plain}")
+            raise UserError(f"picogpt reads no model whose {name} is {shown(value)}: only {plain}")
     if not isclose(epsilon := _number(properties, "epsilon"), EPSILON, rel_tol=1e-3):
-        raise UserError(f"picogpt has no model whose epsilon is {epsilon}: only {EPSILON}")
+        raise UserError(f"picogpt reads no model whose epsilon is {epsilon}: only {EPSILON}")
     shape = ModelConfig(
         context_len=_whole(properties, "max.length"),
         vocab_size=_whole(properties, "token.count"),
@@ -178,7 +178,7 @@ def _model(properties: Properties) -> ModelConfig:
     if shape.n_layer == 0:
         raise UserError("a model without a decoder is none")
     if (inner := properties.get("feedforward.size", f"{4 * shape.n_embd}")) != f"{4 * shape.n_embd}":
-        raise UserError(f"picogpt has no model whose feedforward.size is {shown(inner)}: only 4 * hidden.size")
+        raise UserError(f"picogpt reads no model whose feedforward.size is {shown(inner)}: only 4 * hidden.size")
     pattern = _pattern([_span(properties, layer) for layer in range(shape.n_layer)])
     return dataclasses.replace(
         shape,
@@ -208,7 +208,7 @@ def _scale(properties: Properties, model: ModelConfig) -> AttentionScale:
         if isclose(dividend, expected, rel_tol=1e-4):
             return scale
     raise UserError(
-        f"picogpt has no model whose attention.dividend is {dividend}: only 1, or the root of the size of a head "
+        f"picogpt reads no model whose attention.dividend is {dividend}: only 1, or the root of the size of a head "
         f"({scales['head']:.6g}) or of the width ({scales['width']:.6g})"
     )
 

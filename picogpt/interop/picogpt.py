@@ -131,7 +131,8 @@ def write_log(path: Path, log: Log) -> None:
 
 
 def _pickled(log: Log) -> bytes:
-    weights = {f"transformer.{name}": pickling.tensor(log.arrays[name]) for name in parameter_shapes(log.model)}
+    arrays = {name: np.asarray(log.arrays[name], np.float32) for name in parameter_shapes(log.model)}
+    weights = {f"transformer.{name}": pickling.tensor(array) for name, array in arrays.items()}
     table = "transformer.wte.weight"
     weights |= {
         table: pickling.remembered(weights[table]),
