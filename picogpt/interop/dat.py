@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from picogpt.config import AttentionScale, AttentionSpan, ModelConfig, UserError, shown
 from picogpt.files import flush, make_folder, replace, sync_folder, write_durably
-from picogpt.interop.foreign import Foreign, Pieces, refuse, require_weights
+from picogpt.interop.foreign import Foreign, Pieces, refuse, require_weights, unwritten
 from picogpt.interop.stored import SIZES, Dtype, Storage, Stored
 from picogpt.model.parameters import is_hidden_matrix, parameter_shapes
 
@@ -317,8 +317,7 @@ def write_dat(
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)  # a full disk needs the space back
         if isinstance(error, OSError):
-            what = "free some disk space or look at the folder's permissions"
-            raise UserError(f"cannot write {folder} ({error.strerror or error}): {what}") from error
+            raise unwritten(folder, error) from error
         raise
 
 

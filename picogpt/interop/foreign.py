@@ -53,6 +53,12 @@ def refuse(format: str, features: Mapping[str, bool]) -> None:
         raise UserError(f"{format} cannot hold {' or '.join(told)}: export the model in another format")
 
 
+def unwritten(path: Path, error: OSError) -> UserError:
+    """What to say where the disk refused."""
+    what = "free some disk space or look at the folder's permissions"
+    return UserError(f"cannot write {path} ({error.strerror or error}): {what}")
+
+
 def _few(names: Iterable[str]) -> str:
     shown = sorted(name[:80] for name in names)
     return ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from picogpt.config import ModelConfig, UserError
 from picogpt.files import make_folder, write_durably
 from picogpt.interop import pickling
-from picogpt.interop.foreign import refuse, require_weights
+from picogpt.interop.foreign import refuse, require_weights, unwritten
 from picogpt.interop.stored import Stored
 from picogpt.interop.torchfile import read_object
 from picogpt.model.parameters import parameter_shapes
@@ -126,18 +126,14 @@ def write_log(path: Path, log: Log) -> None:
         make_folder(path.parent)
         write_durably(path, _pickled(log))
     except OSError as error:
-        what = "free some disk space or look at the folder's permissions"
-        raise UserError(f"cannot write {path} ({error.strerror or error}): {what}") from error
+        raise unwritten(path, error) from error
 
 
 def _pickled(log: Log) -> bytes:
     arrays = {name: np.asarray(log.arrays[name], np.float32) for name in parameter_shapes(log.model)}
     weights = {f"transformer.{name}": pickling.tensor(array) for name, array in arrays.items()}
-    table = "transformer.wte.weight"
-    weights |= {
-        table: pickling.remembered(weights[table]),
-        "lm_head.weight": pickling.RECALLED,
-    }  # the head is the table
+    weights["transformer.wte.weight"] = pickling.remembered(weights["transformer.wte.weight"])
+    weights["lm_head.weight"] = pickling.RECALLED  # the head is the token table itself
     losses = {"train": log.train_losses, "val": log.val_losses}
     content = {
         "best_weight": pickling.ordered_dict(weights),
