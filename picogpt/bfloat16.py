@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 Bits = npt.NDArray[np.uint16]
 Floats = npt.NDArray[np.float32]
-_NAN = 0x7FC0
+_QUIET = 0x40  # makes a NaN of whatever lost its lower half
 
 
 def widened(bits: npt.NDArray[Any], out: Floats | None = None) -> Floats:  # (...) -> (...)
@@ -27,4 +27,5 @@ def narrowed(floats: Floats) -> Bits:  # (...) -> (...)
     """The nearest of the bfloat16 numbers, of two as near the even one; what is no number stays none."""
     bits = np.ascontiguousarray(floats).view(np.uint32)
     nearest = (bits + (np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1)))) >> np.uint32(16)
-    return np.where(np.isnan(floats), np.uint32(_NAN), nearest).astype(np.uint16)
+    quiet = bits >> np.uint32(16) | np.where(bits & np.uint32(0xFFFF), np.uint32(_QUIET), np.uint32(0))
+    return np.where(np.isnan(floats), quiet, nearest).astype(np.uint16)

@@ -1,7 +1,6 @@
 """Files that others may be reading, and that a power cut may interrupt."""
 
 import os
-import secrets
 import shutil
 import sys
 import time
@@ -82,25 +81,31 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
     Raises UserError where there is one of that name already, or the disk refuses.
     """
-    if folder.exists():
-        raise UserError(f"there is a {folder} already: give another name")
-    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+    if os.path.lexists(folder):
+        raise UserError(f"there is {folder} already: name another")
+    temporary = folder.with_name(f".{folder.name}.tmp")
     try:
-        make_folder(folder.parent)
-        temporary.mkdir()
+        if temporary.exists():
+            shutil.rmtree(temporary)  # of one that was killed
+        make_folder(temporary)
         yield temporary
         for place, _, names in os.walk(temporary):
             for name in names:
                 sync_file(Path(place, name))
             sync_folder(Path(place))
-        os.rename(temporary, folder)
+        replace(temporary, folder)
         sync_folder(folder.parent)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)  # a full disk needs the space back
         if isinstance(error, OSError):
-            what = "free some disk space or look at the folder's permissions"
-            raise UserError(f"cannot write {folder} ({error.strerror or error}): {what}") from error
+            raise unwritten(folder, error) from error
         raise
+
+
+def unwritten(path: Path, error: OSError) -> UserError:
+    """What to say where the disk refused."""
+    what = "free some disk space or look at the folder's permissions"
+    return UserError(f"cannot write {path} ({error.strerror or error}): {what}")
 
 
 def make_folder(folder: Path) -> None:

@@ -27,7 +27,7 @@ _FEW = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "SETITEM": 2}  # the
 _PUT, _GET = {"PUT", "BINPUT", "LONG_BINPUT"}, {"GET", "BINGET", "LONG_BINGET"}
 _OTHERS = {"PROTO", "FRAME", "MARK", "MEMOIZE", "STOP"}
 _NAMING = {"GLOBAL", "INST", "STACK_GLOBAL"}  # known also to say which class a foreign pickle names
-_CALLING = {"REDUCE", "BUILD", "BINPERSID"}  # what a pickle does with what is named
+_CALLING = {"REDUCE", "NEWOBJ", "BUILD", "BINPERSID"}  # what a pickle does with what is named
 _KNOWN = {*_CONSTANTS, *_NUMBERS, *_TEXTS, *_EMPTY, *_MARKED, *_FEW, *_PUT, *_GET, *_OTHERS, *_NAMING, *_CALLING}
 _OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes if opcode.name in _KNOWN}
 
@@ -44,6 +44,8 @@ class Names:
     """By "module.name": functions that it may call, and things that it may pass to them. They raise ValueError."""
     persistent: Callable[[Any], Any]
     """What stands for an object outside the pickle, of what the pickle says of it. Raises ValueError."""
+    keys: tuple[type, ...] = ()
+    """What they make that may be the key of a dict, too: each is equal to itself alone."""
 
 
 def loads(data: bytes, names: Names | None = None) -> object:
@@ -155,7 +157,7 @@ class _Machine:
         last = stack.pop()
         if name == "BINPERSID":
             stack.append(names.persistent(last))
-        elif name == "REDUCE":
+        elif name != "BUILD":
             function = stack.pop()
             if not any(function is known for known in names.known.values()) or not callable(function):
                 raise ValueError("it calls what it may not")
@@ -177,9 +179,14 @@ class _Machine:
         else:
             if name == "DICT":
                 self._stack.append({})
-            if not all(type(key) is str or (type(key) is int and abs(key) < _KEY_LIMIT) for key in items[::2]):
+            if not all(self._is_key(key) for key in items[::2]):
                 raise ValueError("a key of a dict is no text and no small number")
             self._waiting(dict).update(zip(items[::2], items[1::2], strict=True))
+
+    def _is_key(self, value: Any) -> bool:
+        if type(value) is int:
+            return abs(value) < _KEY_LIMIT
+        return type(value) is str or (self._names is not None and type(value) in self._names.keys)
 
     def _waiting(self, kind: type) -> Any:
         if type(self._stack[-1]) is not kind:

@@ -273,9 +273,9 @@ def test_an_untied_head_goes_along(tmp_path: Path) -> None:
     ("shape", "said"),
     [
         ({}, "a context slot"),
-        ({"context_slot": False, "n_layer": 0}, "no blocks"),
+        ({"context_slot": False, "n_layer": 0}, "a model without blocks"),
         ({"context_slot": False, "head_bias": True}, "a bias in the head"),
-        ({"context_slot": False, "bias": False}, "no biases"),
+        ({"context_slot": False, "bias": False}, "linear layers without biases"),
         ({"context_slot": False, "attention_scale": "width"}, "is neither"),
         ({"context_slot": False, "qkv_bias": False}, "is neither"),
         ({"context_slot": False, "layer_pattern": ("local",)}, "is neither"),
@@ -292,7 +292,7 @@ def test_what_neither_can_be_is_refused_before_anything_is_written(
 
 def test_a_folder_that_is_there_stays(tmp_path: Path) -> None:
     found = read_huggingface(GOLDEN / "gpt2")
-    with pytest.raises(UserError, match="already: give another name"):
+    with pytest.raises(UserError, match="already: name another"):
         write_huggingface(tmp_path, found.model, arrays_of(GOLDEN / "gpt2"), None)
 
 

@@ -20,7 +20,8 @@ L2   engine.lanes  engine.ops.linear  engine.ops.activation  engine.ops.norm  en
      engine.ops  engine  data.prepare  data.loader  data.stream  data.feed  data
 L3   model.layers  model.parameters
 L4   model.gpt  model.rolling  model.reader  model.footprint  model
-     interop.foreign  interop.torchfile  interop.huggingface  interop.picogpt  interop
+     interop.foreign  interop.torchfile  interop.huggingface  interop.dat
+     interop.pickling  interop.picogpt  interop
 L5   training.optim  training.checks  training.device  training.start  training.trainer
      training.run  training
 L6   options  api  report  preparing  importing  exporting  quality  writing

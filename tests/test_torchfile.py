@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torchfiles import Tensor, save, tensor
 
 from picogpt.config import UserError
+from picogpt.interop.stored import Stored
 from picogpt.interop.torchfile import _NAMES, read_torch
 from picogpt.unpickle import ClassNamedError, Names, loads
 
@@ -121,6 +122,10 @@ def test_what_it_may_name_is_called_with_nothing_else() -> None:
             continue
         with pytest.raises(ValueError, match=reason):
             loads(program, names)
+    tensors = Names(_NAMES, lambda _: None, (Stored,))
+    for key in (b"ccollections\nOrderedDict\n)R", b"ctorch._utils\n_rebuild_tensor_v2\n", b")"):
+        with pytest.raises(ValueError, match="a key of a dict is no text and no small number"):
+            loads(b"\x80\x02}(" + key + b"Nu.", tensors)
     for program in (b"\x80\x02cos\nsystem\n.", b"(iposix\nsystem\n.", b"\x80\x04\x8c\x02os\x8c\x06system\x93."):
         with pytest.raises(ClassNamedError):
             loads(program, names)

@@ -21,7 +21,9 @@ from picogpt.engine import workspace
 Floats = npt.NDArray[np.float32]
 
 BLOCK = 1 << 18  # numbers widened at a time: a megabyte, which a core's cache holds
-_BLOCKS_MOST = 16  # as many at a time where the other factor has many rows: BLAS's threads wait for each other each time
+_BLOCKS_MOST = (
+    16  # as many at a time where the other factor has many rows: BLAS's threads wait for each other each time
+)
 
 
 class Kept:

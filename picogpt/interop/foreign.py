@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from picogpt.bfloat16 import is_exact, narrowed
-from picogpt.config import ModelConfig, UserError
+from picogpt.config import AttentionSpan, ModelConfig, UserError
 from picogpt.engine.backend import Array
 from picogpt.engine.kept import Kept
 from picogpt.interop.stored import Stored
@@ -54,6 +54,13 @@ def require_weights(path: Path, model: ModelConfig, weights: Mapping[str, Pieces
     if any(faults.values()):
         told = "; ".join(f"{what}: {_few(names)}" for what, names in faults.items() if names)
         raise UserError(f"{path} does not hold the weights its configuration describes ({told})")
+
+
+def shortest_pattern(spans: list[AttentionSpan]) -> tuple[AttentionSpan, ...]:
+    """The shortest one that, repeated, gives the span of each layer."""
+    n = len(spans)
+    sizes = (size for size in range(1, n + 1) if all(spans[i] == spans[i % size] for i in range(n)))
+    return tuple(spans[: next(sizes, n)])
 
 
 def array_of(pieces: Pieces, rounded: bool = False) -> Array:
@@ -118,6 +125,12 @@ def _rows(pieces: Pieces) -> Iterator[tuple[slice, npt.NDArray[Any]]]:
             rows = whole[i : i + step]
             yield slice(start, start + len(rows)), rows
             start += len(rows)
+
+
+def refuse(format: str, features: Mapping[str, bool]) -> None:
+    """Raises UserError with what a model has and a format cannot say. features: whether the model has each."""
+    if told := [name for name, there in features.items() if there]:
+        raise UserError(f"{format} cannot hold {' or '.join(told)}: export the model in another format")
 
 
 def _few(names: Iterable[str]) -> str:

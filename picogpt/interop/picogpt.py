@@ -1,12 +1,15 @@
 """PicoGPT's own logs: `log.pkl`, a pickle with the best weights as PyTorch's tensors in the middle of it.
 
 {"best_weight": {name: tensor}, "best_loss", "losses": {"train": [...], "val": [...]}, "optimizer", "iter_num"}
+
+The optimizer is PyTorch's AdamW itself. What is written here has None in its place: PicoGPT goes on from such a log by
+its --init_weight, which takes the weights alone.
 """
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
+from math import inf, isfinite, prod
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -14,6 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from picogpt.config import ModelConfig, UserError
+from picogpt.files import make_folder, unwritten, write_durably
+from picogpt.interop import pickling
+from picogpt.interop.foreign import refuse, require_weights
 from picogpt.interop.stored import Stored
 from picogpt.interop.torchfile import read_object
 from picogpt.model.parameters import parameter_shapes
@@ -69,16 +75,12 @@ def _config(path: Path, weights: Mapping[str, Stored], n_head: int) -> ModelConf
 
 def _arrays(path: Path, model: ModelConfig, weights: Mapping[str, Stored]) -> dict[str, npt.NDArray[np.float32]]:
     """The weights, all of them and no others. Raises UserError with the names of those that do not fit."""
-    found, shapes = _named(weights), parameter_shapes(model)
+    found = _named(weights)
     table, head = found["wte.weight"], found.pop("lm_head.weight", None)  # the head shares the token table
-    if head is not None and not np.array_equal(head.read(), table.read()):
+    if head is not None and not np.array_equal(head.read(), table.read(), equal_nan=True):
         raise UserError(f"{path} has a head that is not the token table: this is no model of PicoGPT's")
-    wrong = [name for name in found.keys() & shapes.keys() if found[name].shape != shapes[name]]
-    faults = {"missing": shapes.keys() - found.keys(), "unexpected": found.keys() - shapes.keys(), "misshapen": wrong}
-    if any(faults.values()):
-        told = "; ".join(f"{what}: {', '.join(sorted(names)[:5])}" for what, names in faults.items() if names)
-        raise UserError(f"{path} is no model of PicoGPT's ({told[:300]})")
-    return {name: found[name].read() for name in shapes}
+    require_weights(path, model, {name: (value,) for name, value in found.items()})
+    return {name: found[name].read() for name in parameter_shapes(model)}
 
 
 def _losses(rest: Mapping[Any, Any]) -> tuple[list[float], list[float], float | None, int]:
@@ -90,8 +92,54 @@ def _losses(rest: Mapping[Any, Any]) -> tuple[list[float], list[float], float | 
         both.append([float(value) for value in values if _is_number(value)] if isinstance(values, list) else [])
     count = min(map(len, both))
     done = iterations if type(iterations) is int and 0 <= iterations < 1 << 40 else 0
-    return both[0][:count], both[1][:count], float(best) if _is_number(best) else None, done
+    lowest = float(best) if _is_number(best) and isfinite(best) else None  # inf before the first evaluation
+    return both[0][:count], both[1][:count], lowest, done
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
     return type(value) is float or (type(value) is int and abs(value) < 1 << 53)
+
+
+def write_log(path: Path, log: Log) -> None:
+    """Write a log as PicoGPT has them, which its inference.py and its --init_weight read.
+
+    Raises UserError, and leaves nothing, for a model that is not as PicoGPT's, where there is the file already, and
+    where the disk refuses.
+    """
+    model = log.model
+    refuse(
+        "a log of PicoGPT's",
+        {
+            "a model without a context slot": not model.context_slot,
+            "a model without blocks": model.n_layer == 0,
+            "a head of its own": not model.tied_head,
+            "a bias in the head": model.head_bias,
+            f"the activation {model.activation}": model.activation != "gelu",
+            f"the attention scale {model.attention_scale}": model.attention_scale != "head",
+            "local attention": any(map(model.window_of, range(model.n_layer))),
+            "biases in some of the linear layers alone": model.bias != model.qkv_bias,
+        },
+    )
+    try:
+        if path.exists():
+            raise UserError(f"there is {path} already: name another")
+        make_folder(path.parent)
+        write_durably(path, _pickled(log))
+    except OSError as error:
+        raise unwritten(path, error) from error
+
+
+def _pickled(log: Log) -> bytes:
+    arrays = {name: np.asarray(log.arrays[name], np.float32) for name in parameter_shapes(log.model)}
+    weights = {f"transformer.{name}": pickling.tensor(array) for name, array in arrays.items()}
+    weights["transformer.wte.weight"] = pickling.remembered(weights["transformer.wte.weight"])
+    weights["lm_head.weight"] = pickling.RECALLED  # the head is the token table itself
+    losses = {"train": log.train_losses, "val": log.val_losses}
+    content = {
+        "best_weight": pickling.ordered_dict(weights),
+        "best_loss": pickling.real(inf if log.best_loss is None else log.best_loss),
+        "losses": pickling.dict_of({side: pickling.list_of(map(pickling.real, losses[side])) for side in losses}),
+        "optimizer": pickling.NONE,
+        "iter_num": pickling.whole(log.iterations),
+    }
+    return pickling.pickled(pickling.dict_of(content))

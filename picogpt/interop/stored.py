@@ -56,6 +56,8 @@ class Storage:
     """The member of a ZIP file that it is, where that is compressed."""
     held: bytes = field(default=b"", repr=False)
     """What it holds, where it lies in the middle of something else."""
+    parts: tuple[Path, ...] = ()
+    """The files that it lies in one after the other, where it was split: path is the first."""
 
     def read(self) -> Array:
         """As the file has it (bfloat16 as 16-bit integers): mapped where it can be. Raises UserError."""
@@ -70,6 +72,8 @@ class Storage:
                 return np.frombuffer(self.held, kind, self.count, self.offset), None
             if self.packed:
                 return np.frombuffer(self._unpacked(size), kind, self.count), None
+            if self.parts:
+                return self._joined(size).view(kind), None
             if not size:
                 return np.empty(0, kind), None
             before = self.offset % mmap.ALLOCATIONGRANULARITY
@@ -82,6 +86,15 @@ class Storage:
                 f"{self.path} cannot be read ({' '.join(str(error).split())[:120]}): get it again"
             ) from None
 
+    def _joined(self, size: int) -> npt.NDArray[np.uint8]:
+        joined, begin = np.empty(size, np.uint8), 0
+        for part in self.parts:
+            with part.open("rb") as file:
+                begin += file.readinto(joined[begin:].data)
+        if begin != size:
+            raise ValueError(f"its {len(self.parts)} parts are too short")
+        return joined
+
     def _unpacked(self, size: int) -> bytes:
         with zipfile.ZipFile(self.path) as file:
             entry = file.getinfo(self.packed)
@@ -93,9 +106,9 @@ class Storage:
         return data
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Stored:
-    """A tensor in a storage."""
+    """A tensor in a storage. Each is another, whatever it holds: a file's tensors may be the keys of a dict."""
 
     storage: Storage
     shape: tuple[int, ...]

@@ -18,7 +18,8 @@ from picogpt.config import UserError
 from picogpt.interop.stored import SIZES, ZIP_ERRORS, Dtype, Storage, Stored
 from picogpt.unpickle import ClassNamedError, Names, loads, loads_first
 
-_MAGIC = 0x1950A86A20F9469CFC6C
+MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001
+"""With which files of the older kind begin."""
 _WHOLE_MOST = 4 << 30  # bytes of a file that is no ZIP file, and so read whole
 _PICKLE_MOST = 64 << 20  # bytes; that of GPT-Neo 2.7B is some 100 KB
 _DTYPES: Mapping[str, Dtype] = {
@@ -41,9 +42,13 @@ def read_torch(path: Path) -> dict[str, Stored]:
     Raises UserError for a file that is damaged, is none of PyTorch's, or names what it may not.
     """
     match read_object(path):
-        case dict(found) if tensors := {name: value for name, value in found.items() if isinstance(value, Stored)}:
+        case dict(found) if tensors := {name: value for name, value in found.items() if _is_tensor(name, value)}:
             return tensors
     raise UserError(f"{path} holds no named tensors: name a file of weights")
+
+
+def _is_tensor(name: object, value: object) -> bool:
+    return type(name) is str and isinstance(value, Stored)
 
 
 def read_object(path: Path) -> object:
@@ -59,7 +64,7 @@ def read_object(path: Path) -> object:
             raise ValueError(f"it has more than {_WHOLE_MOST >> 30} GB")
         data = path.read_bytes()
         first, end = loads_first(data, _ALONE)
-        if first == _MAGIC:
+        if first == MAGIC:
             return _in_a_row(path, data)
         if end != len(data):
             raise ValueError("there is something after its end")
@@ -90,7 +95,7 @@ def _unzipped(path: Path, file: zipfile.ZipFile) -> object:
                 return _storage(path, file, f"{root}data/{key}", count, dtype, order == b"big")
         raise ValueError("it refers to something else than a storage")
 
-    return loads(file.read(main), Names(_NAMES, storage))
+    return loads(file.read(main), Names(_NAMES, storage, _KEYS))
 
 
 def _storage(path: Path, file: zipfile.ZipFile, member: str, count: int, dtype: Any, big_endian: bool) -> Storage:
@@ -126,14 +131,14 @@ def _in_a_row(path: Path, data: bytes) -> object:
                     return found
         raise ValueError("it refers to something else than a storage")
 
-    names, end, found, begun = Names(_NAMES, storage), 0, list[object](), list[int]()
+    names, end, found, begun = Names(_NAMES, storage, _KEYS), 0, list[object](), list[int]()
     for _ in range(5):
         value, length = loads_first(data[end:], names)
         found.append(value)
         begun.append(end)
         end += length
     magic, version, _, _, keys = found
-    if magic != _MAGIC or version != 1001 or not isinstance(keys, list) or set(keys) != set(places):
+    if magic != MAGIC or version != VERSION or not isinstance(keys, list) or set(keys) != set(places):
         raise ValueError("it does not begin as PyTorch's files do")
     for key in keys:
         about = places[key]
@@ -161,8 +166,8 @@ def _parameter(data: Any, *_: Any) -> Any:
     return data
 
 
-def _ordered(*_: Any) -> dict[str, Any]:
-    """An OrderedDict begins empty."""
+def _empty(*_: Any) -> dict[Any, Any]:
+    """What begins empty, and what is not needed: an optimizer, whose state is set on it later."""
     return {}
 
 
@@ -180,14 +185,18 @@ _NAMES: Mapping[str, Any] = {
     "torch._utils._rebuild_tensor_v2": _rebuild,
     "torch._utils._rebuild_parameter": _parameter,
     "torch.storage._load_from_bytes": _embedded,
-    "collections.OrderedDict": _ordered,
+    "torch.optim.adamw.AdamW": _empty,
+    "collections.OrderedDict": _empty,
+    "collections.defaultdict": _empty,
+    "builtins.dict": _empty,
     **{f"torch.{name}": dtype for name, dtype in _DTYPES.items()},
 }
+_KEYS = (Stored,)  # an optimizer's state is by its parameters
 
 
 def _outside(_: Any) -> Any:
     raise ValueError("it refers to something outside")
 
 
-_ALONE = Names(_NAMES, _outside)
+_ALONE = Names(_NAMES, _outside, _KEYS)
 """For a pickle that has nothing beside it."""

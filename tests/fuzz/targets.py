@@ -24,7 +24,6 @@ from picogpt.data.formats import Columns, documents, open_parquet, row_group, si
 from picogpt.data.prepare import read_tokenizer
 from picogpt.data.tokenizer import CharTokenizer, PicoTokenizer, from_dict
 from picogpt.inference.modelfile import metadata
-from picogpt.interop.picogpt import read_log as read_picogpt
 from picogpt.interop.torchfile import read_torch
 from picogpt.presets import PRESETS
 from picogpt.seal import check_file, seal_file, sealed, unsealed
@@ -33,6 +32,7 @@ from picogpt.training.logview import summary
 from picogpt.training.runlog import RunLog, read_log
 from picogpt.unpickle import loads
 from tests.fuzz.hub import headers, listing, listings
+from tests.fuzz.interop import dat_folder, dat_properties, picogpt_log, picogpt_logs
 from tests.fuzz.target import Target, as_json, parsed, watched
 
 # Pickles and seals
@@ -205,15 +205,6 @@ def torch_files(folder: Path) -> list[bytes]:
     return [save(folder / "plain.bin", state).read_bytes(), packed.read_bytes()]
 
 
-def picogpt_log(folder: Path, data: bytes) -> None:
-    (folder / "log.pkl").write_bytes(data)
-    read_picogpt(folder / "log.pkl", 2)
-
-
-def picogpt_logs(folder: Path) -> list[bytes]:
-    return [(Path(__file__).parents[1] / "golden" / "picogpt_log.pkl").read_bytes()]
-
-
 def modelfile(folder: Path, data: bytes) -> None:
     path = folder / "model.onnx"
     path.write_bytes(data)
@@ -356,6 +347,7 @@ TARGETS = {
     "record": Target(record, records, is_json=True),
     "torch": Target(torch, torch_files),
     "picogpt-log": Target(picogpt_log, picogpt_logs),
+    "dat": Target(dat_folder, dat_properties),
     "modelfile": Target(modelfile, onnx_files, (ValueError, OSError)),
     "onnx": Target(onnx_model, onnx_files),
     "described": Target(described, descriptions, is_json=True),

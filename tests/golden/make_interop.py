@@ -61,7 +61,7 @@ def main() -> None:
         parameter.grad = torch.randn(parameter.shape)
     optimizer.step()
     losses = {"train": [3.0, 2.5, 2.25], "val": [3.125, 2.75, 2.5]}
-    log = {"best_weight": state, "best_loss": 2.5, "losses": losses, "optimizer": optimizer.state_dict(), "iter_num": 1500}
+    log = {"best_weight": state, "best_loss": 2.5, "losses": losses, "optimizer": optimizer, "iter_num": 1500}
     (HERE / "picogpt_log.pkl").write_bytes(pickle.dumps(log))
     matrix = torch.arange(12.0).reshape(3, 4)
     tensors = {"whole": matrix, "transposed": matrix.T, "row": matrix[1], "half": matrix.half(), "bfloat16": matrix.bfloat16()}
