@@ -6,7 +6,6 @@ a file but the vocabulary, the merges and the added tokens, all checked; what an
 
 import json
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from picogpt.config import UserError, shown
-from picogpt.data.coding import Ids, Tokenizer, smallest_dtype
+from picogpt.data.coding import BORDER, Ids, Tokenizer, smallest_dtype
 
 ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>")
 _FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
@@ -26,9 +25,6 @@ _PART = 1 << 14  # characters that the library is given as one text: it is slowe
 _PARTS = 64  # given at once: what it says of each token takes many times the text
 _MARK = "\ufffd".encode()  # what an id that stands for nothing shows as
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
-
-# A text may be parted before white space that follows anything else: no piece that GPT-2's pattern finds goes over it.
-BORDER = re.compile(r"(?<=\S)[ \n]")
 
 
 def _alphabet() -> dict[str, int]:

@@ -11,6 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+# A text may be parted before white space that follows something else, and the ids stay the same: no number goes over
+# it, and no piece that GPT-2's pattern finds.
+BORDER = re.compile(r"(?<=\S)[ \n]")
+
 Ids = npt.NDArray[np.unsignedinteger[Any]]
 
 
@@ -76,6 +80,10 @@ class Speller:
     def rest(self) -> str:
         """What a character that is not whole shows as. It may still become whole."""
         return self._decoder.getstate()[0].decode(errors="replace")
+
+    def end(self) -> str:
+        """The same of one that never will, for what comes is another text."""
+        return self._decoder.decode(b"", final=True)
 
 
 def smallest_dtype(vocab_size: int) -> np.dtype[Any]:
