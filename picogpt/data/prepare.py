@@ -286,8 +286,7 @@ def _split(
     border, seen, encoding = int(survey.characters * (1 - share)), 0, _Encoding(survey.tokenizer, marked)
     for document in corpus.documents(advance):
         for count, ids in encoding(document):
-            before = min(count, max(0, border - seen))  # characters of it
-            left = len(ids) * before // count if count else 0
+            left = min(len(ids), max(0, border - seen) * len(ids) // count) if count else len(ids) * (seen <= border)
             train(ids[:left])
             val(ids[left:])
             seen += count
