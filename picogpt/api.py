@@ -53,7 +53,7 @@ class LanguageModel:
         *,
         tokens: int = GenerateConfig.tokens,
         temperature: float = GenerateConfig.temperature,
-        top_k: int = GenerateConfig.top_k,
+        top_k: int | None = GenerateConfig.top_k,
         top_p: float = GenerateConfig.top_p,
         seed: int | None = None,
         stop: str = GenerateConfig.stop,
@@ -62,14 +62,14 @@ class LanguageModel:
     ) -> str:
         """`tokens` more tokens after the prompt, as text (the prompt itself is not repeated).
 
-        temperature 0 is greedy; top_k 0 and top_p 1 cut nothing; the same seed gives the same text; it ends before
-        `stop`. context and overlap: what happens when a window is full (see inference/decoding.py); with overlap 0 a
-        rolling context is that of `logits`.
+        temperature 0 is greedy; top_k 0 and top_p 1 cut nothing (no top_k is 40 for a byte-level BPE vocabulary); the
+        same seed gives the same text; it ends before `stop`, and where the model ends it. context and overlap: what
+        happens when a window is full (see inference/decoding.py); with overlap 0 a rolling context is that of `logits`.
         """
         config = GenerateConfig(  # NumPy's numbers are welcome
             index(tokens),
             float(temperature),
-            index(top_k),
+            None if top_k is None else index(top_k),
             float(top_p),
             None if seed is None else index(seed),
             stop=stop,
@@ -79,7 +79,7 @@ class LanguageModel:
         return "".join(self.stream(prompt, config))
 
     def stream(self, prompt: str, config: GenerateConfig) -> Iterator[str]:
-        """`generate`, piece by piece as it comes; an empty prompt begins after a line break."""
+        """`generate`, piece by piece as it comes; an empty prompt begins after the end of a text, or a line break."""
         return self.writer.stream(prompt, config)
 
 

@@ -80,14 +80,19 @@ class ExportArgs:
 
 @dataclass(frozen=True)
 class ImportArgs:
-    """Make a run of a model that PicoGPT trained, from its log.pkl."""
+    """Make a run of another program's model: a GPT-2 or GPT-Neo of Hugging Face's or huplay's, or PicoGPT's log.pkl."""
 
     path: Annotated[str, arg(name="from")]
-    """The log.pkl."""
+    """A folder with config.json and model.safetensors or pytorch_model.bin (also in shards), a folder with
+    model.properties and .dat files, one of those files, or a log.pkl."""
     run: str
     """Name of the run to make, its folder in logs/."""
+    tokenizer: str = ""
+    """A folder with tokenizer.json, or vocab.json and merges.txt. Default: the one of the weights."""
+    bfloat16: bool = False
+    """Round float32 matrices to bfloat16, half the size. Those that lose nothing by it become so in any case."""
     n_head: int = 8
-    """Attention heads of its model, which the weights do not tell."""
+    """Attention heads of PicoGPT's model, which its log does not tell."""
 
 
 @dataclass(frozen=True)
@@ -162,10 +167,13 @@ def export(argv: Sequence[str]) -> None:
 
 def import_(argv: Sequence[str]) -> None:
     from picogpt.api import LOGS
-    from picogpt.importing import import_picogpt
+    from picogpt.importing import import_model
+    from picogpt.training.monitor import to_stderr
 
     args = parse(ImportArgs, "picogpt import", argv)
-    said = import_picogpt(Path(args.path), LOGS / run_name(args.run), args.n_head)
+    tokenizer = Path(args.tokenizer) if args.tokenizer else None
+    run_dir = LOGS / run_name(args.run)
+    said = import_model(Path(args.path), run_dir, args.n_head, tokenizer, args.bfloat16, to_stderr)
     print(f"imported {args.path} as run {args.run}: {said}")
 
 

@@ -14,6 +14,7 @@ AttentionScale = Literal["head", "width", "none"]
 AttentionSpan = Literal["global", "local"]
 Init = Literal["zero", "gpt2", "normal", "torch"]
 Precision = Literal["fp32", "int8", "int4"]
+TokenizerName = Literal["picogpt", "chars", "bpe", "ids"]
 Context = Literal["auto", "rolling", "window", "original"]
 
 
@@ -178,8 +179,9 @@ class DataConfig:
     """sample (the embedded articles), shakespeare (downloaded once), wiki, wiki-simple, wiki:LANGUAGE or
     hf:OWNER/NAME[:CONFIG] (streamed while training), any files or folders of text (.txt, .md, .jsonl, .parquet, also
     compressed), or - for the standard input."""
-    tokenizer: Literal["picogpt", "chars"] = "picogpt"
-    """picogpt: PicoGPT's lower-case table of 88; chars: the characters of the corpus."""
+    tokenizer: TokenizerName = "picogpt"
+    """picogpt: PicoGPT's lower-case table of 88; chars: the characters of the corpus; bpe, ids: those of an imported
+    model, which --init-from brings."""
     val_fraction: float = 0.0
     """Share kept for validation. 0: a tenth at the end of one text, one in twenty of many documents."""
     text_field: str = "text"
@@ -305,11 +307,11 @@ class GenerateConfig:
     """Tokens to generate."""
     temperature: float = 0.5
     """Sharpness of the choice; 0 is greedy."""
-    top_k: int = 0
-    """Keep only the k likeliest tokens, ties included. 0: all."""
+    # Optional, because the command line's parser takes 50 ms more to start for a union written with a bar.
+    top_k: Optional[int] = None  # noqa: UP045
+    """Keep only the k likeliest tokens, ties included. 0: all. Default: 40 of a byte-level BPE vocabulary, else all."""
     top_p: float = 1.0
     """Keep the likeliest tokens that together reach this probability."""
-    # Optional, because the command line's parser takes 50 ms more to start for a union written with a bar.
     seed: Optional[int] = None  # noqa: UP045
     """Seed of the choice; none draws a new one each time."""
     samples: int = 1
@@ -330,7 +332,7 @@ class GenerateConfig:
         _require(self.samples >= 1, f"samples must be at least 1, not {shown(self.samples)}")
         _require(self.overlap is None or self.overlap >= 0, f"overlap must not be negative, not {shown(self.overlap)}")
         _require(self.temperature >= 0, f"temperature must not be negative, not {shown(self.temperature)}")
-        _require(self.top_k >= 0, f"top_k must not be negative, not {shown(self.top_k)}")
+        _require(self.top_k is None or self.top_k >= 0, f"top_k must not be negative, not {shown(self.top_k)}")
         _require(0.0 < self.top_p <= 1.0, f"top_p must be in (0, 1], not {shown(self.top_p)}")
         _require(self.seed is None or self.seed >= 0, f"seed must not be negative, not {shown(self.seed)}")
 

@@ -124,6 +124,8 @@ def _converse(writing: Writing) -> None:
             continue
         try:
             writing.answer(prompt.removeprefix("+"), go_on)
+        except UserError as error:  # such as of a model that takes numbers
+            to_stderr(str(error))
         except KeyboardInterrupt:
             writing.streams = None  # it may have read half of something
             print()

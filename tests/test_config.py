@@ -97,7 +97,7 @@ BAD = [
     (ModelConfig, "init", ["gpt2"]),
     (ModelConfig, "layer_pattern", ()),
     (ModelConfig, "layer_pattern", ("global", "sliding")),
-    (DataConfig, "tokenizer", "bpe"),
+    (DataConfig, "tokenizer", "gpt2"),
     (DataConfig, "val_fraction", -0.1),
     (DataConfig, "data", ()),
     (DataConfig, "qa", "question"),

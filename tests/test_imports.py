@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Layer by layer, and within a layer in order. An `__init__` is the last of its own folder.
 LAYERS = """
 L0   config  presets  files  rng  seal  unpickle  bfloat16  engine.workspace  engine.kept  engine.backend
-     data.tokenizer  data.remote
+     data.coding  data.tables  data.bpe  data.tokenizer  data.remote
      inference.sampling  inference.quantize  inference.decoding  inference.writer  inference.graph  inference.dialects
      inference.export  inference.modelfile  inference.session  inference
 L1   interop.stored  interop.safetensors  engine.tape  engine.tensor  data.formats  data.hub  data.corpora  data.shards
@@ -39,6 +39,7 @@ DOORS = {
     "matplotlib": ("training.plot",),
     "pyarrow": ("data.formats",),
     "urllib3": ("data.remote",),
+    "tokenizers": ("data.bpe",),
     "torch": (),
     "tensorflow": (),
     "jax": (),

@@ -1,14 +1,16 @@
 """From prompts to text: what the model is fed, what is chosen, where it ends."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from vocabularies import END, small_bpe
 
 from picogpt.config import GenerateConfig, ModelConfig, UserError
-from picogpt.data.tokenizer import CharTokenizer, PicoTokenizer, Tokenizer
+from picogpt.data.tokenizer import CharTokenizer, IdsTokenizer, PicoTokenizer, Tokenizer
 from picogpt.inference.decoding import Decoder, Recut
 from picogpt.inference.writer import Streams, Until, Writer, _decoder
 
@@ -182,3 +184,174 @@ def test_a_window_reads_the_overlap_again() -> None:
     streams.read("abcd")
     assert "".join(piece for (piece,) in streams.write(config)) == "efgabcd"
     assert [ids for (ids,) in reader.fed] == [[0, 1, 2, 3], [4], [5], [4, 5, 6], [0], [1], [2]]
+
+
+# Several tokens a character, and the end of a text
+
+
+class Script:
+    """A reader whose likeliest next tokens are written beforehand, of each stream, and which notes what it was fed."""
+
+    def __init__(self, *scripts: list[int]) -> None:
+        self.config = replace(CONFIG, vocab_size=small_bpe().vocab_size)
+        self.batch, self._scripts, self._at = len(scripts), scripts, 0
+        self.fed: list[list[list[int]]] = []
+
+    def begin(self, context: np.ndarray | None) -> None:
+        """Nothing: it looks at its script."""
+
+    def read(self, ids: np.ndarray) -> np.ndarray:
+        self.fed.append(ids.tolist())
+        logits = np.zeros((self.batch, self.config.vocab_size), np.float32)
+        for row, script in zip(logits, self._scripts, strict=True):
+            row[script[min(self._at, len(script) - 1)]] = 5
+        self._at += 1
+        return logits
+
+    def mean(self) -> np.ndarray:
+        return np.zeros((self.batch, self.config.n_embd), np.float32)
+
+
+def scripted(
+    *scripts: list[int], tokenizer: Tokenizer | None = None, **how: Any
+) -> tuple[Streams, Script, GenerateConfig]:
+    config = replace(GREEDY, samples=len(scripts), **how)
+    reader = Script(*scripts)
+    return Writer(reader.config, tokenizer or small_bpe(), lambda batch: reader).begin(config), reader, config
+
+
+BPE, END_ID = small_bpe(), small_bpe().special[END]
+
+
+def bpe(text: str) -> list[int]:
+    return BPE.encode(text).tolist()
+
+
+def test_a_character_is_shown_when_it_is_whole() -> None:
+    streams, _, config = scripted(bpe("a😀ő"), tokens=6)
+    streams.read("x")
+    assert list(streams.write(config)) == [["a"], [""], [""], ["😀"], [""], ["ő"]]
+
+
+def test_bytes_that_become_no_character() -> None:
+    streams, _, config = scripted([*bpe("😀")[:2], *bpe("a"), *bpe("ő")[:1]], tokens=4)
+    streams.read("x")
+    assert list(streams.write(config)) == [[""], [""], ["\ufffda"], ["\ufffd"]]
+
+
+def test_a_character_that_two_writes_share() -> None:
+    streams, _, config = scripted(bpe("😀b"), tokens=2)
+    streams.read("x")
+    assert list(streams.write(config)) == [[""], ["\ufffd"]]
+    assert list(streams.write(replace(config, tokens=3))) == [["😀"], ["b"], ["b"]]
+    streams, _, config = scripted(bpe("😀b"), tokens=2)
+    streams.read("x")
+    list(streams.write(config))
+    streams.read("y")
+    assert list(streams.write(config)) == [["\ufffd"], ["b"]]
+
+
+def test_a_stop_of_several_tokens() -> None:
+    streams, _, config = scripted(bpe("a shell é😀 b"), tokens=20, stop=" é😀")
+    streams.read("x")
+    assert "".join(piece for (piece,) in streams.write(config)) == "a shell"
+    assert streams.written == [len(bpe("a shell é😀"))]
+
+
+def test_the_end_of_a_text_is_not_shown() -> None:
+    streams, reader, config = scripted([*bpe("the"), END_ID, *bpe("more")], tokens=20)
+    streams.read("x")
+    assert list(streams.write(config)) == [["t"], ["h"], ["e"], [""]]
+    assert streams.written == [4] and len(reader.fed) == 4
+
+
+def test_what_is_kept_back_is_shown_at_the_end_of_a_text() -> None:
+    streams, _, config = scripted([*bpe("ab"), *bpe("😀")[:1], END_ID], tokens=20, stop="bc")
+    streams.read("x")
+    assert list(streams.write(config)) == [["a"], [""], [""], ["b\ufffd"]]
+    streams.read("y")
+    assert list(streams.write(replace(config, tokens=1))) == [[""]]
+
+
+def test_one_of_several_texts_ends_early() -> None:
+    streams, _, config = scripted([*bpe("a"), END_ID, *bpe("c")], bpe("ő" * 9), [*bpe("ab"), END_ID], tokens=6)
+    streams.read("x")
+    steps = list(streams.write(config))
+    assert ["".join(step[i] for step in steps) for i in range(3)] == ["a", "ő" * 3, "ab"]
+    assert streams.written == [2, 6, 3] and len(steps) == 6
+
+
+def test_the_end_of_the_text_as_the_last_token() -> None:
+    streams, _, config = scripted([*bpe("ab"), END_ID], tokens=3)
+    streams.read("x")
+    assert list(streams.write(config)) == [["a"], ["b"], [""]]
+
+
+def test_after_its_end_a_text_goes_on() -> None:
+    streams, reader, config = scripted([*bpe("a"), END_ID, *bpe("bcd")], tokens=20)
+    streams.read("x")
+    list(streams.write(config))
+    streams.read("y")
+    assert list(streams.write(replace(config, tokens=2))) == [["b"], ["c"]]
+    assert [ids for (ids,) in reader.fed] == [bpe("x"), bpe("a"), [END_ID, *bpe("y")], bpe("b")]
+
+
+def test_an_empty_prompt_begins_after_the_end_of_a_text() -> None:
+    streams, reader, config = scripted(bpe("ab"), tokens=2)
+    streams.read("")
+    assert list(streams.write(config)) == [["a"], ["b"]]
+    assert reader.fed[0] == [[END_ID]]
+
+
+def test_the_end_of_a_text_by_name() -> None:
+    streams, reader, config = scripted(bpe("ab"), tokens=1)
+    streams.read(f"a{END}b")
+    list(streams.write(config))
+    assert reader.fed[0] == [[*bpe("a"), END_ID, *bpe("b")]]
+
+
+@pytest.mark.parametrize(("end", "first"), [(None, 0), (5, 5)])
+def test_numbers_in_and_numbers_out(end: int | None, first: int) -> None:
+    numbers = IdsTokenizer(200, end)
+    streams, reader, config = scripted([7, 8, 9], tokenizer=numbers, tokens=2)
+    assert list(streams.write(config)) == [[" 7"], [" 8"]]
+    streams.read("14 15")
+    assert list(streams.write(replace(config, tokens=1))) == [[" 9"]]
+    assert [ids for (ids,) in reader.fed] == [[first], [7], [8, 14, 15]]
+    with pytest.raises(UserError, match="takes the numbers of tokens"):
+        streams.read("fourteen")
+
+
+def test_a_token_that_the_model_lacks() -> None:
+    """As where somebody added one to the tokenizer alone."""
+    few = Echo(replace(CONFIG, vocab_size=END_ID))
+    streams = Writer(few.config, BPE, lambda batch: few).begin(GREEDY)
+    with pytest.raises(UserError, match=r"no token '<\|endoftext\|>', though its tokenizer has") as told:
+        streams.read(f"the{END}")
+    assert str(told.value).isprintable()
+    streams.read("the")
+    assert len(list(streams.write(GREEDY))) == 4
+
+
+def test_byte_level_bpe_is_cut_to_the_40_likeliest() -> None:
+    def drawn(tokenizer: Tokenizer, **how: Any) -> int:
+        config = GenerateConfig(tokens=600, temperature=1.0, seed=0, **how)
+        reader = Steps(tokenizer.vocab_size)
+        streams = Writer(reader.config, tokenizer, lambda batch: reader).begin(config)
+        streams.read("12")
+        list(streams.write(config))
+        return len({id for (ids,) in reader.fed[1:] for id in ids})
+
+    class Steps(Echo):
+        """All tokens are nearly as likely."""
+
+        def __init__(self, rows: int) -> None:
+            super().__init__(replace(CONFIG, vocab_size=rows))
+
+        def read(self, ids: np.ndarray) -> np.ndarray:
+            super().read(ids)
+            return -1e-3 * np.arange(self.config.vocab_size, dtype=np.float32)[None]
+
+    assert drawn(BPE) == 40
+    assert drawn(BPE, top_k=0) > 100 and drawn(BPE, top_k=3) == 3
+    assert drawn(IdsTokenizer(267)) > 100

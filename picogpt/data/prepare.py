@@ -4,23 +4,27 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
 from filelock import FileLock
 
 from picogpt.config import DataConfig, UserError
+from picogpt.data.coding import BORDER
 from picogpt.data.corpora import Corpus, Join, open_corpus
+from picogpt.data.formats import Document
 from picogpt.data.shards import Shards, ShardWriter
 from picogpt.data.tokenizer import CharTokenizer, Ids, PicoTokenizer, Tokenizer, from_dict
 from picogpt.files import make_folder, sync_file, sync_folder
 
 PARTS = ("train", "val")
 _TOKENIZER = "tokenizer.json"
-_TOKENIZER_LIMIT = 16 << 20  # bytes; the largest has less than one million
+_TOKENIZER_LIMIT = 16 << 20  # bytes; GPT-2's has about two million
 _LOOK = 100_000  # characters looked at for ones the tokenizer does not know
+_WORD = 1 << 16  # characters from the end of a piece in which white space is looked for
 _MANY = 20  # documents make a collection
 _VERIFIED = 1 << 28  # ids that are verified before they are used; of more, each block when it is first read
 
@@ -53,6 +57,7 @@ def prepare(
     `notify` is told in a line what takes time. tokenizer: that of a model to fine-tune, in place of the corpus' own.
     Raises UserError for what is wrong with the corpus or the disk.
     """
+    require_known(data, tokenizer)
     corpus = open_corpus(data, dataset_dir)
     kind = tokenizer.fingerprint() if tokenizer else data.tokenizer
     key = sha256(repr((corpus.signature, kind, data.val_fraction)).encode()).hexdigest()[:12]
@@ -72,6 +77,12 @@ def prepare(
     except OSError as error:
         raise UserError(f"the tokens cannot be written to {folder}: {error.strerror or error}") from error
     return _open(folder, corpus)
+
+
+def require_known(data: DataConfig, tokenizer: Tokenizer | None) -> None:
+    """Raises UserError where the tokenizer asked for is no text's own, and no model brings it."""
+    if tokenizer is None and data.tokenizer not in (PicoTokenizer.name, CharTokenizer.name):
+        raise UserError(f"the tokenizer {data.tokenizer} is a model's own: name its run with --init-from")
 
 
 def _open(folder: Path, corpus: Corpus) -> Prepared:
@@ -179,7 +190,7 @@ class _Survey:
     """What the first pass over a corpus finds."""
 
     tokenizer: Tokenizer
-    tokens: int
+    characters: int
     documents: int
     start: str  # the first characters
 
@@ -187,15 +198,14 @@ class _Survey:
 def _survey(corpus: Corpus, data: DataConfig, tokenizer: Tokenizer | None, advance: Callable[[int], None]) -> _Survey:
     """The first pass. tokenizer: the one to use, in place of the corpus' own."""
     count, documents, start = 0, 0, ""
-    marked = (tokenizer or PicoTokenizer()) if corpus.columns.is_marked and data.tokenizer != "chars" else None
 
     def counted() -> Iterator[str]:
         nonlocal count, documents, start
-        join = Join()
+        join = _joining(tokenizer)
         for document in corpus.documents(advance):
             documents += 1
             for piece in join(document):
-                count += len(marked.encode_marked(piece)) if marked else len(piece)
+                count += len(piece)
                 start = start or piece[:_LOOK]
                 yield piece
 
@@ -205,6 +215,41 @@ def _survey(corpus: Corpus, data: DataConfig, tokenizer: Tokenizer | None, advan
         for _ in counted():
             pass
     return _Survey(tokenizer or PicoTokenizer(), count, documents, start)
+
+
+def _joining(tokenizer: Tokenizer | None) -> Callable[[Document], Iterable[str]]:
+    """What puts a blank line between documents, where the tokenizer has no id for that."""
+    return Join() if tokenizer is None or tokenizer.end_of_text is None else iter
+
+
+class _Encoding:
+    """Documents that follow each other -> ids."""
+
+    def __init__(self, tokenizer: Tokenizer, marked: bool) -> None:
+        """marked: the documents hold the names of special ids."""
+        self._tokenizer, self._join = tokenizer, _joining(tokenizer)
+        self._encode = tokenizer.encode_marked if marked else tokenizer.encode
+
+    def __call__(self, document: Document) -> Iterator[tuple[int, Ids]]:
+        """The document piece by piece, each with the number of its characters, and the end of a text after it."""
+        for piece in _unbroken(self._join(document)):
+            yield len(piece), self._encode(piece)
+        if self._tokenizer.end_of_text is not None:
+            yield 0, np.array([self._tokenizer.end_of_text], self._tokenizer.dtype)
+
+
+def _unbroken(pieces: Iterable[str]) -> Iterator[str]:
+    """The same text in pieces that end before white space where there is some: no word is in two."""
+    kept = ""
+    for piece in pieces:
+        text = kept + piece
+        borders = [found.start() for found in BORDER.finditer(text, max(0, len(text) - _WORD))]
+        end = borders[-1] if borders else len(text)
+        if end:
+            yield text[:end]
+        kept = text[end:]
+    if kept:
+        yield kept
 
 
 def _tell_unknown(text: str, tokenizer: Tokenizer, notify: Callable[[str], None]) -> None:
@@ -229,24 +274,23 @@ def _split(
 
     Returns whether the text was as long as in the first.
     """
-    encode = survey.tokenizer.encode_marked if corpus.columns.is_marked else survey.tokenizer.encode
-    share = val_share(data, survey.documents)
+    share, marked = val_share(data, survey.documents), corpus.columns.is_marked
     if survey.documents >= _MANY and survey.documents * share >= 1:
-        joins, documents = {train: Join(), val: Join()}, 0
+        encodings, documents = {part: _Encoding(survey.tokenizer, marked) for part in (train, val)}, 0
         for document in corpus.documents(advance):
             documents += 1
             part = val if int(documents * share) > int((documents - 1) * share) else train
-            for piece in joins[part](document):
-                part(encode(piece))
+            for _, ids in encodings[part](document):
+                part(ids)
         return documents == survey.documents
-    border, seen = int(survey.tokens * (1 - share)), 0
-    for piece in corpus.text(advance):
-        ids: Ids = encode(piece)
-        left = max(0, border - seen)
-        train(ids[:left])
-        val(ids[left:])
-        seen += len(ids)
-    return seen == survey.tokens
+    border, seen, encoding = int(survey.characters * (1 - share)), 0, _Encoding(survey.tokenizer, marked)
+    for document in corpus.documents(advance):
+        for count, ids in encoding(document):
+            left = min(len(ids), max(0, border - seen) * len(ids) // count) if count else len(ids) * (seen <= border)
+            train(ids[:left])
+            val(ids[left:])
+            seen += count
+    return seen == survey.characters
 
 
 def val_share(data: DataConfig, documents: int) -> float:

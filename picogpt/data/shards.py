@@ -304,7 +304,7 @@ def _read_index(path: Path, fingerprint: str) -> _Index:
             raise _damaged(path, f"has version {shown(version)}, not {_VERSION}")
         case {
             "version": int(_),
-            "dtype": "uint8" | "uint16" as dtype,
+            "dtype": "uint8" | "uint16" | "uint32" as dtype,
             "tokenizer": str(made_with),
             "corpus": str(signature),
             "shards": list(shards),

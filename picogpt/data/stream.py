@@ -28,10 +28,10 @@ from picogpt.config import DataConfig, UserError
 from picogpt.data.corpora import columns_of
 from picogpt.data.formats import Columns, DamagedFileError, open_parquet, row_group, size_of
 from picogpt.data.hub import Dataset, Hub, HubFile
-from picogpt.data.prepare import PARTS, read_tokenizer, val_share, write_tokenizer
+from picogpt.data.prepare import PARTS, read_tokenizer, require_known, val_share, write_tokenizer
 from picogpt.data.remote import ChangedError, MissingError
 from picogpt.data.shards import INDEX, Shards, ShardWriter, Source
-from picogpt.data.tokenizer import PicoTokenizer, Tokenizer
+from picogpt.data.tokenizer import Ids, PicoTokenizer, Tokenizer
 from picogpt.files import make_folder
 from picogpt.rng import generator
 
@@ -83,6 +83,7 @@ def plan_for(dataset: Dataset, data: DataConfig, tokenizer: Tokenizer | None, da
 
     Raises UserError where the text would have to be known before the first token, or the disk refuses.
     """
+    require_known(data, tokenizer)
     if tokenizer is None and data.tokenizer != PicoTokenizer.name:
         raise UserError(f"{dataset} is streamed, so its characters are not known beforehand: use --tokenizer picogpt")
     tokenizer = tokenizer or PicoTokenizer()
@@ -259,13 +260,12 @@ class _Filling:
         """Fetch, tokenize and seal one row group."""
         path, group = source
         rng = generator(_SEED, "split", len(self._train.sources))
-        encode = self._tokenizer.encode_marked if self._plan.columns.is_marked else self._tokenizer.encode
         first = not self._train.sources
         try:
             for number, text in enumerate(row_group(path, self._tables[path], group, self._plan.columns)):
                 # The very first row group has to have something to validate with.
                 kept = rng.random() < self._plan.val_fraction or (first and number == 1)
-                (self._val if kept else self._train).append(encode(f"{text}\n\n"), source)
+                (self._val if kept else self._train).append(self._encode(text), source)
             self._val.seal(source)
             self._train.seal(source)
         except BaseException:
@@ -273,6 +273,13 @@ class _Filling:
             self._train.drop()
             raise
         self._tell(self._working())
+
+    def _encode(self, text: str) -> Ids:
+        """The ids of a document, and what comes before the next."""
+        encode = self._tokenizer.encode_marked if self._plan.columns.is_marked else self._tokenizer.encode
+        if (end := self._tokenizer.end_of_text) is None:
+            return encode(f"{text}\n\n")
+        return np.concatenate([encode(text), np.array([end], self._tokenizer.dtype)])
 
 
 class Stream:

@@ -1,145 +1,64 @@
-"""Text <-> ids by table: exactly one id a character, so positions in the text and in its ids agree."""
+"""The tokenizers there are."""
 
-import json
-import re
-import string
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from hashlib import sha256
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from picogpt.config import UserError
+from picogpt.config import UserError, shown
+from picogpt.data.bpe import BpeTokenizer
+from picogpt.data.coding import Ids, Speller, Tokenizer, smallest_dtype
+from picogpt.data.tables import MAX_CHARS, CharTokenizer, PicoTokenizer
 
-Ids = npt.NDArray[np.unsignedinteger[Any]]
+__all__ = [
+    "BpeTokenizer",
+    "CharTokenizer",
+    "Ids",
+    "IdsTokenizer",
+    "PicoTokenizer",
+    "Speller",
+    "Tokenizer",
+    "from_dict",
+]
 
-_MAX_CHARS = 1 << 16
-_KELVIN_SIGN = 0x212A  # lower-cases to k, and no character after it lower-cases to ASCII
-
-_SPECIAL = ("<P>", "<S>", "</S>", "<Q>", "</Q>", "<A>", "</A>")
-_PRINTABLE = tuple(c for c in string.printable if c not in string.ascii_uppercase)
-_PICO_SYMBOLS = ("<?>", *_PRINTABLE, *_SPECIAL, *["<?>"] * 6)
-_PICO_IDS = {symbol: i for i, symbol in enumerate(_PRINTABLE, start=1)}
+_MOST_IDS = 1 << 24
 
 
-def _code_points(text: str) -> npt.NDArray[np.int32]:
-    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.dtype("<i4"))
+class IdsTokenizer(Tokenizer):
+    """Of a model that came without a tokenizer: its text is the numbers of tokens, with white space between them."""
 
+    name = "ids"
 
-class Tokenizer(ABC):
-    """What the tokenizers share. `special` names the ids that stand for no character."""
-
-    name: str
-    special: dict[str, int]
-
-    def __init__(self, symbols: Sequence[str], table: Ids) -> None:
-        """`symbols`: what each id stands for. `table[c]`: the id of code point c; its last entry goes for all above."""
-        self.vocab_size = len(symbols)
-        self.dtype: np.dtype[Any] = table.dtype
-        self._symbols = symbols
-        self._table = table
-        self._ascii = table.take(np.arange(256), mode="clip").astype(np.uint8).tobytes()
-
-    def encode_marked(self, text: str) -> Ids:
-        """`encode`, but the names of special ids in the text become these ids."""
-        if not self.special:
-            return self.encode(text)
-        parts = re.split(f"({'|'.join(map(re.escape, self.special))})", text)
-        ids = [np.array([self.special[p]], self.dtype) if p in self.special else self.encode(p) for p in parts]
-        return np.concatenate(ids)
+    def __init__(self, vocab_size: int, end_of_text: int | None = None) -> None:
+        """Raises UserError for an end outside the vocabulary."""
+        if not 1 <= vocab_size <= _MOST_IDS:
+            raise UserError(f"a vocabulary has 1 to {_MOST_IDS:,} tokens, not {shown(vocab_size)}")
+        if end_of_text is not None and not 0 <= end_of_text < vocab_size:
+            raise UserError(f"the end of a text must be a token in 0..{vocab_size - 1}, not {shown(end_of_text)}")
+        self.vocab_size, self.end_of_text, self.special = vocab_size, end_of_text, {}
+        self.dtype = smallest_dtype(vocab_size)
 
     def encode(self, text: str) -> Ids:
-        """One id a character, lone surrogates included: (len(text),) of `dtype`."""
-        if text.isascii() and self.dtype == np.uint8:
-            return np.frombuffer(bytearray(text, "ascii").translate(self._ascii), np.uint8)
-        return self._table.take(_code_points(text), mode="clip")
-
-    @abstractmethod
-    def decode(self, ids: npt.ArrayLike) -> str:
-        """The text of ids (n,). An id that stands for nothing shows as a mark, never as an error."""
-
-    @abstractmethod
-    def unknown(self, text: str) -> str:
-        """The distinct characters of `text` that are not in the table, in order of appearance."""
-
-    @abstractmethod
-    def to_dict(self) -> dict[str, Any]:
-        """Plain builtins, fit for JSON; `from_dict` is the inverse."""
-
-    def fingerprint(self) -> str:
-        """16 hexadecimal digits of everything that decides the ids."""
-        return sha256(json.dumps([self.name, *self._symbols]).encode()).hexdigest()[:16]
-
-
-class PicoTokenizer(Tokenizer):
-    """PicoGPT's table of 88: `<?>`, printable ASCII in lower case, seven specials, six reserved ids."""
-
-    name = "picogpt"
-
-    def __init__(self) -> None:
-        table = [_PICO_IDS.get(chr(code).lower(), 0) for code in range(_KELVIN_SIGN + 2)]
-        super().__init__(_PICO_SYMBOLS, np.array(table, np.uint8))
-        self.special = {symbol: _PICO_SYMBOLS.index(symbol) for symbol in _SPECIAL}
-        self._names = np.array(_PICO_SYMBOLS, "S4")  # padded with NUL, which no name holds
+        """Raises UserError for anything but numbers of the vocabulary."""
+        words, most = text.split(), len(str(self.vocab_size))
+        for word in words:
+            if not (word.isascii() and word.isdigit() and len(word) <= most and int(word) < self.vocab_size):
+                raise UserError(
+                    "this model came without a tokenizer and takes the numbers of tokens, "
+                    f"0 to {self.vocab_size - 1}, not {shown(word)}"
+                )
+        return np.array([int(word) for word in words], self.dtype)
 
     def decode(self, ids: npt.ArrayLike) -> str:
-        """The text of ids (n,): specials by name, `<?>` for 0 and for every id that stands for nothing."""
-        names = self._names.take(np.asarray(ids, np.int64), mode="clip")
-        return names.tobytes().translate(None, b"\0").decode("ascii")
+        """Each id after a space."""
+        return "".join(f" {id}" for id in np.asarray(ids, np.int64).tolist())
 
     def unknown(self, text: str) -> str:
-        return "".join(c for c in dict.fromkeys(text) if c.lower() not in _PICO_IDS)
+        return ""
 
     def to_dict(self) -> dict[str, Any]:
-        return {"name": self.name}
-
-
-class CharTokenizer(Tokenizer):
-    """The sorted distinct characters of a corpus. Others are encoded as the space, or as id 0 where there is none."""
-
-    name = "chars"
-
-    def __init__(self, chars: str) -> None:
-        """Raises UserError for no characters, more than 65,536, or halves of surrogate pairs."""
-        self.chars = "".join(sorted(set(chars)))
-        if not self.chars:
-            raise UserError("the text has no characters: give a corpus that is not empty")
-        if len(self.chars) > _MAX_CHARS:
-            raise UserError(
-                f"{len(self.chars):,} distinct characters are more than {_MAX_CHARS:,}: use --tokenizer picogpt"
-            )
-        codes = _code_points(self.chars)
-        if ((codes >= 0xD800) & (codes < 0xE000)).any():
-            raise UserError("the text has halves of surrogate pairs, which are no characters: convert it to UTF-8")
-        dtype = np.dtype(np.uint8 if len(codes) <= 256 else np.uint16)
-        table: Ids = np.full(int(codes[-1]) + 2, max(self.chars.find(" "), 0), dtype)
-        table[codes] = np.arange(len(codes))
-        super().__init__(self.chars, table)
-        self.special = {}
-        self._codes = np.array([0xFFFD, *codes, 0xFFFD], "<u4")  # a mark on either side for ids out of range
-
-    @classmethod
-    def of(cls, texts: Iterable[str]) -> "CharTokenizer":
-        """The characters of a stream of texts. Raises UserError for none at all or more than 65,536."""
-        seen = np.zeros(0x110000, np.bool_)
-        for text in texts:
-            seen[_code_points(text)] = True
-        seen[0xD800:0xE000] = False  # halves of surrogate pairs are no characters
-        return cls("".join(map(chr, np.flatnonzero(seen))))
-
-    def decode(self, ids: npt.ArrayLike) -> str:
-        """The text of ids (n,), U+FFFD for an id outside the vocabulary."""
-        codes = self._codes.take(np.asarray(ids, np.int64) + 1, mode="clip")
-        return codes.tobytes().decode("utf-32-le")
-
-    def unknown(self, text: str) -> str:
-        known = set(self.chars)
-        return "".join(c for c in dict.fromkeys(text) if c not in known)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"name": self.name, "chars": self.chars}
+        end = {} if self.end_of_text is None else {"end_of_text": self.end_of_text}
+        return {"name": self.name, "vocab_size": self.vocab_size, **end}
 
 
 def from_dict(fields: Any) -> Tokenizer:
@@ -147,8 +66,15 @@ def from_dict(fields: Any) -> Tokenizer:
     match fields:
         case {"name": PicoTokenizer.name, **rest} if not rest:
             return PicoTokenizer()
-        case {"name": CharTokenizer.name, "chars": str(chars), **rest} if not rest and len(chars) <= _MAX_CHARS:
+        case {"name": CharTokenizer.name, "chars": str(chars), **rest} if not rest and len(chars) <= MAX_CHARS:
             tokenizer = CharTokenizer(chars)
             if tokenizer.chars == chars:
                 return tokenizer
+        case {"name": BpeTokenizer.name, "json": str(text), **rest} if not rest:
+            return BpeTokenizer.from_json(text)
+        case {"name": IdsTokenizer.name, "vocab_size": size, "end_of_text": end, **rest} if not rest:
+            if type(size) is type(end) is int:
+                return IdsTokenizer(size, end)
+        case {"name": IdsTokenizer.name, "vocab_size": size, **rest} if not rest and type(size) is int:
+            return IdsTokenizer(size)
     raise UserError("this is not a tokenizer of picogpt: make it again from the corpus")

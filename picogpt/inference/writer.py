@@ -5,17 +5,17 @@ B streams side by side   T tokens   V vocabulary
 
 import secrets
 from collections.abc import Callable, Iterator
-from functools import cache
 
 import numpy as np
 
-from picogpt.config import GenerateConfig, ModelConfig, UserError
-from picogpt.data.tokenizer import Ids, Tokenizer
+from picogpt.config import GenerateConfig, ModelConfig, UserError, shown
+from picogpt.data.tokenizer import BpeTokenizer, Ids, Speller, Tokenizer
 from picogpt.inference.decoding import Decoder, Recut, WindowReader
 from picogpt.inference.sampling import sample
 from picogpt.rng import generator
 
-EMPTY = "\n"  # what an empty prompt begins after
+EMPTY = "\n"  # what an empty prompt begins after, where the tokenizer has no end of a text
+TOP_K = 40  # of a byte-level BPE vocabulary, where nothing else is asked for
 
 
 class Writer:
@@ -30,7 +30,7 @@ class Writer:
         reader = self._reader(config.samples)
         seed = secrets.randbits(32) if config.seed is None else config.seed
         rngs = [generator(seed, "generate", i) for i in range(config.samples)]
-        return Streams(_decoder(reader, config), self.tokenizer, rngs)
+        return Streams(_decoder(reader, config), self.tokenizer, self.config.vocab_size, rngs)
 
     def stream(self, prompt: str, config: GenerateConfig) -> Iterator[str]:
         """The text that follows the prompt, piece by piece; of several samples, the first."""
@@ -43,41 +43,88 @@ class Writer:
 class Streams:
     """Texts with one beginning: what was read and written so far."""
 
-    def __init__(self, decoder: Decoder | Recut, tokenizer: Tokenizer, rngs: list[np.random.Generator]) -> None:
-        self._decoder, self._tokenizer, self._rngs = decoder, tokenizer, rngs
-        self._piece = cache(lambda id: tokenizer.decode([id]))
+    def __init__(
+        self, decoder: Decoder | Recut, tokenizer: Tokenizer, vocab_size: int, rngs: list[np.random.Generator]
+    ) -> None:
+        """vocab_size: the model's."""
+        self._decoder, self._tokenizer, self._vocab_size, self._rngs = decoder, tokenizer, vocab_size, rngs
+        self._spellers = [tokenizer.speller() for _ in rngs]
         self.written = [0] * len(rngs)
         """Tokens of each stream that the last `write` wrote."""
         # Of the text so far, what the model has yet to see.
         self._unread: Ids = np.empty((len(rngs), 0), tokenizer.dtype)
 
     def read(self, text: str) -> None:
-        """Go on with this text, in which the names of special tokens stand for them."""
+        """Go on with this text, in which the names of special tokens stand for them.
+
+        Raises UserError for what the tokenizer or the model does not take.
+        """
         ids = self._tokenizer.encode_marked(text)
+        if ids.max(initial=0) >= self._vocab_size:
+            named = self._tokenizer.decode(ids[ids >= self._vocab_size][:1])
+            raise UserError(f"this model has no token {shown(named)}, though its tokenizer has: leave it out")
+        if len(ids):
+            self._spellers = [self._tokenizer.speller() for _ in self._rngs]
+        self._add(ids)
+
+    def _add(self, ids: Ids) -> None:
         self._unread = np.concatenate([self._unread, np.broadcast_to(ids, (len(self._rngs), len(ids)))], axis=1)
 
     def write(self, config: GenerateConfig) -> Iterator[list[str]]:
         """Up to config.tokens tokens more: of each stream what can be shown at every step, which may be nothing.
 
-        Ends early when every stream has come to config.stop.
+        Ends early when every stream has come to config.stop or to the end of a text. What comes later follows that end.
         """
-        untils = [Until(config.stop) for _ in self._rngs]
-        self.written = [0] * len(untils)
+        top_k = config.top_k
+        if top_k is None:
+            top_k = TOP_K if self._tokenizer.name == BpeTokenizer.name else 0
+        end = self._tokenizer.end_of_text
+        showings = [Showing(speller, end, config.stop) for speller in self._spellers]
+        self.written = [0] * len(showings)
         if not self._unread.shape[1]:
-            self.read(EMPTY)
+            self._add(_beginning(self._tokenizer))
         for left in reversed(range(config.tokens)):
             logits = self._decoder.feed(self._unread)[:, : self._tokenizer.vocab_size]
             chosen = [
-                sample(row, config.temperature, config.top_k, config.top_p, rng)
+                sample(row, config.temperature, top_k, config.top_p, rng)
                 for row, rng in zip(logits, self._rngs, strict=True)
             ]
             self._unread = np.array(chosen, self._unread.dtype)[:, None]
-            for i, until in enumerate(untils):
-                self.written[i] += not until.over
-            pieces = [until.show(self._piece(id)) for until, id in zip(untils, chosen, strict=True)]
-            yield pieces if left else [piece + until.rest() for piece, until in zip(pieces, untils, strict=True)]
-            if all(until.over for until in untils):
+            for i, showing in enumerate(showings):
+                self.written[i] += not showing.over
+            pieces = [showing.show(id) for showing, id in zip(showings, chosen, strict=True)]
+            yield pieces if left else [piece + showing.rest() for piece, showing in zip(pieces, showings, strict=True)]
+            if all(showing.over for showing in showings):
                 return
+
+
+def _beginning(tokenizer: Tokenizer) -> Ids:
+    """What a text without a beginning follows."""
+    if tokenizer.end_of_text is not None:
+        return np.array([tokenizer.end_of_text], tokenizer.dtype)
+    ids = tokenizer.encode(EMPTY)
+    return ids if len(ids) else np.zeros(1, tokenizer.dtype)
+
+
+class Showing:
+    """What of a stream can be shown: up to the end of the text or `stop`, each character when it is whole."""
+
+    def __init__(self, speller: Speller, end_of_text: int | None, stop: str) -> None:
+        self._speller, self._end, self._until, self.over = speller, end_of_text, Until(stop), False
+
+    def show(self, id: int) -> str:
+        if self.over:
+            return ""
+        if id == self._end:
+            self.over = True
+            return self._until.show(self._speller.end()) + self._until.rest()
+        piece = self._until.show(self._speller.piece(id))
+        self.over = self._until.over
+        return piece
+
+    def rest(self) -> str:
+        """What was kept back, when no more comes now."""
+        return "" if self.over else self._until.show(self._speller.rest()) + self._until.rest()
 
 
 class Until:

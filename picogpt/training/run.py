@@ -12,6 +12,7 @@ import numpy as np
 
 from picogpt.config import GenerateConfig, RunConfig, UserError
 from picogpt.data.loader import Batch
+from picogpt.data.tokenizer import IdsTokenizer
 from picogpt.engine.backend import to_host
 from picogpt.inference.writer import Writer
 from picogpt.model.reader import NumpyReader
@@ -289,8 +290,8 @@ class Run:
         tokenizer = self.feed.tokenizer
         writer = Writer(self.config.model, tokenizer, lambda batch: NumpyReader(trainer.replicas[0], batch))
         seed = int(generator(self.config.train.seed, "sample", self.done).integers(1 << 31))
-        shown = tokenizer.decode(tokenizer.encode(SAMPLE_PROMPT))
-        return shown + "".join(writer.stream(SAMPLE_PROMPT, replace(SAMPLE, seed=seed)))
+        prompt = "" if tokenizer.name == IdsTokenizer.name else SAMPLE_PROMPT
+        return tokenizer.decode(tokenizer.encode(prompt)) + "".join(writer.stream(prompt, replace(SAMPLE, seed=seed)))
 
     def _save(self, trainer: Trainer) -> bool:
         """Begin to save what is now, but never what diverged. `_look_at_saves` tells how it ended.
