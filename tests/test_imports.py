@@ -17,7 +17,7 @@ L1   engine.tape  engine.tensor  data.formats  data.hub  data.corpora  data.shar
      training.screen  training.divergence  training.clock  training.lock  training.saver
 L2   engine.lanes  engine.ops.linear  engine.ops.activation  engine.ops.norm  engine.ops.attention  engine.ops.loss
      engine.ops  engine  data.prepare  data.loader  data.stream  data.feed  data
-L3   model.layers  model.parameters
+L3   model.layers  model.parameters  model.arithmetic
 L4   model.gpt  model.rolling  model.reader  model.footprint  model
      interop.stored  interop.foreign  interop.torchfile  interop.picogpt  interop
 L5   training.optim  training.checks  training.device  training.start  training.trainer
