@@ -100,6 +100,10 @@ class InfoArgs(Preset):
     """What a model is made of, and whether this machine can train it."""
 
     config: RunConfig = field(default_factory=RunConfig)
+    run: str = ""
+    """That of this run in logs/, or at this path, in place of a preset's."""
+    flops: bool = False
+    """Also what writing costs: arithmetic a token, bytes of the weights and of the keys and values."""
 
 
 @dataclass(frozen=True)
@@ -185,11 +189,18 @@ def prepare(argv: Sequence[str]) -> None:
 
 
 def info(argv: Sequence[str]) -> None:
-    from picogpt.report import print_report
+    from picogpt.api import find_checkpoint
+    from picogpt.report import print_costs, print_report
+    from picogpt.training.checks import config_of
 
     name = preset_name(Preset, "picogpt info", argv)
     args = parse(InfoArgs, "picogpt info", argv, InfoArgs(config=preset(name)))
+    if args.run:
+        name = args.run
+        args = parse(InfoArgs, "picogpt info", argv, InfoArgs(config=config_of(find_checkpoint(name))))
     print_report(name, args.config)
+    if args.flops:
+        print_costs(name, args.config.model)
 
 
 def logs(argv: Sequence[str]) -> None:

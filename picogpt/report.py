@@ -3,8 +3,9 @@
 from rich.console import Console
 from rich.table import Table
 
-from picogpt.config import RunConfig
+from picogpt.config import ModelConfig, RunConfig
 from picogpt.engine.backend import gpu
+from picogpt.model.arithmetic import cache_bytes, read_flops, text_flops, weight_bytes, write_flops
 from picogpt.model.footprint import footprint
 from picogpt.model.parameters import flops_per_token, parameter_count
 from picogpt.training import monitor
@@ -36,6 +37,29 @@ def print_report(name: str, config: RunConfig) -> None:
     for label, value in rows.items():
         table.add_row(label, value)
     Console().print(table)
+
+
+def print_costs(name: str, model: ModelConfig) -> None:
+    """Print what it takes to write with a model of this shape."""
+    last = model.n_position - 1
+    read, write = ((cost(model, 0), cost(model, last)) for cost in (read_flops, write_flops))
+    bits = {"fp32": 32, "bf16": 16, "int8": 8, "int4": 4}
+    rows = {
+        "parameters": f"{parameter_count(model)[0]:,}",
+        **{f"weights in {kind}": _bytes(weight_bytes(model, count)) for kind, count in bits.items()},
+        "FLOPs to read a token": f"{_millions(*read)} (the first to the last of a window)",
+        "FLOPs to write a token": f"{_millions(*write)} (with the logits of the next)",
+        "50 tokens in, 100 out": f"{text_flops(model, 50, 100) / 1e9:,.2f} GFLOPs",
+        "keys and values": f"{_bytes(cache_bytes(model))} for a full window of {model.context_len:,} tokens",
+    }
+    table = Table(title=f"{name}: to write", title_justify="left", show_header=False, box=None)
+    for label, value in rows.items():
+        table.add_row(label, value)
+    Console().print(table)
+
+
+def _millions(first: int, last: int) -> str:
+    return f"{first / 1e6:,.2f} to {last / 1e6:,.2f} million"
 
 
 def _megabytes(count: int) -> str:

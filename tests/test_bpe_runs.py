@@ -8,15 +8,20 @@ import numpy as np
 import pytest
 from commands import is_one_line
 from conftest import lively_arrays
+from hubserver import Hub, article
 from running import status_of
+from streaming import FILES, GROUPS, ROWS
 from test_writing import typed
 from vocabularies import END, small_bpe
 
 import picogpt
 from picogpt.config import DataConfig, GenerateConfig, ModelConfig, RunConfig
+from picogpt.data import bpe
 from picogpt.data.corpora import Corpus
 from picogpt.data.formats import _BLOCK
+from picogpt.data.hub import dataset_named
 from picogpt.data.prepare import prepare
+from picogpt.data.stream import fill, plan_for, shards_of
 from picogpt.data.tokenizer import IdsTokenizer, Tokenizer
 from picogpt.training import checkpoint
 from picogpt.training.divergence import Divergence
@@ -93,6 +98,15 @@ def test_a_model_that_ends_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "the\n"
 
 
+def test_a_megabyte_on_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    make_run("neo", BPE)
+    monkeypatch.setattr("sys.stdin", io.StringIO("the é shell " * 100_000))
+    assert status_of("generate", "--tokens", "3", "--temperature", "0") == 0
+    printed = capsys.readouterr()
+    assert is_one_line(printed.err) and "1,200,000 characters: the last 12,800 are read" in printed.err
+    assert printed.out.startswith(("the é shell " * 2000)[-12_800:])
+
+
 def test_any_prompt_is_of_the_alphabet(capsys: pytest.CaptureFixture[str]) -> None:
     make_run("neo", BPE)
     for prompt in ("", "é", "日本 😀"):
@@ -116,16 +130,17 @@ def test_numbers_at_the_console(capsys: pytest.CaptureFixture[str], monkeypatch:
     assert printed.out.split() == words and "takes the numbers" in printed.err
 
 
-def test_it_is_trained_further(capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_is_trained_further(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bpe, "_PART", 1000)  # so that the library's threads have work before the lanes are forked
     make_run("neo", BPE)
     argv = ["train", "--init-from", "neo", "--data", "text.txt", "--run", "mine", "--batch-size", "4", "--lanes", "2"]
     assert status_of(*argv, "--steps", "4", "--eval-interval", "2") == 0
     assert status_of(*argv, "--steps", "6", "--eval-interval", "2") == 0
     tuned = picogpt.load("mine")
     assert tuned.tokenizer.to_dict() == BPE.to_dict() and tuned.config == MODEL
-    capsys.readouterr()
+    assert "fork" not in capfd.readouterr().err
     assert status_of("generate", *GREEDY, "--run", "mine", "--prompt", "she") == 0
-    assert capsys.readouterr().out.startswith("she")
+    assert capfd.readouterr().out.startswith("she")
 
 
 def test_numbers_are_trained_further() -> None:
@@ -182,6 +197,17 @@ def test_the_end_of_a_text_parts_documents(count: int) -> None:
         assert texts == [*(row["text"] for row in rows), ""]
     else:
         assert val[-1] == train[-1] == BPE.end_of_text and val.count(BPE.end_of_text) == 2
+
+
+def test_the_end_of_a_text_parts_what_is_streamed(hub: Hub) -> None:
+    dataset = dataset_named("wiki")
+    assert dataset
+    plan = plan_for(dataset, DataConfig("wiki"), BPE, Path("dataset"))
+    fill(plan, lambda status: None)
+    shards = shards_of(plan)
+    assert shards
+    texts = "".join(BPE.decode(part.read(0, len(part))) for part in shards).split(END)
+    assert texts.pop() == "" and sorted(texts) == sorted(map(article, range(FILES * GROUPS * ROWS)))
 
 
 def test_a_name_of_a_special_token_in_a_text_is_text() -> None:

@@ -198,6 +198,17 @@ def test_info_of_another_shape(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"{total:,} / " in capsys.readouterr().out
 
 
+def test_info_of_a_run(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("pico-easy", "logs/pico-easy"):
+        assert status_of("info", "--run", name, "--flops") == 0
+        out = capsys.readouterr().out
+        total = 88 * 16 + 17 * 16 + 12 * 16 * 16 + 13 * 16 + 2 * 16
+        assert out.startswith(name) and f"{total:,} / " in out and "50 tokens in, 100 out" in out
+        assert f"{4 * total:,} bytes" in out
+    assert status_of("info", "--run", "nobody") == 2
+    assert "no trained run is called 'nobody'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("place", ["pico-easy", "logs/pico-easy", "logs/pico-easy/log.pkl"])
 def test_logs_prints_a_table(place: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert status_of("logs", place) == 0

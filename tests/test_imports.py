@@ -18,7 +18,7 @@ L1   interop.stored  interop.safetensors  engine.tape  engine.tensor  data.forma
      training.screen  training.divergence  training.clock  training.lock  training.saver
 L2   engine.lanes  engine.ops.linear  engine.ops.activation  engine.ops.norm  engine.ops.attention  engine.ops.loss
      engine.ops  engine  data.prepare  data.loader  data.stream  data.feed  data
-L3   model.layers  model.parameters
+L3   model.layers  model.parameters  model.arithmetic
 L4   model.gpt  model.rolling  model.reader  model.footprint  model
      interop.foreign  interop.torchfile  interop.huggingface  interop.dat
      interop.pickling  interop.picogpt  interop

@@ -36,7 +36,7 @@ def read_all(tokens: Shards) -> np.ndarray:
 @given(
     st.lists(st.lists(st.integers(0, 255), max_size=9), max_size=6),
     st.integers(1, 7),
-    st.sampled_from([np.uint8, np.uint16]),
+    st.sampled_from([np.uint8, np.uint16, np.uint32]),
     st.data(),
 )
 def test_read_is_the_concatenation(tmp_path_factory, parts, shard_tokens, dtype, data):

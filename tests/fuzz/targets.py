@@ -17,12 +17,13 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tests' own helpers
 
 from rich.console import Console
+from vocabularies import small_bpe
 
 from picogpt.config import DataConfig, GenerateConfig, ModelConfig, RunConfig, TrainConfig, UserError
 from picogpt.data import hub, remote, shards, stream
 from picogpt.data.formats import Columns, documents, open_parquet, row_group, size_of
 from picogpt.data.prepare import read_tokenizer
-from picogpt.data.tokenizer import CharTokenizer, PicoTokenizer, from_dict
+from picogpt.data.tokenizer import BpeTokenizer, CharTokenizer, IdsTokenizer, PicoTokenizer, from_dict
 from picogpt.inference.modelfile import metadata
 from picogpt.interop.torchfile import read_torch
 from picogpt.presets import PRESETS
@@ -107,6 +108,14 @@ def tokenizer(folder: Path, data: bytes) -> None:
         found.decode(found.encode_marked("some text <Q> é"))
     (folder / "tokenizer.json").write_bytes(data)
     read_tokenizer(folder)
+
+
+def bpe(folder: Path, data: bytes) -> None:
+    (folder / "tokenizer.json").write_bytes(data)
+    found = BpeTokenizer.find(folder)
+    assert found
+    found.decode(found.encode_marked("the shell <|endoftext|> é\ud800"))
+    from_dict(found.to_dict())
 
 
 # Shards
@@ -339,8 +348,11 @@ TARGETS = {
     "config": Target(config, configs, is_json=True),
     "sizes": Target(sizes, seeds(b"500MB", b"1.5 GiB", b"wiki:de", b"hf:a/b:c", b"question,response")),
     "tokenizer": Target(
-        tokenizer, lambda _: as_json(PicoTokenizer().to_dict(), CharTokenizer("ab c").to_dict()), is_json=True
+        tokenizer,
+        lambda _: as_json(PicoTokenizer().to_dict(), CharTokenizer("ab c").to_dict(), IdsTokenizer(9, 8).to_dict()),
+        is_json=True,
     ),
+    "bpe": Target(bpe, lambda _: [small_bpe().to_dict()["json"].encode()], is_json=True),
     "index": Target(index, lambda folder: [(made_shards(folder) / shards.INDEX).read_bytes()], is_json=True),
     "shard": Target(shard, lambda folder: [(made_shards(folder) / "00000.bin").read_bytes()]),
     "weights": Target(weights, containers),

@@ -1,0 +1,54 @@
+"""What reading and writing with a model costs: arithmetic of a token, bytes of the weights and of the caches.
+
+C width   V vocabulary
+"""
+
+from math import prod
+
+from picogpt.config import ModelConfig
+from picogpt.model.parameters import is_hidden_matrix, parameter_shapes
+
+_BLOCK, _SCALE = 32, 4  # weights in 8 or 4 bits that share a scale, and its bytes
+
+
+def read_flops(config: ModelConfig, position: int) -> int:
+    """To read one token with so many before it in the window, a multiplication and an addition being two.
+
+    Only what is computed counts: the causal half, and of a local block its window.
+    """
+    matrices = sum(prod(shape) for name, shape in parameter_shapes(config).items() if is_hidden_matrix(name, shape))
+    seen = sum(min(position + 1, config.window_of(layer) or position + 1) for layer in range(config.n_layer))
+    return 2 * matrices + 4 * config.n_embd * seen  # scores and weighted values, each 2 C a place
+
+
+def write_flops(config: ModelConfig, position: int) -> int:
+    """The same with the logits of the token after it."""
+    head = 2 * config.vocab_size * config.n_embd if config.n_layer else 0  # a bigram's are a row of its table
+    return read_flops(config, position) + head
+
+
+def text_flops(config: ModelConfig, read: int, written: int) -> int:
+    """To read so many tokens and write some after them, all in one window as far as it goes."""
+    last = config.n_position - 1
+    total = sum(read_flops(config, min(i, last)) for i in range(read + written - 1))
+    return total + written * (write_flops(config, 0) - read_flops(config, 0))
+
+
+def weight_bytes(config: ModelConfig, bits: int) -> int:
+    """With 8 or 4 bits, of matrices and of tables with a row a token; the rest and their scales have 32."""
+    if bits >= 16:
+        return sum(prod(shape) for shape in parameter_shapes(config).values()) * bits // 8
+    total = 0
+    for name, shape in parameter_shapes(config).items():
+        if len(shape) == 2 and name != "wpe.weight":
+            groups = shape[0] * -(-shape[1] // _BLOCK)
+            total += groups * (_BLOCK * bits // 8 + _SCALE)
+        else:
+            total += 4 * prod(shape)
+    return total
+
+
+def cache_bytes(config: ModelConfig) -> int:
+    """Keys and values of a full window, float32; of a local block only those it can still see."""
+    places = [min(config.n_position, config.window_of(i) or config.n_position) for i in range(config.n_layer)]
+    return 2 * 4 * config.n_embd * sum(places)
