@@ -14,7 +14,7 @@ from picogpt.data.tokenizer import Tokenizer, from_dict
 from picogpt.engine import no_grad
 from picogpt.inference.writer import Writer
 from picogpt.model.gpt import GPT
-from picogpt.model.parameters import as_tensors, parameter_shapes
+from picogpt.model.parameters import as_tensors, merged, parameter_shapes
 from picogpt.model.reader import NumpyReader
 from picogpt.model.rolling import sequence_logits
 from picogpt.training import checkpoint
@@ -97,7 +97,7 @@ def load(run_or_path: str | Path) -> LanguageModel:
     shapes: dict[str, Any] = {name: array.shape for name, array in found.model.items()}
     if shapes != parameter_shapes(config):
         raise UserError(f"{found.path}: the weights do not fit the configuration beside them: train the run again")
-    return LanguageModel(config, found.model, tokenizer)
+    return LanguageModel(*merged(config, found.model), tokenizer)
 
 
 def find_checkpoint(run_or_path: str | Path) -> Path:

@@ -5,7 +5,7 @@ Zero means "choose for me" wherever a docstring says so.
 """
 
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import sqrt
 from typing import Any, Literal, Optional, get_args, get_origin, get_type_hints
 
@@ -75,7 +75,7 @@ def _name(hint: Any) -> str:
 
 
 _MODEL_MOST = {"context_len": 1 << 20, "vocab_size": 1 << 22, "n_layer": 1024, "n_head": 1 << 16, "n_embd": 1 << 16}
-_MODEL_MOST |= {"local_window": 1 << 20, "layer_pattern": 1024}
+_MODEL_MOST |= {"local_window": 1 << 20, "layer_pattern": 1024, "lora_rank": 1 << 16}
 _DATA_MOST = {"text_field": 1000, "qa": 1000, "data_limit": 32}
 _TRAIN_MOST = {"steps": 10**12, "context": 1 << 30, "batch_size": 1 << 20, "micro_batch": 1 << 20, "lanes": 4096}
 _TRAIN_MOST |= {"warmup_steps": 10**12, "eval_interval": 10**12, "seed": (1 << 64) - 1}
@@ -121,13 +121,16 @@ class ModelConfig:
     the identity; normal: N(0, 0.02); torch: PyTorch's layer defaults."""
     context_slot: bool = True
     """Slot 0 of every window holds the rolling mean context."""
+    lora_rank: int = 0
+    """Rank of the low-rank matrices that --train lora puts beside those of the blocks. 0: 8 there, else none."""
 
     def __post_init__(self) -> None:
         _check_types(self)
         for name in ("context_len", "vocab_size", "n_head", "n_embd", "local_window"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {shown(getattr(self, name))}")
         _check_most(self, _MODEL_MOST)
-        _require(self.n_layer >= 0, f"n_layer must not be negative, not {shown(self.n_layer)}")
+        for name in ("n_layer", "lora_rank"):
+            _require(getattr(self, name) >= 0, f"{name} must not be negative, not {shown(getattr(self, name))}")
         _require(
             self.n_embd % self.n_head == 0,
             f"n_embd ({self.n_embd}) must be a multiple of n_head ({self.n_head})",
@@ -227,12 +230,15 @@ class DataConfig:
 class TrainConfig:
     """How a run trains."""
 
+    train: str = "all"
+    """What is trained: all; last-N, that many blocks and the last norm; biases alone; lora, low-rank matrices beside
+    those of the blocks. What is not takes no memory for gradients."""
     steps: int = 2000
     """Optimizer steps."""
     minutes: float = 0.0
     """Stop after so many minutes of training if that comes before the last step; the schedule follows. 0: no limit."""
     context: int = 0
-    """Tokens of a training sequence: the window, or a multiple of it for rolling mean context. 0: one window."""
+    """Tokens of a training sequence: up to the window, or a multiple of it for rolling mean context. 0: one window."""
     batch_size: int = 16
     """Sequences an optimizer step."""
     micro_batch: int = 0
@@ -271,7 +277,8 @@ class TrainConfig:
     """Share of the run, at its end, over which wsd decays."""
     depth_warmup: float = 0.6
     """Share of the run over which blocks come in: a quarter of them for its first half, then half, then all. Only
-    blocks that do nothing yet wait, as those of init zero; each step without them is so much quicker."""
+    blocks that do nothing yet wait, as those of init zero, and none where not all is trained; each step without them is
+    so much quicker."""
     min_lr_fraction: float = 0.0
     """Learning rate at the end of the run, as a share of the peak."""
     eval_interval: int = 50
@@ -284,6 +291,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _check_types(self)
         _check_most(self, _TRAIN_MOST)
+        known = re.fullmatch(r"all|last-[1-9]\d{0,3}|biases|lora", self.train)
+        _require(known is not None, f"train must be all, last-N (as last-2), biases or lora, not {shown(self.train)}")
         for name in ("steps", "batch_size", "eval_interval"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {shown(getattr(self, name))}")
         for name in ("minutes", "context", "micro_batch", "lanes", "warmup_steps", "weight_decay", "grad_clip", "seed"):
@@ -348,18 +357,26 @@ class RunConfig:
         """Tokens of a training sequence."""
         return self.train.context or self.model.context_len
 
+    @property
+    def window(self) -> int:
+        """Tokens of a window in training: a sequence may be shorter than the model's."""
+        return min(self.context, self.model.context_len)
+
     def __post_init__(self) -> None:
         _check_types(self)
-        window = self.model.context_len
+        window, train = self.model.context_len, self.train.train
         _require(
-            self.context % window == 0,
-            f"context ({self.context}) must be a multiple of the window ({window}): "
-            f"try --context {max(1, self.context // window) * window}",
+            self.context <= window or self.context % window == 0,
+            f"context ({self.context}) must be at most the window ({window}) or a multiple of it: "
+            f"try --context {self.context // window * window}",
         )
         _require(
-            self.context == window or self.model.context_slot,
+            self.context <= window or self.model.context_slot,
             f"context {self.context} is longer than the window ({window}), which needs a model with a context slot",
         )
+        _require(train == "lora" or not self.model.lora_rank, f"lora_rank is for --train lora, not --train {train}")
+        if train == "lora" and not self.model.lora_rank:
+            object.__setattr__(self, "model", replace(self.model, lora_rank=8))
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Plain builtins, fit for JSON."""
