@@ -31,30 +31,8 @@ def cross_entropy(
     V = C if table is None else len(table)
     check_ids(ids, V)
 
-    loss = xp.zeros((), rows.dtype)
-    dhidden = dweight = dbias = whole = None
+    loss, whole, gradients = xp.zeros((), rows.dtype), None, _Gradients(hidden, weight, bias)
     blocks = list(row_blocks(len(rows), V, rows, LOGITS_BLOCK))
-
-    def gather(p: Array, block: slice) -> None:
-        """The part of each gradient that is wanted which comes from the logits of these rows."""
-        nonlocal dhidden, dweight, dbias
-        if bias is not None and bias.node is not None:
-            db = sum_rows(p)
-            dbias = db if dbias is None else dbias + db
-        if hidden.node is not None:
-            dhidden = empty(rows.shape, rows) if dhidden is None else dhidden
-            if table is None:
-                dhidden[block] = p
-            else:
-                xp.matmul(p, table, out=dhidden[block])
-        if weight is None or weight.node is None:
-            return
-        if dweight is None:
-            out = empty(weight.shape, rows) if whole is None else weight.node.destination(rows)
-            dweight = xp.matmul(p.T, rows[block], out=out)
-        else:
-            add_product(dweight, p.T, rows[block])
-
     for block in blocks:
         p = empty((block.stop - block.start, V), rows)
         if table is None:
@@ -64,30 +42,74 @@ def cross_entropy(
         if bias is not None:
             p += bias.data
         loss += _loss_to_gradient(p, ids[block])
-        if not recording:
-            continue
         p *= 1 / total
-        if len(blocks) == 1:
+        if recording and len(blocks) == 1:
             whole = p
-        else:
-            gather(p, block)
+        elif recording:
+            gradients.add(p, block)
+        del p  # the next block takes its memory
     loss /= total
 
-    def backward(dy: Array) -> tuple[Array | None, ...]:  # saves: rows and whole; or dhidden, dweight, dbias
-        nonlocal dweight
+    def backward(dy: Array) -> tuple[Array | None, ...]:  # saves: hidden and the logits' gradient, or all gradients
         if whole is None:
-            for gradient in (dhidden, dweight, dbias):
-                if gradient is not None:
-                    gradient *= dy
-        else:
-            gathered = dweight = None if weight is None or weight.node is None else weight.node.gathered
-            gather(xp.multiply(whole, dy, out=whole), blocks[0])
-            dweight = None if gathered is not None else dweight
-        gradients = (None if dhidden is None else dhidden.reshape(hidden_shape), dweight, dbias)
-        return tuple(g for g, tensor in zip(gradients, (hidden, weight, bias), strict=True) if tensor is not None)
+            return gradients.scaled(dy)
+        return gradients.at_once(xp.multiply(whole, dy, out=whole))
 
-    hidden_shape = hidden.shape
     return apply(loss, inputs, backward, "cross_entropy")
+
+
+class _Gradients:
+    """Those of the hidden states, the table and the bias that are wanted, from the gradient of the logits."""
+
+    def __init__(self, hidden: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
+        self.hidden, self.weight, self.bias = hidden, weight, bias
+        self.rows = hidden.data.reshape(-1, hidden.shape[-1])
+        self.dhidden: Array = None
+        self.dweight: Array = None
+        self.dbias: Array = None
+
+    def add(self, p: Array, block: slice) -> None:  # (n, V)
+        """The share of these rows."""
+        self._add_states(p, block)
+        if self.weight is not None and self.weight.node is not None:
+            if self.dweight is None:
+                self.dweight = empty(self.weight.shape, p)
+                array_module(p).matmul(p.T, self.rows[block], out=self.dweight)
+            else:
+                add_product(self.dweight, p.T, self.rows[block])
+
+    def at_once(self, p: Array) -> tuple[Array | None, ...]:  # (N, V)
+        """From all rows; what the table has gathered already grows where it is."""
+        self._add_states(p, slice(0, len(p)))
+        if self.weight is not None and (node := self.weight.node) is not None:
+            if node.gathered is None:
+                self.dweight = array_module(p).matmul(p.T, self.rows, out=node.destination(p))
+            else:
+                add_product(node.gathered, p.T, self.rows)
+        return self._of_inputs()
+
+    def scaled(self, dy: Array) -> tuple[Array | None, ...]:
+        for gradient in (self.dhidden, self.dweight, self.dbias):
+            if gradient is not None:
+                gradient *= dy
+        return self._of_inputs()
+
+    def _add_states(self, p: Array, block: slice) -> None:
+        """Of the hidden states and the bias."""
+        if self.bias is not None and self.bias.node is not None:
+            db = sum_rows(p)
+            self.dbias = db if self.dbias is None else self.dbias + db
+        if self.hidden.node is not None:
+            self.dhidden = empty(self.rows.shape, p) if self.dhidden is None else self.dhidden
+            if self.weight is None:
+                self.dhidden[block] = p
+            else:
+                array_module(p).matmul(p, self.weight.data, out=self.dhidden[block])
+
+    def _of_inputs(self) -> tuple[Array | None, ...]:
+        dhidden = None if self.dhidden is None else self.dhidden.reshape(self.hidden.shape)
+        pairs = ((self.hidden, dhidden), (self.weight, self.dweight), (self.bias, self.dbias))
+        return tuple(gradient for tensor, gradient in pairs if tensor is not None)
 
 
 def _loss_to_gradient(logits: Array, ids: Array) -> Array:  # (n, V), (n,) -> ()
