@@ -13,7 +13,9 @@ FLOAT = 4  # bytes
 PROGRAM = 46 << 20  # bytes of Python, the libraries and this package in memory
 LANE_PROGRAM = 4 << 20  # what of it a lane has for itself
 LANE_BLAS = 6 << 20  # BLAS's own buffers
-LANE_ACTIVATIONS = 128 << 20  # bytes kept without recomputing, or as much as the model itself takes if that is more
+LANE_ACTIVATIONS = 128 << 20  # bytes kept without recomputing, or as much as the model itself takes if that is more,
+ACTIVATIONS = 1 << 30  # but not more than this for a large one
+LANE_GRADIENTS = 256 << 20  # bytes; a model with more has products that two threads of BLAS share as well as two lanes
 CACHE_BYTES = 2 << 20  # of the widest activation of a micro-batch: about what stays near a core's caches
 
 
@@ -36,7 +38,7 @@ def footprint(config: RunConfig) -> Footprint:
     """The cost of a configuration whose lanes and micro_batch are chosen (see `fitted`)."""
     train = config.train
     shapes = trained_shapes(config).items()
-    trained = FLOAT * sum(prod(shape) for _, shape in shapes)
+    trained = _trained_bytes(config)
     matrices = FLOAT * sum(prod(shape) for name, shape in shapes if is_hidden_matrix(name, shape))
     return Footprint(
         program=PROGRAM + train.lanes * (LANE_PROGRAM + (LANE_BLAS if config.model.n_layer else 0)),
@@ -45,6 +47,10 @@ def footprint(config: RunConfig) -> Footprint:
         optimizer=2 * trained - (matrices if train.optimizer == "muon" else 0),
         activations=train.lanes * (train.micro_batch * sequence_bytes(config) + _head_bytes(config)),
     )
+
+
+def _trained_bytes(config: RunConfig) -> int:
+    return FLOAT * sum(map(prod, trained_shapes(config).values()))
 
 
 def sequence_bytes(config: RunConfig) -> int:
@@ -89,7 +95,7 @@ def fitted(config: RunConfig, cores: int, memory: int) -> RunConfig:
         choice = replace(config, train=train)
         cost = footprint(choice)
         model = cost.total - cost.program - cost.activations
-        modest = cost.activations <= max(lanes * LANE_ACTIVATIONS, model)
+        modest = cost.activations <= max(lanes * LANE_ACTIVATIONS, min(model, ACTIVATIONS))
         if cost.total <= memory and (modest or config.train.micro_batch):
             break
     return choice
@@ -98,7 +104,8 @@ def fitted(config: RunConfig, cores: int, memory: int) -> RunConfig:
 def _choices(config: RunConfig, cores: int) -> Iterator[tuple[int, int, bool]]:
     """(lanes, micro_batch, recompute), the fastest first."""
     train = config.train
-    most = min(train.lanes or cores, train.batch_size)
+    wanted = cores if _trained_bytes(config) <= LANE_GRADIENTS else -(-cores // 2)
+    most = min(train.lanes or wanted, train.batch_size)
     smallest = (most if train.lanes else 1, train.micro_batch or 1, True)
     if not train.low_memory:
         for lanes in (most,) if train.lanes else _halves(most):
