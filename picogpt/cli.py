@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Optional
 
 from tyro.conf import Positional, arg
 
-from picogpt.config import DataConfig, GenerateConfig, Precision, RunConfig, UserError
+from picogpt.config import DataConfig, GenerateConfig, Precision, RunConfig, TrainConfig, UserError
 from picogpt.options import Preset, first_of, parse
 from picogpt.presets import fine_tuning, preset
 
@@ -50,6 +50,7 @@ class TrainStart(TrainPreset):
 @dataclass(frozen=True)
 class _TrainFirst(TrainStart):
     data: str | tuple[str, ...] = ""
+    train: str = TrainConfig.train
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def train(argv: Sequence[str]) -> None:
     if first.init_from:  # the other run is needed once
         own = None if first.fresh else checkpoint.newest(LOGS / name)
         origin = own or find_checkpoint(first.init_from)
-        start = fine_tuning(config_of(origin), start)
+        start = fine_tuning(config_of(origin), start, first.train)
     args = parse(TrainArgs, "picogpt train", argv, TrainArgs(config=start))
     Run(args.config, LOGS / name, DATASET, args.fresh, origin).train()
 

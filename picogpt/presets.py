@@ -114,19 +114,22 @@ _FINE_TUNING = TrainConfig(
     eval_interval=20,
 )
 _FINE_TUNING_CONTEXT = 256
+_CHARACTERS = ("picogpt", "chars")  # tokenizers of which every token is one
+_FEW = 10  # times the learning rate, where little is trained beside frozen matrices
 
 
-def fine_tuning(origin: RunConfig, start: RunConfig) -> RunConfig:
-    """What a run that begins from `origin` starts from: its shape and tokenizer, and the settings of `start`.
+def fine_tuning(origin: RunConfig, start: RunConfig, train: str) -> RunConfig:
+    """What the defaults of a run are that begins from `origin`: its shape and tokenizer, and the settings of `start`.
 
-    Those are for training from scratch. Where the tokens are more than characters, the model is of another program and
-    a large text, and they would wreck it: then these are settings of their own.
+    Those are for training from scratch. Where tokens are not characters the model knows a language from a large text,
+    and they would wreck it: then the settings are of another kind. train: what is trained.
     """
-    model = replace(origin.model, lora_rank=0)
-    train = start.train
-    if origin.data.tokenizer not in ("picogpt", "chars"):
-        train = replace(_FINE_TUNING, context=_FINE_TUNING_CONTEXT if model.context_len > _FINE_TUNING_CONTEXT else 0)
-    return RunConfig(model, replace(start.data, tokenizer=origin.data.tokenizer), train)
+    model, settings = replace(origin.model, lora_rank=0), start.train
+    if origin.data.tokenizer not in _CHARACTERS:
+        rate = _FINE_TUNING.learning_rate * (_FEW if train in ("biases", "lora") else 1)
+        context = _FINE_TUNING_CONTEXT if model.context_len > _FINE_TUNING_CONTEXT else 0
+        settings = replace(_FINE_TUNING, learning_rate=rate, context=context)
+    return RunConfig(model, replace(start.data, tokenizer=origin.data.tokenizer), settings)
 
 
 def preset(name: str) -> RunConfig:

@@ -22,7 +22,8 @@ def print_report(name: str, config: RunConfig) -> None:
     share = f"{train.micro_batch} x {config.context} tokens" + (", recomputed" if train.recompute else "")
     table = Table(title=name, title_justify="left", show_header=False, box=None)
     rows = {
-        "parameters": f"{total:,} / {counted:,} (all / without the position table){trained_in_words(config)}",
+        "parameters": f"{total:,} / {counted:,} (all / without the position table)",
+        "trained": trained_in_words(config),
         "FLOPs a token": f"{flops_per_token(config.model) / 1e6:,.2f} million (forward and backward)",
         "weights": _bytes(costs.weights),
         "gradients": f"{_bytes(costs.gradients)}, {lanes}",

@@ -71,8 +71,6 @@ def lanes_in_words(count: int) -> str:
 
 
 def trained_in_words(config: RunConfig) -> str:
-    """Such as ", which trains lora: 1,179,648 of 125,619,456 parameters"; nothing where it trains all."""
-    if config.train.train == "all":
-        return ""
+    """Such as "lora: 1,179,648 of 126,378,240 parameters"."""
     trained = sum(map(prod, trained_shapes(config).values()))
-    return f", which trains {config.train.train}: {trained:,} of {parameter_count(config.model)[0]:,} parameters"
+    return f"{config.train.train}: {trained:,} of {parameter_count(config.model)[0]:,} parameters"

@@ -370,10 +370,11 @@ class Run:
     def _announce(self, trainer: Trainer) -> None:
         train = self.config.train
         place = gpu_in_words(self.fitted) if self.fitted.train.device == "cuda" else lanes_in_words(trainer.lanes.count)
+        trains = "" if train.train == "all" else f", which trains {trained_in_words(self.config)}"
         micro = f"{trainer.micro_batch} at a time" + (", recomputed" if self.fitted.train.recompute else "")
         self.screen.notice(
             f"{self.feed.describe()}; a step is "
-            f"{train.batch_size} sequences of {self.config.context}, {micro}, on {place}{trained_in_words(self.config)}"
+            f"{train.batch_size} sequences of {self.config.context}, {micro}, on {place}{trains}"
         )
         if self.resumed:
             self.screen.notice(f"going on with run {self.dir.name} after step {self.done}")
