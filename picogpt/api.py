@@ -14,7 +14,7 @@ from picogpt.data.tokenizer import Tokenizer, from_dict
 from picogpt.engine import no_grad
 from picogpt.inference.writer import Writer
 from picogpt.model.gpt import GPT
-from picogpt.model.parameters import Arrays, as_tensors, is_large, parameter_shapes
+from picogpt.model.parameters import Arrays, as_tensors, is_large, merged, parameter_shapes
 from picogpt.model.reader import NumpyReader
 from picogpt.model.rolling import sequence_logits
 from picogpt.training import checkpoint
@@ -100,7 +100,7 @@ def load(run_or_path: str | Path) -> LanguageModel:
     arrays = found.model
     if not is_large(config):
         arrays = {name: np.asarray(array) for name, array in arrays.items()}
-    return LanguageModel(config, arrays, tokenizer)
+    return LanguageModel(*merged(config, arrays), tokenizer)
 
 
 def find_checkpoint(run_or_path: str | Path) -> Path:

@@ -5,15 +5,15 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, Optional
 
 from tyro.conf import Positional, arg
 
-from picogpt.config import DataConfig, GenerateConfig, Precision, RunConfig, UserError
-from picogpt.options import Preset, parse, preset_name
-from picogpt.presets import preset
+from picogpt.config import DataConfig, GenerateConfig, Precision, RunConfig, TrainConfig, UserError
+from picogpt.options import Preset, first_of, parse
+from picogpt.presets import fine_tuning, preset
 
 
 @dataclass(frozen=True)
@@ -35,16 +35,29 @@ class TrainPreset(Preset):
 
 
 @dataclass(frozen=True)
-class TrainArgs(TrainPreset):
-    """Train a run, or go on with it: the same command continues where it stopped."""
+class TrainStart(TrainPreset):
+    """What the defaults of the other options depend on."""
 
-    config: RunConfig = field(default_factory=RunConfig)
     run: str = ""
     """Name of the run, its folder in logs/. Default: the preset and the data."""
     fresh: bool = False
     """Start over, forgetting what the run has learnt."""
     init_from: str = ""
-    """Begin with the weights, shape and tokenizer of this run (fine-tuning); the optimizer begins anew."""
+    """Begin with the weights, shape and tokenizer of this run (fine-tuning); the optimizer begins anew. From a model of
+    another program the defaults are those of fine-tuning: --init-from RUN --help shows them."""
+
+
+@dataclass(frozen=True)
+class _TrainFirst(TrainStart):
+    data: str | tuple[str, ...] = ""
+    train: str = TrainConfig.train
+
+
+@dataclass(frozen=True)
+class TrainArgs(TrainStart):
+    """Train a run, or go on with it: the same command continues where it stopped."""
+
+    config: RunConfig = field(default_factory=RunConfig)
 
 
 @dataclass(frozen=True)
@@ -127,17 +140,15 @@ def train(argv: Sequence[str]) -> None:
     from picogpt.training.checks import config_of
     from picogpt.training.run import Run
 
-    start = preset(preset_name(TrainPreset, "picogpt train", argv))
+    first = first_of(_TrainFirst, "picogpt train", argv)
+    start, origin = preset(first.preset_name), None
+    data = DataConfig(first.data) if first.data else start.data
+    name = run_name(first.run or re.sub(r"[^\w.-]+", "-", f"{first.preset_name}-{_stem(data.names[0])}"))
+    if first.init_from:  # the other run is needed once
+        own = None if first.fresh else checkpoint.newest(LOGS / name)
+        origin = own or find_checkpoint(first.init_from)
+        start = fine_tuning(config_of(origin), start, first.train)
     args = parse(TrainArgs, "picogpt train", argv, TrainArgs(config=start))
-    name = args.run or re.sub(r"[^\w.-]+", "-", f"{args.preset_name}-{_stem(args.config.data.names[0])}")
-    run_name(name)
-    origin = None
-    if args.init_from:  # the shape and the tokenizer are the other run's, which is needed once
-        own = None if args.fresh else checkpoint.newest(LOGS / name)
-        origin = own or find_checkpoint(args.init_from)
-        other = config_of(origin)
-        start = RunConfig(other.model, replace(start.data, tokenizer=other.data.tokenizer), start.train)
-        args = parse(TrainArgs, "picogpt train", argv, TrainArgs(config=start))
     Run(args.config, LOGS / name, DATASET, args.fresh, origin).train()
 
 
@@ -193,7 +204,7 @@ def info(argv: Sequence[str]) -> None:
     from picogpt.report import print_costs, print_report
     from picogpt.training.checks import config_of
 
-    name = preset_name(Preset, "picogpt info", argv)
+    name = first_of(Preset, "picogpt info", argv).preset_name
     args = parse(InfoArgs, "picogpt info", argv, InfoArgs(config=preset(name)))
     if args.run:
         name = args.run

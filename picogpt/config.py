@@ -5,9 +5,21 @@ Zero means "choose for me" wherever a docstring says so.
 """
 
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import sqrt
-from typing import Any, Literal, Optional, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Optional
+
+from picogpt.fields import UserError, check_most, check_types, foreign, require, shown
+
+__all__ = [
+    "DataConfig",
+    "GenerateConfig",
+    "ModelConfig",
+    "RunConfig",
+    "TrainConfig",
+    "UserError",
+    "shown",
+]
 
 Activation = Literal["relu", "gelu", "gelu_tanh"]
 AttentionScale = Literal["head", "width", "none"]
@@ -17,66 +29,8 @@ Precision = Literal["fp32", "int8", "int4"]
 TokenizerName = Literal["picogpt", "chars", "bpe", "ids"]
 Context = Literal["auto", "rolling", "window", "original"]
 
-
-class UserError(Exception):
-    """Something the user can put right: one line that says what is wrong and what to do."""
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise UserError(message)
-
-
-def shown(value: object) -> str:
-    """A value of any origin for a message: short, on one line, in characters that every terminal takes."""
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # a number of thousands of digits, or what is nested as deeply
-        text = f"a {type(value).__name__} beyond all sense"
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _foreign(error: Exception) -> UserError:
-    return UserError(f"this is not a configuration of picogpt: {shown(str(error))[1:-1]}")
-
-
-def _check_most(config: object, most: dict[str, int]) -> None:
-    """Refuse what no machine could hold or finish: a config also arrives from files, and fingers slip."""
-    for name, limit in most.items():
-        value = getattr(config, name)
-        if isinstance(value, int):
-            _require(value <= limit, f"{name} must be at most {limit:,}, not {shown(value)}")
-        elif value is not None:
-            _require(len(value) <= limit, f"{name} must not be longer than {limit:,}")
-
-
-def _check_types(config: object) -> None:
-    """Refuse a value that is not of its field's type: a config also arrives from files."""
-    for name, hint in get_type_hints(type(config)).items():
-        value, choices = getattr(config, name), get_args(hint)
-        if get_origin(hint) is Literal:
-            _require(
-                type(value) is str and value in choices,
-                f"{name} must be one of {', '.join(choices)}, not {shown(value)}",
-            )
-        elif get_origin(hint) is tuple:
-            _require(type(value) is tuple, f"{name} must be a tuple, not {shown(value)}")
-        elif hint is float:
-            _require(
-                type(value) in (int, float) and -1e300 < value < 1e300,
-                f"{name} must be a finite number, not {shown(value)}",
-            )
-        else:  # int, bool, str, or one of several
-            kinds = [get_origin(choice) or choice for choice in choices or (hint,)]
-            _require(type(value) in kinds, f"{name} must be of type {_name(hint)}, not {shown(value)}")
-
-
-def _name(hint: Any) -> str:
-    return getattr(hint, "__name__", str(hint))
-
-
 _MODEL_MOST = {"context_len": 1 << 20, "vocab_size": 1 << 22, "n_layer": 1024, "n_head": 1 << 16, "n_embd": 1 << 16}
-_MODEL_MOST |= {"local_window": 1 << 20, "layer_pattern": 1024}
+_MODEL_MOST |= {"local_window": 1 << 20, "layer_pattern": 1024, "lora_rank": 1 << 16}
 _DATA_MOST = {"text_field": 1000, "qa": 1000, "data_limit": 32}
 _TRAIN_MOST = {"steps": 10**12, "context": 1 << 30, "batch_size": 1 << 20, "micro_batch": 1 << 20, "lanes": 4096}
 _TRAIN_MOST |= {"warmup_steps": 10**12, "eval_interval": 10**12, "seed": (1 << 64) - 1}
@@ -122,21 +76,24 @@ class ModelConfig:
     the identity; normal: N(0, 0.02); torch: PyTorch's layer defaults."""
     context_slot: bool = True
     """Slot 0 of every window holds the rolling mean context."""
+    lora_rank: int = 0
+    """Rank of the low-rank matrices that --train lora puts beside those of the blocks. 0: 8 there, else none."""
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        check_types(self)
         for name in ("context_len", "vocab_size", "n_head", "n_embd", "local_window"):
-            _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {shown(getattr(self, name))}")
-        _check_most(self, _MODEL_MOST)
-        _require(self.n_layer >= 0, f"n_layer must not be negative, not {shown(self.n_layer)}")
-        _require(
+            require(getattr(self, name) >= 1, f"{name} must be at least 1, not {shown(getattr(self, name))}")
+        check_most(self, _MODEL_MOST)
+        for name in ("n_layer", "lora_rank"):
+            require(getattr(self, name) >= 0, f"{name} must not be negative, not {shown(getattr(self, name))}")
+        require(
             self.n_embd % self.n_head == 0,
             f"n_embd ({self.n_embd}) must be a multiple of n_head ({self.n_head})",
         )
-        _require(0.0 <= self.dropout < 1.0, f"dropout must be in [0, 1), not {shown(self.dropout)}")
-        _require(len(self.layer_pattern) > 0, "layer_pattern needs at least one of global, local")
+        require(0.0 <= self.dropout < 1.0, f"dropout must be in [0, 1), not {shown(self.dropout)}")
+        require(len(self.layer_pattern) > 0, "layer_pattern needs at least one of global, local")
         for span in self.layer_pattern:
-            _require(span in ("global", "local"), f"layer_pattern holds global or local, not {shown(span)}")
+            require(span in ("global", "local"), f"layer_pattern holds global or local, not {shown(span)}")
 
     @classmethod
     def from_dict(cls, fields: Any) -> "ModelConfig":
@@ -144,7 +101,7 @@ class ModelConfig:
         try:
             return cls(**{**fields, "layer_pattern": tuple(fields["layer_pattern"])})
         except (KeyError, TypeError) as error:
-            raise _foreign(error) from None
+            raise foreign(error) from None
 
     @property
     def head_size(self) -> int:
@@ -193,22 +150,20 @@ class DataConfig:
     20GB; a twentieth of the disk always stays free."""
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        _require(
+        check_types(self)
+        require(
             bool(self.names) and all(type(name) is str for name in self.names),
             f"data must be names, not {shown(self.data)}",
         )
-        _require(
-            0.0 <= self.val_fraction < 1.0, f"val_fraction must be between 0 and 1, not {shown(self.val_fraction)}"
-        )
-        _require(len(self.names) <= _NAMES_MOST, f"data must not be more than {_NAMES_MOST:,} names")
-        _require(max(map(len, self.names)) <= _NAME_MOST, f"data must not have names longer than {_NAME_MOST:,}")
-        _check_most(self, _DATA_MOST)
-        _require(
+        require(0.0 <= self.val_fraction < 1.0, f"val_fraction must be between 0 and 1, not {shown(self.val_fraction)}")
+        require(len(self.names) <= _NAMES_MOST, f"data must not be more than {_NAMES_MOST:,} names")
+        require(max(map(len, self.names)) <= _NAME_MOST, f"data must not have names longer than {_NAME_MOST:,}")
+        check_most(self, _DATA_MOST)
+        require(
             not self.qa or len([name for name in self.qa.split(",") if name.strip()]) == 2,
             f"qa names two fields, such as question,response, not {shown(self.qa)}",
         )
-        _require(
+        require(
             not self.data_limit or self.limit_bytes > 0,
             f"data_limit is a size such as 500MB, not {shown(self.data_limit)}",
         )
@@ -229,12 +184,15 @@ class DataConfig:
 class TrainConfig:
     """How a run trains."""
 
+    train: str = "all"
+    """What is trained: all; last-N, that many blocks and the last norm; biases alone; lora, low-rank matrices beside
+    those of the blocks. What is not takes no memory for gradients."""
     steps: int = 2000
     """Optimizer steps."""
     minutes: float = 0.0
     """Stop after so many minutes of training if that comes before the last step; the schedule follows. 0: no limit."""
     context: int = 0
-    """Tokens of a training sequence: the window, or a multiple of it for rolling mean context. 0: one window."""
+    """Tokens of a training sequence: up to the window, or a multiple of it for rolling mean context. 0: one window."""
     batch_size: int = 16
     """Sequences an optimizer step."""
     micro_batch: int = 0
@@ -273,7 +231,8 @@ class TrainConfig:
     """Share of the run, at its end, over which wsd decays."""
     depth_warmup: float = 0.6
     """Share of the run over which blocks come in: a quarter of them for its first half, then half, then all. Only
-    blocks that do nothing yet wait, as those of init zero; each step without them is so much quicker."""
+    blocks that do nothing yet wait, as those of init zero, and none where not all is trained; each step without them is
+    so much quicker."""
     min_lr_fraction: float = 0.0
     """Learning rate at the end of the run, as a share of the peak."""
     eval_interval: int = 50
@@ -284,19 +243,21 @@ class TrainConfig:
     """Seed of the weights, the batch order, dropout and the samples."""
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        _check_most(self, _TRAIN_MOST)
+        check_types(self)
+        check_most(self, _TRAIN_MOST)
+        known = re.fullmatch(r"all|last-[1-9]\d{0,3}|biases|lora", self.train)
+        require(known is not None, f"train must be all, last-N (as last-2), biases or lora, not {shown(self.train)}")
         for name in ("steps", "batch_size", "eval_interval"):
-            _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {shown(getattr(self, name))}")
+            require(getattr(self, name) >= 1, f"{name} must be at least 1, not {shown(getattr(self, name))}")
         for name in ("minutes", "context", "micro_batch", "lanes", "warmup_steps", "weight_decay", "grad_clip", "seed"):
-            _require(getattr(self, name) >= 0, f"{name} must not be negative, not {shown(getattr(self, name))}")
-        _require(self.save_minutes >= 0, f"save_minutes must not be negative, not {shown(self.save_minutes)}")
+            require(getattr(self, name) >= 0, f"{name} must not be negative, not {shown(getattr(self, name))}")
+        require(self.save_minutes >= 0, f"save_minutes must not be negative, not {shown(self.save_minutes)}")
         for name in ("learning_rate", "muon_learning_rate"):
-            _require(getattr(self, name) > 0, f"{name} must be positive, not {shown(getattr(self, name))}")
+            require(getattr(self, name) > 0, f"{name} must be positive, not {shown(getattr(self, name))}")
         for name in ("muon_momentum", "beta1", "beta2"):
-            _require(0.0 <= getattr(self, name) < 1.0, f"{name} must be in [0, 1), not {shown(getattr(self, name))}")
+            require(0.0 <= getattr(self, name) < 1.0, f"{name} must be in [0, 1), not {shown(getattr(self, name))}")
         for name in ("decay_fraction", "depth_warmup", "min_lr_fraction"):
-            _require(0.0 <= getattr(self, name) <= 1.0, f"{name} must be in [0, 1], not {shown(getattr(self, name))}")
+            require(0.0 <= getattr(self, name) <= 1.0, f"{name} must be in [0, 1], not {shown(getattr(self, name))}")
 
 
 @dataclass(frozen=True)
@@ -326,15 +287,15 @@ class GenerateConfig:
     """Tokens that a window reads again of the one before. Default: an eighth of a window."""
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        _check_most(self, _GENERATE_MOST)
-        _require(self.tokens >= 0, f"tokens must not be negative, not {shown(self.tokens)}")
-        _require(self.samples >= 1, f"samples must be at least 1, not {shown(self.samples)}")
-        _require(self.overlap is None or self.overlap >= 0, f"overlap must not be negative, not {shown(self.overlap)}")
-        _require(self.temperature >= 0, f"temperature must not be negative, not {shown(self.temperature)}")
-        _require(self.top_k is None or self.top_k >= 0, f"top_k must not be negative, not {shown(self.top_k)}")
-        _require(0.0 < self.top_p <= 1.0, f"top_p must be in (0, 1], not {shown(self.top_p)}")
-        _require(self.seed is None or self.seed >= 0, f"seed must not be negative, not {shown(self.seed)}")
+        check_types(self)
+        check_most(self, _GENERATE_MOST)
+        require(self.tokens >= 0, f"tokens must not be negative, not {shown(self.tokens)}")
+        require(self.samples >= 1, f"samples must be at least 1, not {shown(self.samples)}")
+        require(self.overlap is None or self.overlap >= 0, f"overlap must not be negative, not {shown(self.overlap)}")
+        require(self.temperature >= 0, f"temperature must not be negative, not {shown(self.temperature)}")
+        require(self.top_k is None or self.top_k >= 0, f"top_k must not be negative, not {shown(self.top_k)}")
+        require(0.0 < self.top_p <= 1.0, f"top_p must be in (0, 1], not {shown(self.top_p)}")
+        require(self.seed is None or self.seed >= 0, f"seed must not be negative, not {shown(self.seed)}")
 
 
 @dataclass(frozen=True)
@@ -350,18 +311,26 @@ class RunConfig:
         """Tokens of a training sequence."""
         return self.train.context or self.model.context_len
 
+    @property
+    def window(self) -> int:
+        """Tokens of a window in training: a sequence may be shorter than the model's."""
+        return min(self.context, self.model.context_len)
+
     def __post_init__(self) -> None:
-        _check_types(self)
-        window = self.model.context_len
-        _require(
-            self.context % window == 0,
-            f"context ({self.context}) must be a multiple of the window ({window}): "
-            f"try --context {max(1, self.context // window) * window}",
+        check_types(self)
+        window, train = self.model.context_len, self.train.train
+        require(
+            self.context <= window or self.context % window == 0,
+            f"context ({self.context}) must be at most the window ({window}) or a multiple of it: "
+            f"try --context {self.context // window * window}",
         )
-        _require(
-            self.context == window or self.model.context_slot,
+        require(
+            self.context <= window or self.model.context_slot,
             f"context {self.context} is longer than the window ({window}), which needs a model with a context slot",
         )
+        require(train == "lora" or not self.model.lora_rank, f"lora_rank is for --train lora, not --train {train}")
+        if train == "lora" and not self.model.lora_rank:
+            object.__setattr__(self, "model", replace(self.model, lora_rank=8))
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Plain builtins, fit for JSON."""
@@ -381,4 +350,4 @@ class RunConfig:
                 data["data"] = tuple(data["data"])
             return cls(ModelConfig.from_dict(fields["model"]), DataConfig(**data), TrainConfig(**train))
         except (KeyError, TypeError) as error:
-            raise _foreign(error) from None
+            raise foreign(error) from None

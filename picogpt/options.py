@@ -35,11 +35,11 @@ def parse(kind: type[Args], program: str, argv: Sequence[str], default: Args | N
     return parsed
 
 
-def preset_name(kind: type[Preset], program: str, argv: Sequence[str]) -> str:
-    """The preset among these options: it is needed before the others can be read, whose defaults it sets."""
+def first_of(kind: type[Args], program: str, argv: Sequence[str]) -> Args:
+    """Those of the options that are needed before the others can be read, whose defaults they set."""
     with _one_line_errors(program):
         chosen, _ = tyro.cli(kind, args=argv, return_unknown_args=True, add_help=False)
-    return chosen.preset_name
+    return chosen
 
 
 @contextmanager

@@ -44,6 +44,18 @@ def _lecture_run(train: TrainConfig, **shape: Any) -> RunConfig:
     return RunConfig(replace(_LECTURE, **shape), _CHARS, train)
 
 
+def _gpt2_run(n_layer: int, n_head: int, n_embd: int, **shape: Any) -> RunConfig:
+    model = ModelConfig(1024, 50257, n_layer, n_head, n_embd, activation="gelu_tanh", init="gpt2", context_slot=False)
+    return RunConfig(replace(model, **shape), _CHARS, TrainConfig(batch_size=4, learning_rate=6e-4))
+
+
+def _neo_run(n_layer: int, n_head: int, n_embd: int) -> RunConfig:
+    """GPT-Neo: every second block sees 256 tokens only, and scores are not scaled."""
+    local: dict[str, Any] = {"layer_pattern": ("global", "local"), "local_window": 256}
+    neo = {"context_len": 2048, "qkv_bias": False, "attention_scale": "none", **local}
+    return _gpt2_run(n_layer, n_head, n_embd, **neo)
+
+
 _EXERCISE = _lecture_train(16, 5_000, 1e-3, 100)
 
 PRESETS: dict[str, RunConfig] = {
@@ -80,12 +92,44 @@ PRESETS: dict[str, RunConfig] = {
             eval_interval=20,
         ),
     ),
-    "gpt2": RunConfig(
-        ModelConfig(1024, 50257, 12, 12, 768, activation="gelu_tanh", init="gpt2", context_slot=False),
-        _CHARS,
-        TrainConfig(batch_size=4, learning_rate=6e-4),
-    ),
+    "gpt2": _gpt2_run(12, 12, 768),
+    "gpt2-medium": _gpt2_run(24, 16, 1024),
+    "gpt2-large": _gpt2_run(36, 20, 1280),
+    "gpt2-xl": _gpt2_run(48, 25, 1600),
+    "gpt-neo-125m": _neo_run(12, 12, 768),
+    "gpt-neo-350m": _neo_run(24, 16, 1024),
+    "gpt-neo-1.3b": _neo_run(24, 16, 2048),
+    "gpt-neo-2.7b": _neo_run(32, 20, 2560),
 }
+
+# For a model that knows a language already: small steps that keep what it knows, and soon a look at how it gets on.
+_FINE_TUNING = TrainConfig(
+    steps=200,
+    batch_size=8,
+    optimizer="adamw",
+    learning_rate=5e-5,
+    beta2=0.999,
+    weight_decay=0.01,
+    depth_warmup=0.0,
+    eval_interval=20,
+)
+_FINE_TUNING_CONTEXT = 256
+_CHARACTERS = ("picogpt", "chars")  # tokenizers of which every token is one
+_FEW = 10  # times the learning rate, where little is trained beside frozen matrices
+
+
+def fine_tuning(origin: RunConfig, start: RunConfig, train: str) -> RunConfig:
+    """What the defaults of a run are that begins from `origin`: its shape and tokenizer, and the settings of `start`.
+
+    Those are for training from scratch. Where tokens are not characters the model knows a language from a large text,
+    and they would wreck it: then the settings are of another kind. train: what is trained.
+    """
+    model, settings = replace(origin.model, lora_rank=0), start.train
+    if origin.data.tokenizer not in _CHARACTERS:
+        rate = _FINE_TUNING.learning_rate * (_FEW if train in ("biases", "lora") else 1)
+        context = _FINE_TUNING_CONTEXT if model.context_len > _FINE_TUNING_CONTEXT else 0
+        settings = replace(_FINE_TUNING, learning_rate=rate, context=context)
+    return RunConfig(model, replace(start.data, tokenizer=origin.data.tokenizer), settings)
 
 
 def preset(name: str) -> RunConfig:

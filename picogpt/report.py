@@ -9,7 +9,7 @@ from picogpt.model.arithmetic import cache_bytes, read_flops, text_flops, weight
 from picogpt.model.footprint import footprint
 from picogpt.model.parameters import flops_per_token, parameter_count
 from picogpt.training import monitor
-from picogpt.training.device import fitted_here, gpu_in_words, lanes_in_words
+from picogpt.training.device import fitted_here, gpu_in_words, lanes_in_words, trained_in_words
 
 
 def print_report(name: str, config: RunConfig) -> None:
@@ -24,6 +24,7 @@ def print_report(name: str, config: RunConfig) -> None:
     table = Table(title=name, title_justify="left", show_header=False, box=None)
     rows = {
         "parameters": f"{total:,} / {counted:,} (all / without the position table)",
+        "trained": trained_in_words(config),
         "FLOPs a token": f"{flops_per_token(config.model) / 1e6:,.2f} million (forward and backward)",
         "weights": _bytes(costs.weights),
         "gradients": f"{_bytes(costs.gradients)}, {lanes}",

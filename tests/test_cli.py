@@ -32,7 +32,10 @@ BAD = {
     "not UTF-8": ([*TRAIN, "--data", "latin.txt"], "latin.txt is not UTF-8 at byte 3"),
     "shorter than a window": ([*TRAIN, "--data", "short.txt"], "use more text or a smaller --context-len"),
     "no steps": ([*TRAIN, "--steps", "0"], "steps must be at least 1"),
-    "ragged context": ([*TRAIN, "--context", "40"], "must be a multiple of the window (16): try --context 32"),
+    "ragged context": (
+        [*TRAIN, "--context", "40"],
+        "must be at most the window (16) or a multiple of it: try --context 32",
+    ),
     "context without a slot": (["train", "-s", "--context", "32"], "needs a model with a context slot"),
     "heads": (["train", "--n-head", "3"], "n_embd (256) must be a multiple of n_head (3)"),
     "a folder as run": ([*TRAIN, "--run", "a/b"], "give another --run"),

@@ -1,12 +1,15 @@
 """The options of the command line: the help that lists them, and the run that they ask for."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from running import status_of
 
 from picogpt import cli
-from picogpt.config import RunConfig
+from picogpt.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from picogpt.presets import PRESETS, preset
 
 # Help
@@ -115,3 +118,69 @@ def test_a_wrong_option_is_one_line(argv: tuple[str, ...], capsys: pytest.Captur
     assert status_of(*argv) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("picogpt: ") and line.endswith("--help)")
+
+
+# Fine-tuning
+
+
+@pytest.fixture
+def tuning(recorder: type[Recorder], monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunConfig]:
+    """What --init-from asks for: `tuning(origin, *options)`."""
+
+    def asked(origin: RunConfig, *options: str) -> RunConfig:
+        monkeypatch.setattr("picogpt.api.find_checkpoint", lambda name: Path(name))
+        monkeypatch.setattr("picogpt.training.checks.config_of", lambda place: origin)
+        assert status_of("train", "--init-from", "origin", "--run", "tuned", *options) == 0
+        return recorder.asked[0]
+
+    return asked
+
+
+def of_another_program(monkeypatch: pytest.MonkeyPatch, **shape: Any) -> RunConfig:
+    monkeypatch.setattr("picogpt.presets._CHARACTERS", ("picogpt",))
+    return RunConfig(replace(preset("gpt-neo-125m").model, **shape), DataConfig(tokenizer="chars"))
+
+
+def test_a_model_of_characters_is_trained_on_as_from_scratch(tuning: Callable[..., RunConfig]) -> None:
+    origin = RunConfig(ModelConfig(n_layer=2), DataConfig(tokenizer="chars"), TrainConfig(steps=7))
+    assert tuning(origin) == RunConfig(origin.model, DataConfig(tokenizer="chars"), TrainConfig())
+    assert tuning(origin, "-s").train == preset("gpt-neo-speed").train
+
+
+def test_a_model_that_knows_a_language_is_tuned_gently(
+    tuning: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin = of_another_program(monkeypatch)
+    config = tuning(origin, "--data", "sample", "--preset", "gpt-neo-125m")
+    assert config.model == origin.model and config.data == DataConfig("sample", "chars")
+    train = config.train
+    assert (train.optimizer, train.learning_rate, train.beta2, train.weight_decay) == ("adamw", 5e-5, 0.999, 0.01)
+    assert (train.steps, train.batch_size, train.eval_interval, train.depth_warmup) == (200, 8, 20, 0.0)
+    assert config.context == 256
+    assert tuning(of_another_program(monkeypatch, context_len=200)).context == 200
+    few = tuning(origin, "--train", "lora")
+    assert (few.train.learning_rate, few.model) == (5e-4, replace(origin.model, lora_rank=8))
+    assert tuning(origin, "--train", "biases").train.learning_rate == 5e-4
+    assert tuning(origin, "--train", "last-12").train.learning_rate == 5e-5  # more blocks than pico has
+
+
+def test_every_setting_of_tuning_can_be_another(
+    tuning: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin = of_another_program(monkeypatch)
+    options = ["--learning-rate", "0.001", "--context", "1000", "--optimizer", "muon", "--steps", "3"]
+    config = tuning(origin, *options, "--train", "lora", "--lora-rank", "4")
+    train = config.train
+    assert (train.learning_rate, train.context, train.optimizer, train.steps) == (0.001, 1000, "muon", 3)
+    assert config.model.lora_rank == 4
+    again = tuning(config, *options, "--train", "lora", "--lora-rank", "4")  # of a run with low-rank matrices
+    assert again == config
+    assert tuning(config).model == origin.model
+
+
+def test_help_shows_the_settings_of_tuning(
+    tuning: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tuning(of_another_program(monkeypatch))
+    assert status_of("train", "--init-from", "origin", "--run", "tuned", "--help") == 0
+    assert "5e-05" in capsys.readouterr().out

@@ -24,6 +24,13 @@ COUNTS = {
     "exercise-heads": 209_729,
     "race": 413_312,
     "gpt2": 124_439_808,
+    "gpt2-medium": 354_823_168,
+    "gpt2-large": 774_030_080,
+    "gpt2-xl": 1_557_611_200,
+    "gpt-neo-125m": 125_198_592,
+    "gpt-neo-350m": 355_798_016,
+    "gpt-neo-1.3b": 1_315_575_808,
+    "gpt-neo-2.7b": 2_651_307_520,
 }
 
 # block, width, heads, layers, batch, steps, learning rate
@@ -137,13 +144,17 @@ def test_a_bad_value_is_refused_by_name(kind: type, name: str, value: Any) -> No
     assert "\n" not in str(error.value)
 
 
-def test_the_sequence_is_a_multiple_of_the_window() -> None:
+def test_the_sequence_is_within_the_window_or_a_multiple_of_it() -> None:
     assert RunConfig(train=TrainConfig(context=1280)).context == 1280
     assert RunConfig().context == 128
-    with pytest.raises(UserError, match=r"context \(300\) must be a multiple of the window \(128\): try --context 256"):
+    with pytest.raises(
+        UserError, match=r"context \(300\) must be at most the window \(128\) or a multiple of it: try --context 256"
+    ):
         RunConfig(train=TrainConfig(context=300))
-    with pytest.raises(UserError, match="try --context 128"):
-        RunConfig(train=TrainConfig(context=100))
+    assert (RunConfig(train=TrainConfig(context=100)).window, RunConfig(train=TrainConfig(context=256)).window) == (
+        100,
+        128,
+    )
     with pytest.raises(UserError, match="needs a model with a context slot"):
         RunConfig(ModelConfig(context_slot=False), train=TrainConfig(context=256))
 

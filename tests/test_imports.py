@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Layer by layer, and within a layer in order. An `__init__` is the last of its own folder.
 LAYERS = """
-L0   config  presets  files  rng  seal  unpickle  bfloat16  engine.workspace  engine.kept  engine.backend
+L0   fields  config  presets  files  rng  seal  unpickle  bfloat16  engine.workspace  engine.kept  engine.backend
      data.coding  data.tables  data.bpe  data.tokenizer  data.remote
      inference.sampling  inference.quantize  inference.decoding  inference.writer  inference.graph  inference.dialects
      inference.export  inference.modelfile  inference.session  inference

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from picogpt.config import RunConfig, UserError
-from picogpt.options import Preset, parse, preset_name
+from picogpt.options import Preset, first_of, parse
 from picogpt.presets import preset
 
 
@@ -77,7 +77,7 @@ class BenchGenerate(Preset):
 def bench_train(program: str, argv: Sequence[str]) -> None:
     from picogpt.bench.train import measure
 
-    start = preset(preset_name(Preset, program, argv))
+    start = preset(first_of(Preset, program, argv).preset_name)
     # AdamW by default, because it is what other programs are measured with; --optimizer muon measures that.
     start = replace(start, train=replace(start.train, optimizer="adamw"))
     args = parse(BenchTrain, program, argv, BenchTrain(config=start))
@@ -88,7 +88,7 @@ def bench_time_to_loss(program: str, argv: Sequence[str]) -> None:
     from picogpt.api import DATASET
     from picogpt.bench.time_to_loss import Outcome, measure
 
-    start = preset(preset_name(RacePreset, program, argv))
+    start = preset(first_of(RacePreset, program, argv).preset_name)
     args = parse(BenchTimeToLoss, program, argv, BenchTimeToLoss(config=start))
     if args.config.train.seed != start.train.seed:
         raise UserError("time-to-loss trains once a seed: give them with --seeds")
@@ -104,7 +104,7 @@ def bench_data(program: str, argv: Sequence[str]) -> None:
     from picogpt.api import DATASET
     from picogpt.bench.data import measure, measure_large
 
-    start = preset(preset_name(Preset, program, argv))
+    start = preset(first_of(Preset, program, argv).preset_name)
     args = parse(BenchData, program, argv, BenchData(config=start))
     large = measure_large(args.config, args.gigabytes) if args.gigabytes else {}
     _show({**measure(args.config, args.megabytes, args.seconds, DATASET), **large}, args.json)

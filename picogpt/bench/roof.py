@@ -43,7 +43,7 @@ class MatmulBound:
 
     def __init__(self, config: RunConfig, micro_batch: int, lanes: Lanes) -> None:
         self.lanes, self.tokens = lanes, micro_batch * config.context
-        windows = config.context // config.model.context_len
+        windows = config.context // config.window
         self._times = [windows * config.model.n_layer, windows]  # of a block's products, of the head's
         self._make = cache(lambda: _products(config.model, micro_batch))  # once a lane, when it is wanted
         self._on_lanes = lanes.task(self._run)

@@ -41,7 +41,7 @@ def _require_window(shards: Shards | Span, context: int, text: str) -> None:
     if len(shards) <= context:
         raise UserError(
             f"the {text} text has {len(shards):,} tokens, but a window of {context:,} needs {context + 1:,}:"
-            " use more text or a smaller --context-len"
+            " use more text or a smaller --context-len (with --init-from, --context)"
         )
 
 

@@ -109,7 +109,9 @@ def empty(shape: tuple[int, ...], like: Array) -> Array:
 
 def to_host(array: Array) -> np.ndarray[Any, Any]:
     """The array in main memory."""
-    return array if type(array) is np.ndarray else array_module(array).asnumpy(array)
+    xp = array_module(array)
+    host: np.ndarray[Any, Any] = array if xp is np else xp.asnumpy(array)
+    return host
 
 
 def to_device(array: np.ndarray[Any, Any], like: Array) -> Array:

@@ -55,6 +55,11 @@ class Node:
             return self.grad
         return empty(self.shape, like)
 
+    @property
+    def gathered(self) -> Array | None:
+        """What a leaf has gathered, if that is more than zero: an op may add its share itself, and return None."""
+        return self.grad if self.is_leaf and not self.fresh else None
+
     def add(self, gradient: Array, op: str) -> None:
         """Gather one contribution; `op` names its author if it does not fit."""
         assert gradient.shape == self.shape, f"{op}: gradient of shape {gradient.shape} for a tensor {self.shape}"

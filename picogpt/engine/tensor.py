@@ -226,10 +226,11 @@ def recompute(
         y = function(x).data
 
     def backward(dy: Array) -> tuple[Array | None, ...]:  # saves: x
-        again = Tensor(x.data, requires_grad=True, grad=empty(x.shape, x.data))
+        again = Tensor(x.data, x.node is not None, empty(x.shape, x.data))
         with Tape() as tape:
             output = (replay or function)(again)
-        tape.backward(output, dy)
+        if output.node is not None:
+            tape.backward(output, dy)
         return (again.grad,)
 
     output = Tensor(y)  # recorded even where x needs no gradient: the function may use leaves that do

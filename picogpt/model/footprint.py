@@ -7,13 +7,15 @@ from math import prod
 from picogpt.config import RunConfig
 from picogpt.engine.ops.attention import QUERY_BLOCK
 from picogpt.engine.ops.loss import LOGITS_BLOCK
-from picogpt.model.parameters import is_hidden_matrix, parameter_count, parameter_shapes
+from picogpt.model.parameters import is_hidden_matrix, last_blocks, parameter_count, trained_shapes
 
 FLOAT = 4  # bytes
 PROGRAM = 46 << 20  # bytes of Python, the libraries and this package in memory
 LANE_PROGRAM = 4 << 20  # what of it a lane has for itself
 LANE_BLAS = 6 << 20  # BLAS's own buffers
-LANE_ACTIVATIONS = 128 << 20  # bytes kept without recomputing, or as much as the model itself takes if that is more
+LANE_ACTIVATIONS = 128 << 20  # bytes kept without recomputing, or as much as the model itself takes if that is more,
+ACTIVATIONS = 1 << 30  # but not more than this for a large one
+LANE_GRADIENTS = 256 << 20  # bytes; a model with more has products that two threads of BLAS share as well as two lanes
 CACHE_BYTES = 2 << 20  # of the widest activation of a micro-batch: about what stays near a core's caches
 
 
@@ -35,16 +37,20 @@ class Footprint:
 def footprint(config: RunConfig) -> Footprint:
     """The cost of a configuration whose lanes and micro_batch are chosen (see `fitted`)."""
     train = config.train
-    weights = FLOAT * parameter_count(config.model)[0]
-    shapes = parameter_shapes(config.model).items()
+    shapes = trained_shapes(config).items()
+    trained = _trained_bytes(config)
     matrices = FLOAT * sum(prod(shape) for name, shape in shapes if is_hidden_matrix(name, shape))
     return Footprint(
         program=PROGRAM + train.lanes * (LANE_PROGRAM + (LANE_BLAS if config.model.n_layer else 0)),
-        weights=weights,
-        gradients=train.lanes * weights,
-        optimizer=2 * weights - (matrices if train.optimizer == "muon" else 0),
+        weights=FLOAT * parameter_count(config.model)[0],
+        gradients=train.lanes * trained,
+        optimizer=2 * trained - (matrices if train.optimizer == "muon" else 0),
         activations=train.lanes * (train.micro_batch * sequence_bytes(config) + _head_bytes(config)),
     )
+
+
+def _trained_bytes(config: RunConfig) -> int:
+    return FLOAT * sum(map(prod, trained_shapes(config).values()))
 
 
 def sequence_bytes(config: RunConfig) -> int:
@@ -52,16 +58,17 @@ def sequence_bytes(config: RunConfig) -> int:
     model = config.model
     if model.n_layer == 0:
         return FLOAT * config.context * model.vocab_size * 2
-    windows = config.context // model.context_len
-    T, C = model.n_position, model.n_embd
+    windows, T, C = config.context // config.window, config.window + model.context_slot, model.n_embd
     # A block of a window keeps. Of its attention: normalised input, its scaled copy, q/k/v, output (C, C, 3C, C), and
     # the attention weights; of its MLP: the same two of the norm (2C), hidden layer and its slope (8C; relu has none).
     seen = min(T, model.local_window) if "local" in model.layer_pattern else T
     weights = model.n_head * (seen + min(T, QUERY_BLOCK)) // 2
     attention, mlp = T * (6 * C + weights), T * (6 if model.activation == "relu" else 10) * C
+    if config.train.train == "biases":  # no input of a matrix: the scaled copies, and the hidden layer
+        attention, mlp = attention - T * C, mlp - T * (1 if model.activation == "relu" else 5) * C
     if model.dropout:  # masks: of the attention weights, and of what each branch adds
         attention, mlp = attention + T * (weights + C), mlp + T * C
-    blocks = model.n_layer * windows
+    blocks = (last_blocks(config) or model.n_layer) * windows  # frozen ones at the beginning keep nothing
     kept = blocks * (attention + mlp)
     if config.train.recompute:  # the input of each branch, and what one of them keeps
         kept = 2 * blocks * T * C + max(attention, mlp)
@@ -70,10 +77,10 @@ def sequence_bytes(config: RunConfig) -> int:
 
 
 def _head_bytes(config: RunConfig) -> int:
-    """Bytes of a lane for a block of logits, and for the gradient of the head's table on its way."""
-    model, rows = config.model, config.train.micro_batch * config.model.context_len
+    """Bytes of a lane for a block of logits, and for the table's gradient where several make it."""
+    model, rows = config.model, config.train.micro_batch * config.window
     logits = min(rows * model.vocab_size, max(LOGITS_BLOCK, model.vocab_size))
-    tables = 1 if rows * model.vocab_size <= LOGITS_BLOCK else 2
+    tables = int(rows * model.vocab_size > LOGITS_BLOCK and config.train.train == "all")
     return FLOAT * (logits + tables * model.vocab_size * model.n_embd)
 
 
@@ -88,7 +95,7 @@ def fitted(config: RunConfig, cores: int, memory: int) -> RunConfig:
         choice = replace(config, train=train)
         cost = footprint(choice)
         model = cost.total - cost.program - cost.activations
-        modest = cost.activations <= max(lanes * LANE_ACTIVATIONS, model)
+        modest = cost.activations <= max(lanes * LANE_ACTIVATIONS, min(model, ACTIVATIONS))
         if cost.total <= memory and (modest or config.train.micro_batch):
             break
     return choice
@@ -97,7 +104,8 @@ def fitted(config: RunConfig, cores: int, memory: int) -> RunConfig:
 def _choices(config: RunConfig, cores: int) -> Iterator[tuple[int, int, bool]]:
     """(lanes, micro_batch, recompute), the fastest first."""
     train = config.train
-    most = min(train.lanes or cores, train.batch_size)
+    wanted = cores if _trained_bytes(config) <= LANE_GRADIENTS else -(-cores // 2)
+    most = min(train.lanes or wanted, train.batch_size)
     smallest = (most if train.lanes else 1, train.micro_batch or 1, True)
     if not train.low_memory:
         for lanes in (most,) if train.lanes else _halves(most):
@@ -116,6 +124,6 @@ def _halves(count: int) -> list[int]:
 def choose_micro_batch(config: RunConfig, lanes: int) -> int:
     """Sequences a micro-batch: near the caches, and an equal number for every lane."""
     tokens = max(1, CACHE_BYTES // (FLOAT * 4 * config.model.n_embd))
-    most = min(max(1, round(tokens / config.model.context_len)), -(-config.train.batch_size // lanes))
+    most = min(max(1, round(tokens / config.window)), -(-config.train.batch_size // lanes))
     rounds = -(-config.train.batch_size // (most * lanes))  # micro-batches each lane takes
     return -(-config.train.batch_size // (rounds * lanes))

@@ -60,6 +60,7 @@ class Block(Module):
         self.attn = Attention(config, parameters, f"{name}.attn", layer)
         self.ln_2 = LayerNorm(parameters, f"{name}.ln_2")
         self.mlp = MLP(config, parameters, f"{name}.mlp")
+        self.is_trained = any(tensor.node for _, tensor in self.named_parameters())
 
     def __call__(
         self, x: Tensor, rng: Rng = None, cache: Cache | None = None, recompute: bool = False
@@ -73,7 +74,8 @@ class Block(Module):
             return x + self.mlp(self.ln_2(x), rng, replay)
 
         for branch in (attend, transform):
-            x = _recomputed(branch, x, rng) if recompute else branch(x, rng)
+            again = recompute and (self.is_trained or x.node is not None)  # else it keeps nothing anyway
+            x = _recomputed(branch, x, rng) if again else branch(x, rng)
         return x
 
 

@@ -28,14 +28,23 @@ class Module:
 
 
 class Linear(Module):
-    """x @ weight.T + bias; weight (M, K), bias (M,) or none."""
+    """x @ weight.T + bias; weight (M, K), bias (M,) or none.
+
+    With low-rank matrices (r, K) and (M, r) the weight is weight + lora_b @ lora_a: E. Hu et al., LoRA, arXiv
+    2106.09685, whose alpha is r here, so that nothing scales the product.
+    """
 
     def __init__(self, parameters: Mapping[str, Tensor], name: str) -> None:
         self.weight = parameters[f"{name}.weight"]
         self.bias = parameters.get(f"{name}.bias")
+        self.lora_a = parameters.get(f"{name}.lora_a")
+        self.lora_b = parameters.get(f"{name}.lora_b")
 
     def __call__(self, x: Tensor, replay: bool = False) -> Tensor:  # (..., K) -> (..., M)
-        return ops.linear(x, self.weight, self.bias, replay)
+        y = ops.linear(x, self.weight, self.bias, replay)
+        if self.lora_a is None or self.lora_b is None:
+            return y
+        return y + ops.linear(ops.linear(x, self.lora_a), self.lora_b, replay=replay)
 
 
 class LayerNorm(Module):

@@ -1,12 +1,13 @@
 """A model's parameters as named arrays: their shapes, their first values, and tensors over them."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import prod, sqrt
 from typing import Any
 
 import numpy as np
 
-from picogpt.config import ModelConfig
+from picogpt.config import ModelConfig, RunConfig, UserError
 from picogpt.engine import Tensor
 from picogpt.engine.backend import Array
 from picogpt.rng import generator
@@ -14,6 +15,8 @@ from picogpt.rng import generator
 Arrays = dict[str, Array]
 LARGE = 2 << 30
 """Bytes in float32 from which on a model's weights stay where they lie, or are used in fewer bits."""
+LORA = (".lora_a", ".lora_b")
+"""Ends of the names of low-rank matrices: A (r, inputs) and B (outputs, r), whose product stands beside a weight."""
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -27,6 +30,9 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         shapes[f"{name}.weight"] = (outputs, inputs)
         if bias:
             shapes[f"{name}.bias"] = (outputs,)
+        if config.lora_rank:
+            shapes[f"{name}{LORA[0]}"] = (config.lora_rank, inputs)
+            shapes[f"{name}{LORA[1]}"] = (outputs, config.lora_rank)
 
     def layer_norm(name: str) -> None:
         shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (C,)
@@ -60,8 +66,39 @@ def is_large(config: ModelConfig) -> bool:
 
 
 def is_hidden_matrix(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether Muon takes this parameter: the matrices inside the blocks, not tables, head, gains or biases."""
-    return len(shape) == 2 and name.startswith("h.")
+    """Whether Muon takes this parameter: the matrices inside the blocks, not tables, head, gains, biases or LoRA's."""
+    return len(shape) == 2 and name.startswith("h.") and not name.endswith(LORA)
+
+
+def trained_shapes(config: RunConfig) -> dict[str, tuple[int, ...]]:
+    """Those of `parameter_shapes` that the run trains; the others are frozen.
+
+    biases: E. Ben Zaken et al., BitFit, arXiv 2106.10199. Raises UserError where the model has nothing of the kind.
+    """
+    train, layers = config.train.train, config.model.n_layer
+    if train != "all" and layers < max(1, last_blocks(config)):
+        raise UserError(f"--train {train} is for a model of more blocks: this one has {layers}")
+    ends = {"all": ("",), "biases": (".bias",), "lora": LORA}.get(train)
+    last = tuple(f"h.{layer}." for layer in range(layers - last_blocks(config), layers))
+    shapes = parameter_shapes(config.model).items()
+    return {name: s for name, s in shapes if (name.endswith(ends) if ends else name.startswith((*last, "ln_f.")))}
+
+
+def last_blocks(config: RunConfig) -> int:
+    """N where the last N blocks alone are trained, else 0."""
+    train = config.train.train
+    return int(train.removeprefix("last-")) if train.startswith("last-") else 0
+
+
+def merged(config: ModelConfig, arrays: Mapping[str, Array]) -> tuple[ModelConfig, dict[str, Array]]:
+    """The same model without low-rank matrices: they are added to those beside them."""
+    plain = replace(config, lora_rank=0)
+    return plain, {name: _merged(arrays, name) for name in parameter_shapes(plain)}
+
+
+def _merged(arrays: Mapping[str, Array], name: str) -> Array:
+    a, b = (arrays.get(name.removesuffix(".weight") + end) for end in LORA)
+    return arrays[name] if a is None or b is None else np.asarray(arrays[name]) + b @ a
 
 
 def flops_per_token(config: ModelConfig) -> int:
@@ -72,20 +109,25 @@ def flops_per_token(config: ModelConfig) -> int:
     return 6 * parameter_count(config)[1] + 12 * config.n_layer * config.n_embd * config.context_len
 
 
-def initial_arrays(config: ModelConfig, seed: int) -> Arrays:
-    """First values of every parameter, float32.
+def initial_arrays(config: ModelConfig, seed: int, given: Mapping[str, Array] | None = None) -> Arrays:
+    """First values of every parameter, float32; those that are given stay as they are.
 
     gpt2: N(0, 0.02), residual projections N(0, 0.02 / sqrt(2 n_layer)) (A. Radford et al., 2019). zero: the same with
     those projections zero, so that every block begins as the identity. normal: N(0, 0.02).
     torch: PyTorch's defaults, U(-1/sqrt(inputs), 1/sqrt(inputs)) for linear layers and N(0, 1) for tables.
+    Low-rank matrices add nothing at first: N(0, 1/sqrt(inputs)), times zero.
     """
-    shapes = parameter_shapes(config).items()
-    return {
-        name: _initial(config, name, shape, generator(seed, "initial", i)) for i, (name, shape) in enumerate(shapes)
-    }
+    arrays = dict(given or {})
+    for i, (name, shape) in enumerate(parameter_shapes(config).items()):
+        if name not in arrays:
+            arrays[name] = _initial(config, name, shape, generator(seed, "initial", i))
+    return arrays
 
 
 def _initial(config: ModelConfig, name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray[Any, Any]:
+    if name.endswith(LORA):
+        scale = np.float32(1 / sqrt(shape[1]) if name.endswith(LORA[0]) else 0)
+        return rng.standard_normal(shape, np.float32) * scale
     if ".ln_" in name or name.startswith("ln_"):
         return np.full(shape, name.endswith(".weight"), np.float32)
     if config.init == "torch":
@@ -102,7 +144,6 @@ def _initial(config: ModelConfig, name: str, shape: tuple[int, ...], rng: np.ran
 
 
 def as_tensors(arrays: Mapping[str, Array], gradients: Mapping[str, Array] | None = None) -> dict[str, Tensor]:
-    """Tensors over the arrays, not copies. With `gradients`, leaves that gather their gradients there."""
-    if gradients is None:
-        return {name: Tensor(array) for name, array in arrays.items()}
-    return {name: Tensor(array, requires_grad=True, grad=gradients[name]) for name, array in arrays.items()}
+    """Tensors over the arrays, not copies. Those with an array in `gradients` are leaves that gather theirs there."""
+    own = gradients or {}
+    return {name: Tensor(array, name in own, own.get(name)) for name, array in arrays.items()}

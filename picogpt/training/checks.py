@@ -8,7 +8,7 @@ from picogpt.config import RunConfig, UserError
 from picogpt.data.feed import Feed
 from picogpt.data.tokenizer import Tokenizer
 from picogpt.model.footprint import footprint
-from picogpt.model.parameters import parameter_shapes
+from picogpt.model.parameters import parameter_shapes, trained_shapes
 from picogpt.training import monitor
 from picogpt.training.optim import state_shapes
 from picogpt.training.snapshot import Checkpoint, DamageError, read_record
@@ -93,8 +93,8 @@ def require_meta(found: Checkpoint) -> None:
 
 def require_shapes(found: Checkpoint, config: RunConfig) -> None:
     """Raises UserError where the arrays of a run that goes on are not those of its configuration."""
-    shapes = parameter_shapes(config.model)
-    for arrays, expected in ((found.model, shapes), (found.optimizer, state_shapes(config.train, shapes))):
+    kept = state_shapes(config.train, trained_shapes(config))
+    for arrays, expected in ((found.model, parameter_shapes(config.model)), (found.optimizer, kept)):
         if {name: array.shape for name, array in arrays.items()} != expected:
             raise _foreign(found)
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from math import prod
 
 from picogpt.config import RunConfig, UserError
 from picogpt.engine.backend import cuda, gpu
 from picogpt.engine.lanes import Lanes
 from picogpt.model.footprint import fitted, footprint, sequence_bytes
+from picogpt.model.parameters import parameter_count, trained_shapes
 from picogpt.training import monitor
 
 MEMORY_SHARE = 0.5  # of the machine's memory, for training as fast as possible: never into swap
@@ -66,3 +68,9 @@ def gpu_in_words(config: RunConfig) -> str:
 
 def lanes_in_words(count: int) -> str:
     return "1 lane" if count == 1 else f"{count} lanes"
+
+
+def trained_in_words(config: RunConfig) -> str:
+    """Such as "lora: 1,179,648 of 126,378,240 parameters"."""
+    trained = sum(map(prod, trained_shapes(config).values()))
+    return f"{config.train.train}: {trained:,} of {parameter_count(config.model)[0]:,} parameters"

@@ -13,7 +13,7 @@ from math import cos, pi, sqrt
 from picogpt.config import TrainConfig
 from picogpt.engine.backend import Array, array_module, empty, row_blocks
 from picogpt.engine.lanes import Lanes, SharedArrays, extent
-from picogpt.model.parameters import is_hidden_matrix
+from picogpt.model.parameters import LORA, is_hidden_matrix
 
 Named = Mapping[str, Array]
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -46,7 +46,9 @@ def _layer(name: str) -> int:
 def _group(config: TrainConfig, name: str, array: Array) -> int:
     if config.optimizer == "muon" and is_hidden_matrix(name, array.shape):
         return 2
-    return 0 if array.ndim >= 2 else 1
+    return (
+        0 if array.ndim >= 2 and not name.endswith(LORA) else 1
+    )  # LoRA's begin at nothing, and are kept small by rank
 
 
 def scheduled_depth(config: TrainConfig, n_layer: int, progress: float) -> int:

@@ -20,7 +20,7 @@ from picogpt.rng import generator
 from picogpt.training import checkpoint, monitor
 from picogpt.training.checks import require_meta, require_shapes
 from picogpt.training.clock import Clock, sleep, stop_signals
-from picogpt.training.device import gpu_in_words, lanes_in_words, open_lanes
+from picogpt.training.device import gpu_in_words, lanes_in_words, open_lanes, trained_in_words
 from picogpt.training.divergence import RETURNS, SKIPS, SLOWER, Divergence
 from picogpt.training.lock import run_lock
 from picogpt.training.optim import learning_rate_factor
@@ -302,7 +302,7 @@ class Run:
             {name: to_host(array) for name, array in arrays.items()}
             for arrays in (trainer.arrays, trainer.optimizer.state)
         )
-        if not all(np.isfinite(array).all() for array in model.values()):
+        if not all(np.isfinite(model[name]).all() for name in trainer.trained):
             return False
         if not self.saver.wait(SLOW_DISK):
             self.screen.notice("saving takes longer than training from one save to the next: waiting for the disk")
@@ -371,10 +371,11 @@ class Run:
     def _announce(self, trainer: Trainer) -> None:
         train = self.config.train
         place = gpu_in_words(self.fitted) if self.fitted.train.device == "cuda" else lanes_in_words(trainer.lanes.count)
+        trains = "" if train.train == "all" else f", which trains {trained_in_words(self.config)}"
         micro = f"{trainer.micro_batch} at a time" + (", recomputed" if self.fitted.train.recompute else "")
         self.screen.notice(
             f"{self.feed.describe()}; a step is "
-            f"{train.batch_size} sequences of {self.config.context}, {micro}, on {place}"
+            f"{train.batch_size} sequences of {self.config.context}, {micro}, on {place}{trains}"
         )
         if self.resumed:
             self.screen.notice(f"going on with run {self.dir.name} after step {self.done}")

@@ -1,14 +1,14 @@
 """Where a run begins or goes on: everything it needs is found and checked, and nothing is changed."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from picogpt.config import RunConfig, UserError
 from picogpt.data.feed import Feed, open_feed
 from picogpt.data.tokenizer import from_dict
-from picogpt.model.parameters import Arrays, initial_arrays, parameter_count, parameter_shapes
+from picogpt.model.parameters import Arrays, initial_arrays, merged, parameter_count, parameter_shapes
 from picogpt.training import checkpoint
 from picogpt.training.checks import fit_vocabulary, refuse_differences, require_memory, require_meta, require_shapes
 from picogpt.training.device import fitted_here
@@ -46,6 +46,8 @@ def find_start(
     resumed = None if fresh else checkpoint.latest(run_dir, damages.append)
     if damages and not resumed:
         raise UserError(f"{damages[0]}, and there is no other to go on from: start over with --fresh")
+    if resumed and init_from:
+        notify(f"run {run_dir.name} goes on from its own checkpoint: --init-from was needed only once")
     found = resumed or (checkpoint.load(init_from, optimizer=False) if init_from else None)
     if found:
         require_meta(found)
@@ -57,17 +59,27 @@ def find_start(
     state = resumed.meta["feed"] if resumed else None
     feed = open_feed(config, dataset_dir, notify, tokenizer, windows, state)
     config = fit_vocabulary(config, feed.tokenizer)
-    shapes = parameter_shapes(config.model)
+    given: Arrays = {}
     if resumed:
         refuse_differences(resumed, config, feed)
         require_shapes(resumed, config)
-    elif found and shapes != {name: array.shape for name, array in found.model.items()}:
-        raise UserError(f"{init_from} has another shape than the model asked for: leave the model's flags out")
+        given = resumed.model
+    elif found:
+        given = _begin_with(found, config)
     fitted = fitted_here(config, notify)
     require_memory(fitted, notify)
-    arrays = {name: found.model[name] for name in shapes} if found else initial_arrays(config.model, config.train.seed)
+    arrays = initial_arrays(config.model, config.train.seed, given)
     notices = [f"{damage}: it is left out" for damage in damages] + _other_way(fitted, resumed)
     return Start(config, fitted, feed, arrays, resumed, _log(run_dir, config, fresh, resumed), notices)
+
+
+def _begin_with(found: Checkpoint, config: RunConfig) -> Arrays:
+    """The weights of another run; low-rank matrices begin anew. Raises UserError where they are not the model's."""
+    old, new = RunConfig.from_dict(found.meta["config"]).model, replace(config.model, lora_rank=0)
+    for arrays, model in ((found.model, old), (merged(old, found.model)[1], new)):
+        if {name: array.shape for name, array in arrays.items()} != parameter_shapes(model):
+            raise UserError(f"{found.path} has another shape than the model asked for: leave the model's flags out")
+    return arrays
 
 
 def _log(run_dir: Path, config: RunConfig, fresh: bool, resumed: Checkpoint | None) -> RunLog:

@@ -18,7 +18,7 @@ from picogpt.engine.lanes import Lanes, SharedArrays
 from picogpt.engine.workspace import release
 from picogpt.model.footprint import choose_micro_batch
 from picogpt.model.gpt import GPT
-from picogpt.model.parameters import Arrays, as_tensors
+from picogpt.model.parameters import Arrays, as_tensors, trained_shapes
 from picogpt.model.rolling import sequence_loss
 from picogpt.rng import generator
 from picogpt.training.optim import Optimizer, in_groups, scheduled_depth
@@ -41,25 +41,28 @@ class NotFiniteError(UserError):
 class Trainer:
     """A model on every lane over the same parameters, each with gradients of its own, and the optimizer.
 
-    arrays: the first values of the parameters, by name, in main memory. self.arrays: the trained ones, in memory that
-    the lanes share, or on a GPU, which is fed by one lane. self.gradients: of the last batch, by name.
+    arrays: the first values of the parameters, by name, in main memory. self.trained: those that change, in memory that
+    the lanes share, or on a GPU, which is fed by one lane. self.arrays: with the frozen ones, which are as they came.
+    self.gradients: of the last batch, by name.
     Raises UserError where a GPU is asked for and cannot be used.
     """
 
     def __init__(self, config: RunConfig, arrays: Arrays, lanes: Lanes) -> None:
-        self._least_depth = _working_blocks(arrays, config.model.n_layer)
+        self._least_depth = _working_blocks(config, arrays)
         if config.train.device == "cuda":
             if lanes.count > 1:
                 raise ValueError(f"a GPU is fed by one lane, not {lanes.count}")
             cupy = cuda(config.train.tf32)
-            arrays = {name: cupy.asarray(array) for name, array in arrays.items()}
+            arrays = {name: cupy.asarray(np.asarray(array)) for name, array in arrays.items()}
         self.config, self.lanes = config, lanes
         self.recompute = config.train.recompute
         self.micro_batch = config.train.micro_batch or choose_micro_batch(config, lanes.count)
-        parameters, *gradients = (SharedArrays.zeros(in_groups(config.train, arrays)) for _ in range(1 + lanes.count))
-        for name, array in arrays.items():
+        own = in_groups(config.train, {name: arrays[name] for name in trained_shapes(config)})
+        parameters, *gradients = (SharedArrays.zeros(own) for _ in range(1 + lanes.count))
+        for name, array in own.items():
             parameters.named[name][...] = array
-        self.arrays, self.gradients = parameters.named, gradients[0].named
+        self.trained, self.gradients = parameters.named, gradients[0].named
+        self.arrays = {**arrays, **self.trained}
         self.replicas = [
             GPT(config.model, as_tensors(self.arrays, own.named), config.train.recompute) for own in gradients
         ]
@@ -107,8 +110,8 @@ class Trainer:
 
     def restore(self, model: Arrays, optimizer: Arrays) -> None:
         """Be as a checkpoint has it, whose names and shapes are the trainer's."""
-        self._least_depth = _working_blocks(model, self.config.model.n_layer)
-        for mine, saved in ((self.arrays, model), (self.optimizer.state, optimizer)):
+        self._least_depth = _working_blocks(self.config, model)
+        for mine, saved in ((self.trained, model), (self.optimizer.state, optimizer)):
             for name, array in mine.items():
                 array[...] = to_device(saved[name], array)
 
@@ -175,12 +178,15 @@ class Trainer:
         return [slice(start, min(start + self.micro_batch, count)) for start in range(0, count, self.micro_batch)]
 
 
-def _working_blocks(arrays: Arrays, n_layer: int) -> int:
-    """Blocks up to the last one that is not the identity, which it is while its projections are zero."""
+def _working_blocks(config: RunConfig, arrays: Arrays) -> int:
+    """Blocks up to the last one that is not the identity, which it is while its projections are zero.
+
+    All of them where some are frozen: what is trained may stand anywhere.
+    """
+    if config.train.train != "all":
+        return config.model.n_layer
     projections = ("attn.c_proj.weight", "attn.c_proj.bias", "mlp.c_proj.weight", "mlp.c_proj.bias")
-    working = [
-        layer + 1
-        for layer in range(n_layer)
-        if any(arrays[name].any() for part in projections if (name := f"h.{layer}.{part}") in arrays)
-    ]
-    return max(working, default=0)
+    for layer in reversed(range(config.model.n_layer)):
+        if any(np.any(arrays[name]) for part in projections if (name := f"h.{layer}.{part}") in arrays):
+            return layer + 1
+    return 0

@@ -9,6 +9,7 @@ from picogpt.engine.backend import (
     Array,
     array_module,
     empty,
+    row_blocks,
     scatter_add,
     take_rows,
     times,
@@ -16,6 +17,8 @@ from picogpt.engine.backend import (
     to_device,
 )
 from picogpt.engine.tensor import Tensor, apply
+
+PRODUCT_BLOCK = 1 << 20  # elements that `add_product` makes at a time
 
 
 def linear(
@@ -33,17 +36,18 @@ def linear(
         if bias is not None:
             y += bias.data
 
-    def backward(dy: Array) -> tuple[Array | None, ...]:  # saves: x
+    def backward(dy: Array) -> tuple[Array | None, ...]:  # saves: x, where the weight needs a gradient
         dy = dy.reshape(-1, M)
         dx = dw = None
-        if x.node is not None:
+        if needs_dx:
             dx = times(dy, weight.data, empty((len(dy), K), dy)).reshape(*lead, K)
         if weight.node is not None:
-            dw = xp.matmul(dy.T, rows, out=weight.node.destination(dy))
+            dw = xp.matmul(dy.T, saved, out=weight.node.destination(dy))
         if bias is None:
             return dx, dw
-        return dx, dw, sum_rows(dy)
+        return dx, dw, None if bias.node is None else sum_rows(dy)
 
+    needs_dx, saved = x.node is not None, None if weight.node is None else rows
     inputs = (x, weight) if bias is None else (x, weight, bias)
     return apply(y.reshape(*lead, M), inputs, backward, "linear")
 
@@ -53,8 +57,11 @@ def embedding(ids: Array, table: Tensor) -> Tensor:  # (...) integers, (V, C) ->
     C = table.shape[1]
     y = take_rows(table.data, ids, empty((*ids.shape, C), table.data))
 
-    def backward(dy: Array) -> tuple[Array, ...]:  # saves: ids
+    def backward(dy: Array) -> tuple[Array | None, ...]:  # saves: ids
         assert table.node is not None
+        if (gathered := table.node.gathered) is not None:  # the table may be large, and few of its rows are touched
+            scatter_add(gathered, ids.reshape(-1), dy.reshape(-1, C))
+            return (None,)
         dtable = table.node.destination(dy)
         dtable.fill(0)
         scatter_add(dtable, ids.reshape(-1), dy.reshape(-1, C))
@@ -78,6 +85,13 @@ def dropout_mask(shape: tuple[int, ...], probability: float, rng: np.random.Gene
     """0 with this probability, else 1 / (1 - probability)."""
     keep = to_device(rng.random(shape, dtype=np.float32) >= probability, like)  # drawn on the host: the same everywhere
     return array_module(like).multiply(keep, 1 / (1 - probability), dtype=like.dtype)
+
+
+def add_product(total: Array, a: Array, b: Array) -> None:  # (M, K), (M, N), (N, K)
+    """total += a @ b, without another array of its size."""
+    xp = array_module(total)
+    for block in row_blocks(len(total), total.shape[1], total, PRODUCT_BLOCK if type(total) is np.ndarray else None):
+        total[block] += xp.matmul(a[block], b, out=empty(total[block].shape, total))
 
 
 def sum_rows(x: Array) -> Array:  # (N, C) -> (C,)

@@ -32,13 +32,20 @@ def layer_norm(x: Tensor, gain: Tensor, bias: Tensor, eps: float = 1e-5) -> Tens
         for block in row_blocks(N, C, dy):
             d, n, dn = dy[block], normal[block], dx[block]
             xp.multiply(d, n, out=dn)
-            dgain += sum_rows(dn)
+            if gain.node is not None:
+                dgain += sum_rows(dn)
+            if not needs_dx:
+                continue
             mean_d, mean_dn = xp.matmul(d, g) / C, xp.matmul(dn, g) / C  # of dy * gain, and of that times normal
             xp.multiply(d, gain.data, out=dn)
             dn -= mean_d
             dn -= xp.multiply(n, mean_dn, out=empty(n.shape, dy))
             dn *= rstd[block]
-        return dx.reshape(x_shape), dgain, sum_rows(dy)
+        return (
+            dx.reshape(x_shape) if needs_dx else None,
+            None if gain.node is None else dgain,
+            None if bias.node is None else sum_rows(dy),
+        )
 
-    x_shape = x.shape
+    x_shape, needs_dx = x.shape, x.node is not None
     return apply(y.reshape(x_shape), (x, gain, bias), backward, "layer_norm")
