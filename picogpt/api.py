@@ -18,7 +18,7 @@ from picogpt.model.parameters import Arrays, as_tensors, is_large, merged, param
 from picogpt.model.reader import NumpyReader
 from picogpt.model.rolling import sequence_logits
 from picogpt.training import checkpoint
-from picogpt.training.snapshot import META
+from picogpt.training.snapshot import META, Checkpoint
 
 LOGS, DATASET = Path("logs"), Path("dataset")
 
@@ -88,7 +88,18 @@ def load(run_or_path: str | Path) -> LanguageModel:
 
     Raises UserError where there is none or it is damaged.
     """
-    found = checkpoint.load(find_checkpoint(run_or_path), optimizer=False, mapped=True)
+    _, config, arrays, tokenizer = read_model(find_checkpoint(run_or_path))
+    if not is_large(config):
+        arrays = {name: np.asarray(array) for name, array in arrays.items()}
+    return LanguageModel(config, arrays, tokenizer)
+
+
+def read_model(place: Path) -> tuple[Checkpoint, ModelConfig, Arrays, Tokenizer]:
+    """A checkpoint folder with its model as it is kept: matrices where they lie, low-rank ones added to them.
+
+    Raises UserError where it is damaged.
+    """
+    found = checkpoint.load(place, optimizer=False, mapped=True)
     try:
         config = RunConfig.from_dict(found.meta["config"]).model
         tokenizer = from_dict(found.meta["tokenizer"])
@@ -97,10 +108,7 @@ def load(run_or_path: str | Path) -> LanguageModel:
     shapes: dict[str, Any] = {name: array.shape for name, array in found.model.items()}
     if shapes != parameter_shapes(config):
         raise UserError(f"{found.path}: the weights do not fit the configuration beside them: train the run again")
-    arrays = found.model
-    if not is_large(config):
-        arrays = {name: np.asarray(array) for name, array in arrays.items()}
-    return LanguageModel(*merged(config, arrays), tokenizer)
+    return found, *merged(config, found.model), tokenizer
 
 
 def find_checkpoint(run_or_path: str | Path) -> Path:

@@ -81,10 +81,15 @@ class GenerateArgs:
 
 @dataclass(frozen=True)
 class ExportArgs:
-    """Write a run as one ONNX file that generates anywhere: logs/RUN/model.onnx."""
+    """Write a run as one ONNX file that generates anywhere, logs/RUN/model.onnx, or in another program's format."""
 
     run: str = ""
     """A run in logs/, or the path of one. Default: the newest."""
+    format: Literal["onnx", "huggingface", "dat", "picogpt"] = "onnx"
+    """huggingface: config.json and model.safetensors, as GPT-2 or GPT-Neo; dat: a folder for demo-gpt-java; picogpt: a
+    log.pkl for PicoGPT. What a format cannot hold is refused."""
+    out: str = ""
+    """Where to write what is not ONNX: a folder, or for picogpt a file, that is not there yet."""
     precision: Precision = "fp32"
     """Bits of the matrices; with 8 or 4 it is measured what that costs."""
     portable: bool = False
@@ -167,6 +172,9 @@ def generate(argv: Sequence[str]) -> None:
 
 def export(argv: Sequence[str]) -> None:
     args = parse(ExportArgs, "picogpt export", argv)
+    if args.format != "onnx":
+        _give_back(args, args.format)
+        return
     from picogpt.api import find_checkpoint, newest_run
     from picogpt.exporting import export_checkpoint
     from picogpt.inference.session import why_not
@@ -178,6 +186,20 @@ def export(argv: Sequence[str]) -> None:
     if args.precision != "fp32":
         reason = why_not()
         print(f"what that loses was not measured: {reason}" if reason else quality(place, path, print))
+
+
+def _give_back(args: ExportArgs, form: Literal["huggingface", "dat", "picogpt"]) -> None:
+    from picogpt.api import newest_run
+    from picogpt.converting import convert
+    from picogpt.training.monitor import to_stderr
+
+    if args.precision != "fp32" or args.portable:
+        raise UserError("--precision and --portable are for ONNX files: leave them out, or --format")
+    if not args.out:
+        raise UserError(f"--format {form} needs a place to write to: give --out PATH")
+    run = args.run or newest_run()
+    convert(run, form, Path(args.out), to_stderr)
+    print(f"wrote {args.out}: run {run} in the format {form}")
 
 
 def import_(argv: Sequence[str]) -> None:

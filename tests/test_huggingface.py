@@ -242,7 +242,8 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
 def test_written_again_it_is_the_same_to_the_bit(tmp_path: Path, family: str, kind: str) -> None:
     folder = write_folder(tmp_path / "model", CONFIGS[family], weights_of(family), kind)
     found = read_huggingface(folder)
-    again = write_huggingface(tmp_path / "again", found.model, arrays_of(folder), found.end_of_text)
+    again = tmp_path / "again"
+    write_huggingface(again, found.model, arrays_of(folder), found.end_of_text)
     assert read_huggingface(again).model == found.model and read_huggingface(again).end_of_text == 60
     first, second = (read_safetensors(place / "model.safetensors") for place in (folder, again))
     assert first.keys() == second.keys()
@@ -253,7 +254,8 @@ def test_written_again_it_is_the_same_to_the_bit(tmp_path: Path, family: str, ki
 
 def test_the_formats_own_library_reads_it(tmp_path: Path) -> None:
     found = read_huggingface(GOLDEN / "gpt2")
-    folder = write_huggingface(tmp_path / "again", found.model, arrays_of(GOLDEN / "gpt2"), None)
+    folder = tmp_path / "again"
+    write_huggingface(folder, found.model, arrays_of(GOLDEN / "gpt2"), None)
     theirs = safetensors.numpy.load_file(folder / "model.safetensors")
     for name, array in weights_of("gpt2").items():
         assert np.array_equal(theirs[name], array), name
@@ -264,7 +266,8 @@ def test_the_formats_own_library_reads_it(tmp_path: Path) -> None:
 def test_an_untied_head_goes_along(tmp_path: Path) -> None:
     config = ModelConfig(8, 11, 1, 2, 4, tied_head=False, context_slot=False, activation="relu", init="gpt2")
     arrays = initial_arrays(config, 1)
-    folder = write_huggingface(tmp_path / "model", config, arrays, None)
+    folder = tmp_path / "model"
+    write_huggingface(folder, config, arrays, None)
     assert read_huggingface(folder).model == config
     assert all(np.array_equal(np.asarray(array), arrays[name]) for name, array in arrays_of(folder).items())
 

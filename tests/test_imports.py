@@ -24,7 +24,7 @@ L4   model.gpt  model.rolling  model.reader  model.footprint  model
      interop.pickling  interop.picogpt  interop
 L5   training.optim  training.checks  training.device  training.start  training.trainer
      training.run  training
-L6   options  api  report  preparing  importing  exporting  quality  writing
+L6   options  api  report  preparing  importing  converting  exporting  quality  writing
 L7   bench.roof  bench.train  bench.time_to_loss  bench.data  bench.generate  bench.command  bench
 top  __init__  cli  __main__
 """

@@ -236,11 +236,13 @@ class _Settings:
         return _ACTIVATIONS[name]
 
 
-def write_huggingface(folder: Path, config: ModelConfig, arrays: Mapping[str, Array], end_of_text: int | None) -> Path:
+def write_huggingface(
+    folder: Path, config: ModelConfig, arrays: Mapping[str, Array], end_of_text: int | None, tokenizer: str = ""
+) -> None:
     """Write a model as a folder that Hugging Face's programs read, a GPT-2 or a GPT-Neo, in the numbers it is kept in.
 
-    arrays: by picogpt's names. Returns the folder. Raises UserError for what neither of them can be, where there is
-    such a folder already, and where the disk refuses.
+    arrays: by picogpt's names. tokenizer: the text of a tokenizer.json. Raises UserError for what neither of them can
+    be, where there is such a folder already, and where the disk refuses.
     """
     family = _writable(config)
     kind = common_kind(arrays)
@@ -249,7 +251,8 @@ def write_huggingface(folder: Path, config: ModelConfig, arrays: Mapping[str, Ar
         write_safetensors(place / FILES[0], turned, {"format": "pt"})
         settings = _settings(config, family, kind, end_of_text)
         (place / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    return folder
+        if tokenizer:
+            (place / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
 
 
 def _writable(config: ModelConfig) -> str:

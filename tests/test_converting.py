@@ -1,0 +1,147 @@
+"""From another program's files to a run and back: the same numbers to the bit, and the same words."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hf import GOLDEN, LOGITS, write_folder
+from test_huggingface import CONFIGS, weights_of
+from vocabularies import write_tables
+
+from picogpt import api, cli
+from picogpt.interop.picogpt import read_log
+from picogpt.interop.safetensors import read_safetensors
+
+PICOGPT = Path(__file__).parent / "golden" / "picogpt_log.pkl"
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def call(*words: str | Path) -> None:
+    assert cli.main([str(word) for word in words]) == 0
+
+
+@pytest.mark.parametrize("kind", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neo"])
+def test_huggingfaces_files_come_back(family: str, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_folder(Path("theirs"), CONFIGS[family], weights_of(family), kind, "pytorch_model.bin", shards=2)
+    call("import", "--from", folder, "--run", "own")
+    said = capsys.readouterr()
+    assert f"imported theirs as run own: {family}, " in said.out and f"18 matrices in {kind}" in said.out
+    assert "no tokenizer in theirs" in said.err
+    logits = api.load("own").logits(LOGITS["ids"])[0, LOGITS["positions"]]
+    assert np.abs(logits - LOGITS[family][kind]).max() < 1e-4
+    call("export", "--run", "own", "--format", "huggingface", "--out", "back")
+    plain = write_folder(Path("plain"), CONFIGS[family], weights_of(family), kind)
+    before, after = (read_safetensors(place / "model.safetensors") for place in (plain, Path("back")))
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert tensor.dtype == after[name].dtype and tensor.raw().tobytes() == after[name].raw().tobytes(), name
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+def test_by_way_of_a_dat_folder(kind: str) -> None:
+    call("import", "--from", write_folder(Path("a"), CONFIGS["gpt_neo"], weights_of("gpt_neo"), kind), "--run", "a")
+    call("export", "--run", "a", "--format", "dat", "--out", "dat")
+    call("import", "--from", "dat", "--run", "b")
+    call("export", "--run", "b", "--format", "dat", "--out", "again")
+    files = sorted(path.relative_to("dat") for path in Path("dat").rglob("*") if path.is_file())
+    assert len(files) > 50
+    for file in files:
+        assert (Path("dat") / file).read_bytes() == (Path("again") / file).read_bytes(), file
+    assert np.array_equal(api.load("a").logits(LOGITS["ids"]), api.load("b").logits(LOGITS["ids"]))
+
+
+def test_picogpts_log_comes_back() -> None:
+    call("import", "--from", PICOGPT, "--run", "old", "--n-head", "2")
+    call("export", "--run", "old", "--format", "picogpt", "--out", "log.pkl")
+    before, after = read_log(PICOGPT, 2), read_log(Path("log.pkl"), 2)
+    assert all(np.array_equal(after.arrays[name], array) for name, array in before.arrays.items())
+    facts = ("model", "train_losses", "val_losses", "best_loss", "iterations")
+    assert all(getattr(before, fact) == getattr(after, fact) for fact in facts)
+
+
+def test_the_tokenizer_goes_along(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_folder(Path("theirs"), {**CONFIGS["gpt2"], "vocab_size": 400, "n_positions": 64}, wider())
+    write_tables(folder)
+    call("import", "--from", folder, "--run", "own")
+    call("export", "--run", "own", "--format", "huggingface", "--out", "back")
+    assert "tokenizer" not in capsys.readouterr().err
+    call("import", "--from", "back", "--run", "again")
+    one, other = api.load("own"), api.load("again")
+    assert one.tokenizer.to_dict() == other.tokenizer.to_dict()
+    words = one.generate("the moon", tokens=20, temperature=0)
+    assert words == other.generate("the moon", tokens=20, temperature=0)
+    call("export", "--run", "own", "--format", "dat", "--out", "dat")
+    assert "the tokenizer (bpe) stays behind" in capsys.readouterr().err
+
+
+def wider() -> dict[str, np.ndarray]:
+    """The golden GPT-2's with 400 tokens and 64 positions."""
+    weights = weights_of("gpt2")
+    table = weights["transformer.wte.weight"]
+    rows = np.random.default_rng(5).standard_normal((400, table.shape[1]), np.float32) * np.float32(0.3)
+    return {**weights, "transformer.wte.weight": rows, "transformer.wpe.weight": weights["transformer.wpe.weight"][:64]}
+
+
+def test_onnx_says_what_numpy_says(capsys: pytest.CaptureFixture[str]) -> None:
+    call("import", "--from", GOLDEN / "gpt_neo", "--run", "neo")
+    prompt = " ".join(map(str, LOGITS["ids"][:300]))
+    texts = []
+    for engine in ("onnx", "numpy"):
+        capsys.readouterr()
+        generate = ("generate", "--run", "neo", "--engine", engine, "--prompt", prompt, "--tokens", "40")
+        call(*generate, "--temperature", "0", "--json")
+        texts.append(json.loads(capsys.readouterr().out)["text"])
+    assert texts[0] == texts[1] and len(texts[0].split()) > 9  # it comes to an end of its own
+
+
+REFUSED = [
+    (["--format", "huggingface"], "give --out PATH"),
+    (["--format", "huggingface", "--out", "theirs"], "already: name another"),
+    (["--format", "picogpt", "--out", "x"], "PicoGPT has one tokenizer, and this model's is ids"),
+    (["--format", "dat", "--out", "x", "--precision", "int8"], "are for ONNX files"),
+    (["--format", "torch", "--out", "x"], "--format"),
+]
+
+
+@pytest.mark.parametrize(("options", "said"), REFUSED)
+def test_what_cannot_be_is_one_line(options: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    write_folder(Path("theirs"), CONFIGS["gpt2"], weights_of("gpt2"))
+    call("import", "--from", "theirs", "--run", "own")
+    capsys.readouterr()
+    assert cli.main(["export", "--run", "own", *options]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+    assert not Path("x").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("nowhere", "there is no nowhere: --from takes a folder or a file of weights"),
+        (".", "holds no model that is known"),
+        ("empty.bin", "is damaged or no file of PyTorch's"),
+        ("empty.safetensors", "is damaged or no safetensors file"),
+        ("notes.txt", "is damaged or no file of PyTorch's"),
+    ],
+)
+def test_what_is_no_model_is_one_line(source: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if source.startswith("empty"):
+        Path("config.json").write_text(json.dumps(CONFIGS["gpt2"]), encoding="utf-8")
+    if "." in source[1:]:
+        Path(source).touch()
+    assert cli.main(["import", "--from", source, "--run", "own"]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1 and not Path("logs").exists()
+
+
+def test_a_tokenizer_that_does_not_belong_to_the_model(capsys: pytest.CaptureFixture[str]) -> None:
+    write_tables(Path("."))
+    write_folder(Path("theirs"), CONFIGS["gpt2"], weights_of("gpt2"))
+    assert cli.main(["import", "--from", "theirs", "--run", "own", "--tokenizer", "."]) == 2
+    assert "they do not belong together" in capsys.readouterr().err
