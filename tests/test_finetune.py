@@ -249,7 +249,14 @@ class TestRuns:
         return found
 
     @pytest.mark.parametrize("mode", MODES)
-    def test_killed_and_continued(self, text: Path, origin: Path, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_killed_and_continued(
+        self,
+        text: Path,
+        origin: Path,
+        mode: str,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
         config = self.config(text, mode)
         whole = open_run(config, "whole", init_from=origin)
         whole.train()
@@ -259,6 +266,8 @@ class TestRuns:
                 open_run(config, "killed", init_from=origin).train()
         again = open_run(config, "killed", init_from=origin)
         assert again.done == 4
+        told = "run killed goes on from its own checkpoint: --init-from was needed only once"
+        assert capsys.readouterr().out.count(told) == 1
         again.train()
         assert result_of(again) == result_of(whole)
         last, first = checkpoint.load(checkpoint.newest(whole.dir) or origin), checkpoint.load(origin)
