@@ -47,8 +47,8 @@ class SharedArrays:
         if not like:
             return cls(np.empty(0, np.float32), {})
         first = next(iter(like.values()))
-        if type(first) is np.ndarray:
-            size = extent(like) * first.itemsize
+        if array_module(first) is np:
+            size = extent(like) * first.dtype.itemsize
             try:
                 memory = mmap.mmap(-1, size)  # taken from the machine only where it is written to
             except OSError as error:
