@@ -13,7 +13,7 @@ from running import MODEL, before_step, config_for, open_run, result_of
 
 from picogpt.api import load
 from picogpt.config import ModelConfig, RunConfig, TrainConfig, UserError
-from picogpt.engine import Tape, Tensor, ops
+from picogpt.engine import Tape, Tensor, backend, ops
 from picogpt.engine.lanes import Lanes
 from picogpt.model.footprint import footprint
 from picogpt.model.gpt import GPT
@@ -119,6 +119,35 @@ def test_low_rank_matrices_do_not_decay() -> None:
             trainer.step(X, Y, 0, 1.0)
             arrays[0].update({name: array.copy() for name, array in trainer.trained.items()})
     assert all(np.array_equal(array, decayed[0][name]) for name, array in kept[0].items())
+
+
+class Elsewhere:
+    """An array in another form, as weights in 16 bits are."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._array, self.shape, self.size, self.ndim, self.dtype = (
+            array,
+            array.shape,
+            array.size,
+            array.ndim,
+            array.dtype,
+        )
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        return self._array.copy()
+
+
+def test_what_is_trained_is_in_memory_that_the_lanes_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(backend._modules, Elsewhere, np)
+    config, arrays = run_config("all"), lively_arrays(TINY)
+    trained = []
+    for given in (arrays, {name: Elsewhere(array) for name, array in arrays.items()}):
+        with Lanes(2) as lanes:
+            trainer = Trainer(config, given, lanes)
+            trainer.step(X, Y, 0, 1.0)
+            trained.append(trainer.arrays)
+    assert all(np.array_equal(trained[1][name], array) for name, array in trained[0].items())
+    assert not any(np.array_equal(trained[0][name], array) for name, array in arrays.items())
 
 
 # Its gradients
@@ -249,7 +278,14 @@ class TestRuns:
         return found
 
     @pytest.mark.parametrize("mode", MODES)
-    def test_killed_and_continued(self, text: Path, origin: Path, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_killed_and_continued(
+        self,
+        text: Path,
+        origin: Path,
+        mode: str,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
         config = self.config(text, mode)
         whole = open_run(config, "whole", init_from=origin)
         whole.train()
@@ -259,6 +295,8 @@ class TestRuns:
                 open_run(config, "killed", init_from=origin).train()
         again = open_run(config, "killed", init_from=origin)
         assert again.done == 4
+        told = "run killed goes on from its own checkpoint: --init-from was needed only once"
+        assert capsys.readouterr().out.count(told) == 1
         again.train()
         assert result_of(again) == result_of(whole)
         last, first = checkpoint.load(checkpoint.newest(whole.dir) or origin), checkpoint.load(origin)

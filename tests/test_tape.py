@@ -150,6 +150,27 @@ def test_the_first_contribution_is_written_where_it_belongs(function: Any) -> No
     assert second(ones)[-1] is home
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda w: ops.embedding(TIED_IDS, w),
+        lambda w: ops.cross_entropy(Tensor(np.ones((2, 4), np.float32)), w, None, TIED_IDS[0]),
+    ],
+)
+def test_what_a_table_has_gathered_grows_where_it_is(function: Any) -> None:
+    """No second array of its size comes to be."""
+    w = leaf(5, 4)
+    backward(function, w)
+    once, home = w.grad.copy(), w.node.grad
+    with Tape() as opened:
+        output = function(w)
+    [(_, _, gather, _)] = opened.records
+    upstream = np.random.default_rng(8).standard_normal(output.shape).astype(np.float32)  # as `backward` has it
+    assert all(gradient is None for gradient in gather(upstream))
+    assert w.node.grad is home
+    np.testing.assert_allclose(home, 2 * once, rtol=1e-6)
+
+
 def test_only_what_the_output_depends_on_gets_a_gradient() -> None:
     x, aside = leaf(3), leaf(3)
     with Tape() as opened:

@@ -5,6 +5,7 @@ N rows   C width   V vocabulary   P positions of a window   H heads   D head siz
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -45,7 +46,8 @@ class MatmulBound:
         self.lanes, self.tokens = lanes, micro_batch * config.context
         windows = config.context // config.window
         self._times = [windows * config.model.n_layer, windows]  # of a block's products, of the head's
-        self._make = cache(lambda: _products(config.model, micro_batch))  # once a lane, when it is wanted
+        model = replace(config.model, context_len=config.window)
+        self._make = cache(lambda: _products(model, micro_batch))  # once a lane, when it is wanted
         self._on_lanes = lanes.task(self._run)
 
     @property
