@@ -304,7 +304,8 @@ def test_a_step_works_in_memory_that_is_bound_once(tmp_path: Path) -> None:
     logits = [reader.read(np.array([[i]])) for i in range(5)]
     assert all(array is logits[0] for array in logits)
     assert {name: reader._inputs[name].data_ptr() for name in caches} == places
-    for name, value in reader._outputs.items():
+    names = [port.name for port in reader._session.get_outputs()]
+    for name, value in zip(names, reader._step.get_outputs(), strict=True):
         if name.startswith("present_"):
             assert value.data_ptr() == places[name.replace("present", "past")]
             assert np.abs(value.numpy()[:, :, :6]).min(axis=(0, 1, 3)).all() and not value.numpy()[:, :, 6:].any()

@@ -10,8 +10,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # Layer by layer, and within a layer in order. An `__init__` is the last of its own folder.
 LAYERS = """
 L0   config  presets  files  rng  seal  unpickle  engine.workspace  engine.backend  data.tokenizer  data.remote
-     inference.sampling  inference.quantize  inference.decoding  inference.writer  inference.graph  inference.dialects
-     inference.export  inference.modelfile  inference.session  inference
+     inference.sampling  inference.quantize  inference.sliding  inference.decoding  inference.writer
+     inference.graph  inference.dialects  inference.export  inference.modelfile  inference.session  inference
 L1   engine.tape  engine.tensor  data.formats  data.hub  data.corpora  data.shards
      training.snapshot  training.checkpoint  training.runlog  training.logview  training.plot  training.monitor
      training.screen  training.divergence  training.clock  training.lock  training.saver

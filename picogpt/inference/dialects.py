@@ -8,6 +8,7 @@ from onnx import TensorProto, helper
 
 from picogpt.inference.graph import EPSILON, MICROSOFT, Graph
 from picogpt.inference.quantize import BLOCK, packed, quantize
+from picogpt.inference.sliding import LOCAL, spans
 
 Floats = npt.NDArray[np.float32]
 
@@ -18,8 +19,9 @@ class FusedGraph(Graph):
     opset: ClassVar = {"": 21, MICROSOFT: 1}
 
     def prepare(self) -> None:
-        self.input("seqlens_k", TensorProto.INT32, "B")
-        self.input("total_sequence_length", TensorProto.INT32, 1)
+        for span in spans(self.config):
+            self.input(f"{span}seqlens_k", TensorProto.INT32, "B")
+            self.input(f"{span}total_sequence_length", TensorProto.INT32, 1)
 
     @property
     def cached_head(self) -> int:
@@ -53,7 +55,8 @@ class FusedGraph(Graph):
         qkv = self.biased(self.linear(x, f"{name}.weight"), f"{name}.bias")
         *past, key, value = self.caches(layer, self.cached_head)
         window = self.config.window_of(layer)
-        inputs = [qkv, "", "", *past, "seqlens_k", "total_sequence_length"]
+        span = LOCAL if window else ""
+        inputs = [qkv, "", "", *past, f"{span}seqlens_k", f"{span}total_sequence_length"]
         node = helper.make_node(
             "GroupQueryAttention",
             inputs,
@@ -98,17 +101,18 @@ class PortableGraph(Graph):
     opset: ClassVar = {"": 21}
 
     def prepare(self) -> None:
-        """A mask for each span of attention: (P, N), zero where a position sees a key and -inf elsewhere."""
-        rows = self.node("Unsqueeze", "positions", self.integers(1))  # (P, 1)
-        self._rows = self.node("Reshape", "positions", self.integers(1, 1, -1, 1))
-        keys = self.constant("keys", np.arange(self.config.n_position))
-        seen = self.node("LessOrEqual", keys, rows)
-        self._masks = {}
-        for window in {self.config.window_of(layer) for layer in range(self.config.n_layer)}:
-            visible = seen
+        """For each span of attention: where new keys go, and a mask (P, N), zero where a key is seen and else -inf."""
+        self._rows, self._masks = {}, {}
+        for span, layer in spans(self.config).items():
+            window = self.config.window_of(layer)
+            positions = self.input(f"{span}positions", TensorProto.INT64, "P") if span else "positions"
+            rows = self.node("Unsqueeze", positions, self.integers(1))  # (P, 1)
+            self._rows[window] = self.node("Reshape", positions, self.integers(1, 1, -1, 1))
+            keys = self.constant(f"{span}keys", np.arange(self.config.cache_of(layer)))
+            visible = self.node("LessOrEqual", keys, rows)
             if window:
                 first = self.node("Sub", rows, self.integers(window - 1))
-                visible = self.node("And", seen, self.node("GreaterOrEqual", keys, first))
+                visible = self.node("And", visible, self.node("GreaterOrEqual", keys, first))
             zero, infinity = (
                 self.constant("zero", np.array(0, np.float32)),
                 self.constant("infinity", np.array(-np.inf, np.float32)),
@@ -128,12 +132,13 @@ class PortableGraph(Graph):
         heads = self.node("Transpose", heads, perm=[2, 0, 3, 1, 4])  # (3, B, H, P, D)
         q, *new = [self.node("Gather", heads, self.constant(f"part.{part}", np.array(part))) for part in range(3)]
         past_key, past_value, key, value = self.caches(layer, D)
-        rows = self.node("Expand", self._rows, self.node("Shape", q))
+        window = self.config.window_of(layer)
+        rows = self.node("Expand", self._rows[window], self.node("Shape", q))
         for past, update, present in ((past_key, new[0], key), (past_value, new[1], value)):
             self.node("ScatterElements", past, rows, update, axis=2, out=present)
         q = self.node("Mul", q, self.constant("scale", np.array(self.config.score_scale, np.float32)))
         scores = self.node("MatMul", q, self.node("Transpose", key, perm=[0, 1, 3, 2]))
-        scores = self.node("Add", scores, self._masks[self.config.window_of(layer)])
+        scores = self.node("Add", scores, self._masks[window])
         y = self.node("MatMul", self.node("Softmax", scores, axis=-1), value)
         return self.node("Reshape", self.node("Transpose", y, perm=[0, 2, 1, 3]), self.integers(0, 0, H * D))
 

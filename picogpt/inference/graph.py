@@ -10,14 +10,16 @@ keys and values into caches it shares with the caller, residual sums fused with 
     running_sum    (B, C)           sum of the output vectors of the window so far
     past_key.i, past_value.i  (B, H, N, E)   caches of block i; only the positions before this call are read
     seqlens_k (B,), total_sequence_length (1,)  int32   the last position, and one more; for the fused dialect
+    local_positions, or local_seqlens_k and local_total_sequence_length   the same for the caches of local blocks
     ->
     logits         (B, V)           of the token after the last
     new_running_sum (B, C)
     present_key.i, present_value.i  the caches with the new positions; may be the same memory as past_*
 
-A model without a context slot has no context and no sums; a bigram table has ids and logits alone.
+A model without a context slot has no context and no sums; a bigram table has ids and logits alone. The caches of local
+blocks are shorter, and who runs the graph moves what is in them (sliding.py); without local blocks nothing is local.
 
-B batch   T tokens   S slots   P = S + T positions   N positions of a window   C width   V vocabulary
+B batch   T tokens   S slots   P = S + T positions   N places of a block's cache   C width   V vocabulary
 H heads   D head size   E head size in the cache (fused: the next multiple of 8, filled with zeros)
 """
 
@@ -146,7 +148,7 @@ class Graph(ABC):
 
     def caches(self, layer: int, size: int) -> tuple[str, str, str, str]:
         """Names of past keys and values, and of present ones. size: of a head in them."""
-        shape = ("B", self.config.n_head, self.config.n_position, size)
+        shape = ("B", self.config.n_head, self.config.cache_of(layer), size)
         past = [self.input(f"past_{kind}.{layer}", TensorProto.FLOAT, *shape) for kind in ("key", "value")]
         present = [self.output(f"present_{kind}.{layer}", *shape) for kind in ("key", "value")]
         return past[0], past[1], present[0], present[1]
