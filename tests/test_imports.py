@@ -11,7 +11,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = """
 L0   config  presets  files  rng  seal  unpickle  engine.workspace  engine.backend  data.tokenizer  data.remote
      inference.sampling  inference.quantize  inference.sliding  inference.decoding  inference.writer
-     inference.graph  inference.dialects  inference.export  inference.modelfile  inference.session  inference
+     inference.weights  inference.graph  inference.dialects  inference.export  inference.modelfile  inference.session
+     inference
 L1   engine.tape  engine.tensor  data.formats  data.hub  data.corpora  data.shards
      training.snapshot  training.checkpoint  training.runlog  training.logview  training.plot  training.monitor
      training.screen  training.divergence  training.clock  training.lock  training.saver
@@ -32,7 +33,7 @@ ORDER = [word for word in LAYERS.split() if not word.startswith("L") and word !=
 DOORS = {
     "cupy": ("engine.backend",),
     "cupyx": ("engine.backend",),
-    "onnx": ("inference.graph", "inference.dialects", "inference.export"),
+    "onnx": ("inference.weights", "inference.graph", "inference.dialects", "inference.export"),
     "onnxruntime": ("inference.session",),
     "matplotlib": ("training.plot",),
     "pyarrow": ("data.formats",),

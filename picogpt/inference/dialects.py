@@ -1,6 +1,7 @@
 """The two dialects of the graph (see graph.py for the letters)."""
 
-from typing import ClassVar
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +10,7 @@ from onnx import TensorProto, helper
 from picogpt.inference.graph import EPSILON, MICROSOFT, Graph
 from picogpt.inference.quantize import BLOCK, packed, quantize
 from picogpt.inference.sliding import LOCAL, spans
+from picogpt.inference.weights import row_blocks
 
 Floats = npt.NDArray[np.float32]
 
@@ -27,11 +29,12 @@ class FusedGraph(Graph):
     def cached_head(self) -> int:
         return -(-self.config.head_size // 8) * 8  # the attention operator takes no other sizes
 
-    def array(self, name: str) -> Floats:
+    def array(self, name: str) -> Any:
         """Heads filled up with zeros to the size in the cache, which change no score and no sum."""
-        array, (H, D, E) = super().array(name), (self.config.n_head, self.config.head_size, self.cached_head)
+        weight, (H, D, E) = super().array(name), (self.config.n_head, self.config.head_size, self.cached_head)
         if E == D or ".attn." not in name or name.endswith("c_proj.bias"):
-            return array
+            return weight
+        array = np.asarray(weight)
         if name.endswith("c_proj.weight"):  # (C, H D): the heads are its inputs
             filled = np.zeros((len(array), H, E), np.float32)
             filled[:, :, :D] = array.reshape(-1, H, D)
@@ -77,14 +80,22 @@ class FusedGraph(Graph):
         operator = "FastGelu" if activation == "gelu_tanh" else "BiasGelu" if biased else "Gelu"
         return self.node(operator, x, *([self.parameter(bias)] if biased else []), domain=MICROSOFT)
 
-    def quantized_product(self, x: str, name: str, weight: Floats, out: str) -> str:
-        integers, scales = quantize(weight, self.bits)
+    def quantized_product(self, x: str, name: str, weight: Any, out: str) -> str:
         M, K = weight.shape
+        scales: list[Floats] = []
+
+        def integers() -> Iterator[npt.NDArray[np.uint8]]:
+            for rows in row_blocks(weight):
+                some, scale = quantize(rows, self.bits)
+                scales.append(scale)
+                yield packed(some, self.bits)
+
+        shape = M, -(-K // BLOCK), BLOCK * self.bits // 8
         return self.node(
             "MatMulNBits",
             x,
-            self.constant(f"{name}.integers", packed(integers, self.bits)),
-            self.constant(f"{name}.scales", scales),
+            self.weights(f"{name}.integers", TensorProto.UINT8, shape, integers()),
+            self.floats(f"{name}.scales", np.concatenate(scales)),
             out=out,
             domain=MICROSOFT,
             K=K,
@@ -148,16 +159,31 @@ class PortableGraph(Graph):
             return self.node("Relu", x)
         return self.node("Gelu", x, approximate="tanh" if self.config.activation == "gelu_tanh" else "none")
 
-    def quantized_product(self, x: str, name: str, weight: Floats, out: str) -> str:
-        integers, scales = quantize(weight, self.bits)
-        table = np.ascontiguousarray(integers.reshape(len(weight), -1)[:, : weight.shape[1]].T)  # (K, M)
-        kind = TensorProto.INT8 if self.bits == 8 else TensorProto.INT4
-        flat = table.reshape(-1)
-        if self.bits == 4:  # two in a byte, the first lower
-            flat = np.append(flat, np.zeros(flat.size % 2, np.int8)).view(np.uint8) & 15
-            flat = flat[::2] | flat[1::2] << 4
-        tensor = helper.make_tensor(f"{name}.integers", kind, table.shape, flat.tobytes(), raw=True)
-        self.initializers[tensor.name] = tensor
-        scales_name = self.constant(f"{name}.scales", scales.T)
-        floats = self.node("DequantizeLinear", tensor.name, scales_name, axis=0, block_size=BLOCK)
+    def quantized_product(self, x: str, name: str, weight: Any, out: str) -> str:
+        M, K = weight.shape
+        table, scales, done = np.empty((K, M), np.int8), [], 0
+        for rows in row_blocks(weight):
+            some, scale = quantize(rows, self.bits)
+            table[:, done : done + len(rows)] = some.reshape(len(rows), -1)[:, :K].T
+            scales.append(scale)
+            done += len(rows)
+        kind, pieces = (TensorProto.INT8, iter([table])) if self.bits == 8 else (TensorProto.INT4, _nibbles(table))
+        integers = self.weights(f"{name}.integers", kind, table.shape, pieces)
+        floats = self.node(
+            "DequantizeLinear",
+            integers,
+            self.floats(f"{name}.scales", np.concatenate(scales).T),
+            axis=0,
+            block_size=BLOCK,
+        )
         return self.node("MatMul", x, floats, out=out)
+
+
+def _nibbles(table: npt.NDArray[np.int8]) -> Iterator[npt.NDArray[np.uint8]]:
+    """Two integers of 4 bits in a byte, the first lower, in pieces; with an odd number the last is alone."""
+    flat, step = table.reshape(-1).view(np.uint8), 1 << 20
+    for start in range(0, flat.size, step):
+        some = flat[start : start + step] & 15
+        both: npt.NDArray[np.uint8] = some[::2].copy()
+        np.bitwise_or(both[: some.size // 2], some[1::2] << 4, out=both[: some.size // 2])
+        yield both

@@ -24,16 +24,15 @@ H heads   D head size   E head size in the cache (fused: the next multiple of 8,
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx import GraphProto, TensorProto, helper, numpy_helper
 
 from picogpt.config import ModelConfig
-
-Arrays = Mapping[str, npt.NDArray[np.float32]]
+from picogpt.inference.weights import Arrays, Store, row_blocks
 
 MICROSOFT = "com.microsoft"
 EPSILON = 1e-5  # of the layer norms
@@ -47,17 +46,15 @@ class Graph(ABC):
 
     opset: ClassVar[dict[str, int]]  # the version of each domain
 
-    def __init__(self, config: ModelConfig, arrays: Arrays, bits: int = 32) -> None:
-        """bits: of the matrices inside the blocks, and of a head that is larger than those: 32, 8 or 4."""
-        self.config, self.arrays, self.bits = config, arrays, bits
-        self.nodes: list[NodeProto] = []
-        self.initializers: dict[str, TensorProto] = {}
-        self.inputs: list[ValueInfoProto] = []
-        self.outputs: list[ValueInfoProto] = []
-        self.build()
+    def __init__(self, graph: GraphProto, config: ModelConfig, arrays: Arrays, bits: int, store: Store) -> None:
+        """Build into `graph`, which is empty, with the weights in `store`.
 
-    def proto(self) -> GraphProto:
-        return helper.make_graph(self.nodes, "picogpt", self.inputs, self.outputs, list(self.initializers.values()))
+        bits: of the matrices inside the blocks, and of a head that is larger than those: 32, 8 or 4.
+        """
+        self.config, self.arrays, self.bits = config, arrays, bits
+        self.nodes, self._graph, self._store = graph.node, graph, store
+        self._known: set[str] = set()  # names of initializers
+        self.build()
 
     # Building blocks
 
@@ -68,22 +65,34 @@ class Graph(ABC):
         return out
 
     def constant(self, name: str, array: npt.NDArray[Any]) -> str:
-        if name not in self.initializers:
-            self.initializers[name] = numpy_helper.from_array(np.asarray(array, order="C"), name)
+        """A few numbers, which stay in the graph."""
+        if name not in self._known:
+            self._known.add(name)
+            self._graph.initializer.append(numpy_helper.from_array(array, name))
         return name
+
+    def weights(self, name: str, kind: int, shape: tuple[int, ...], pieces: Iterable[npt.NDArray[Any]]) -> str:
+        """Numbers that come in pieces, in order, and are not asked for where they are known already."""
+        if name not in self._known:
+            self._known.add(name)
+            self._store(self._graph.initializer.add(name=name, data_type=kind, dims=shape), pieces)
+        return name
+
+    def floats(self, name: str, weight: Any) -> str:
+        return self.weights(name, TensorProto.FLOAT, weight.shape, row_blocks(weight))
 
     def integers(self, *values: int) -> str:
         return self.constant(f"integers.{'.'.join(map(str, values))}", np.array(values, np.int64))
 
     def parameter(self, name: str) -> str:
-        return self.constant(name, self.array(name))
+        return self.floats(name, self.array(name))
 
     def input(self, name: str, kind: int, *shape: int | str) -> str:
-        self.inputs.append(helper.make_tensor_value_info(name, kind, shape))
+        self._graph.input.append(helper.make_tensor_value_info(name, kind, shape))
         return name
 
     def output(self, name: str, *shape: int | str) -> str:
-        self.outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+        self._graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
         return name
 
     def biased(self, x: str, name: str) -> str:  # (..., M) -> (..., M)
@@ -95,10 +104,10 @@ class Graph(ABC):
         weight = self.array(name)
         if self.bits < 32:
             return self.quantized_product(x, name, weight, out)
-        return self.node("MatMul", x, self.constant(name, weight.T), out=out)
+        return self.node("MatMul", x, self.floats(name, np.asarray(weight).T), out=out)
 
-    def array(self, name: str) -> npt.NDArray[np.float32]:
-        """The parameter as the dialect wants it."""
+    def array(self, name: str) -> Any:
+        """The parameter as the dialect wants it, an array or what turns into one (weights.py)."""
         return self.arrays[name]
 
     # The model
@@ -172,5 +181,5 @@ class Graph(ABC):
         """The MLP's non-linearity of x + bias. bias: a parameter, or none such."""
 
     @abstractmethod
-    def quantized_product(self, x: str, name: str, weight: npt.NDArray[np.float32], out: str) -> str:
+    def quantized_product(self, x: str, name: str, weight: Any, out: str) -> str:
         """x times the transposed weight (M, K) in `bits` bits."""
