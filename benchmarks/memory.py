@@ -48,6 +48,7 @@ LIMITS: dict[tuple[str, Precision], float] = {
     ("gpt-neo-2.7b", "int4"): 3.0,
 }
 POOL = 1_048_573  # random numbers that all weights are taken from; a prime, so that no two rows are alike
+BLOCK = 1 << 18  # of them that are made at a time
 
 
 @dataclass(frozen=True)
@@ -107,21 +108,28 @@ def shape(name: str) -> ModelConfig:
 
 
 class RandomWeight:
-    """A weight that is made of random bfloat16 numbers, by rows, whenever it is looked at."""
+    """A weight that is made of random bfloat16 numbers, whenever it is looked at."""
 
     def __init__(self, pool: npt.NDArray[np.float32], name: str, shape: tuple[int, ...]) -> None:
         self.shape, self.ndim, self.size = shape, len(shape), prod(shape)
         self._pool, self._first = pool, crc32(name.encode())
         self._mean = np.float32(".ln_" in f".{name}" and name.endswith("weight"))
 
-    def rows(self, start: int, stop: int) -> npt.NDArray[np.float32]:
-        width = self.size // self.shape[0]
-        places = np.arange(self._first + start * width, self._first + stop * width)
-        numbers: npt.NDArray[np.float32] = self._pool[places % len(self._pool)] + self._mean
-        return numbers.reshape(stop - start, *self.shape[1:])
+    def blocks(self) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
+        """Some rows at a time."""
+        height = max(1, BLOCK * self.shape[0] // self.size)
+        for start in range(0, self.shape[0], height):
+            rows = slice(start, min(start + height, self.shape[0]))
+            yield rows, self._numbers(rows)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[np.float32]:
-        return self.rows(0, self.shape[0])
+        return self._numbers(slice(0, self.shape[0]))
+
+    def _numbers(self, rows: slice) -> npt.NDArray[np.float32]:
+        width = self.size // self.shape[0]
+        places = np.arange(self._first + rows.start * width, self._first + rows.stop * width)
+        numbers: npt.NDArray[np.float32] = self._pool[places % len(self._pool)] + self._mean
+        return numbers.reshape(-1, *self.shape[1:])
 
 
 class RandomWeights(Mapping[str, RandomWeight]):

@@ -180,10 +180,9 @@ class PortableGraph(Graph):
 
 
 def _nibbles(table: npt.NDArray[np.int8]) -> Iterator[npt.NDArray[np.uint8]]:
-    """Two integers of 4 bits in a byte, the first lower, in pieces; with an odd number the last is alone."""
+    """Two integers of 4 bits in a byte, the first lower, in pieces; the last is filled up."""
     flat, step = table.reshape(-1).view(np.uint8), 1 << 20
     for start in range(0, flat.size, step):
-        some = flat[start : start + step] & 15
-        both: npt.NDArray[np.uint8] = some[::2].copy()
-        np.bitwise_or(both[: some.size // 2], some[1::2] << 4, out=both[: some.size // 2])
-        yield both
+        some = np.zeros(min(step, -(-(flat.size - start) // 2) * 2), np.uint8)
+        some[: flat.size - start] = flat[start : start + step] & 15
+        yield np.bitwise_or(some[::2], np.left_shift(some[1::2], 4))

@@ -7,8 +7,10 @@ B batch   T tokens   S slots   P positions   C width   V vocabulary
 """
 
 import json
+import mmap
 import platform
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any, get_args
 
@@ -26,6 +28,7 @@ Ports = dict[str, tuple[str, list[str | int]]]
 
 _INT64, _INT32, _FLOAT = "tensor(int64)", "tensor(int32)", "tensor(float)"
 _DTYPES = {_INT64: np.int64, _INT32: np.int32, _FLOAT: np.float32}
+_LARGE = 4 << 20  # bytes
 _PLACES = {"positions": 1, "seqlens_k": 1, "total_sequence_length": 0}  # in a cache; how far behind its filled part
 
 
@@ -120,9 +123,9 @@ class OnnxReader:
         one = {"B": batch, "T": 1, "S": 0, "P": 1}  # a token in the middle of a window
         ports = self._session.get_inputs()
         try:
-            inputs = {i.name: np.zeros([one.get(d, d) for d in i.shape], _DTYPES[i.type]) for i in ports}
-            self._logits = np.zeros((batch, self.config.vocab_size), np.float32)
-        except (MemoryError, ValueError):  # the second for more than an address can say
+            inputs = {i.name: _zeros([one.get(d, d) for d in i.shape], _DTYPES[i.type]) for i in ports}
+            self._logits = _zeros([batch, self.config.vocab_size], np.float32)
+        except (MemoryError, OSError, ValueError, OverflowError):  # the last two for more than an address can say
             raise UserError(f"{batch} streams of this model do not fit into memory: take fewer --samples") from None
         self._ids, self._sum = inputs["ids"], inputs.get("running_sum")
         self._places = [
@@ -200,6 +203,18 @@ class OnnxReader:
             old = name.replace("present", "past").removeprefix("new_")
             binding.bind_ortvalue_output(name, inputs[old] if old in inputs else _wrapped(logits))
         return binding
+
+
+def _zeros(shape: list[int], dtype: type) -> Array:
+    """Zeros that take memory where something is written, page by page.
+
+    For arrays as large as the caches of a large model NumPy asks for pages of 2 MB. Each head's part of a cache begins
+    in others, so that the first token would bring all of them.
+    """
+    size = prod(shape) * np.dtype(dtype).itemsize
+    if size < _LARGE:
+        return np.zeros(shape, dtype)
+    return np.ndarray(shape, dtype, mmap.mmap(-1, size))
 
 
 def _wrapped(array: Array) -> Any:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from onnx import TensorProto
 
 Arrays = Mapping[str, Any]
-"""By name, arrays in float32, or what has their shape and turns into one; of a matrix also `rows(start, stop)`."""
+"""By name, arrays in float32, or what has their shape and turns into one: a matrix in `blocks()` of rows, as `Kept`."""
 Store = Callable[[TensorProto, Iterable[npt.NDArray[Any]]], None]
 """Where the content of a tensor goes, which comes in pieces, in order."""
 
@@ -22,16 +22,13 @@ _FEW = 1024  # entries of a tensor that is not worth a place of its own
 
 
 def row_blocks(weight: Any) -> Iterator[npt.NDArray[np.float32]]:  # (M, ...) -> (m, ...), as many as M takes
-    """All of a weight, some rows at a time."""
-    if weight.ndim == 2 and hasattr(weight, "rows"):
-        rows = weight.rows
-    else:
-        array = np.asarray(weight)
-        rows = lambda start, stop: array[start:stop]  # noqa: E731
-    M = weight.shape[0]
-    step = max(1, _BLOCK * M // weight.size)
-    for start in range(0, M, step):
-        yield rows(start, min(start + step, M))
+    """All of a weight, some rows at a time, each block until the next one comes."""
+    if hasattr(weight, "blocks"):
+        yield from (floats for _, floats in weight.blocks())
+        return
+    step = max(1, _BLOCK * len(weight) // weight.size)
+    for start in range(0, len(weight), step):
+        yield weight[start : start + step]
 
 
 def inside(tensor: TensorProto, pieces: Iterable[npt.NDArray[Any]]) -> None:
