@@ -127,6 +127,10 @@ class ModelConfig:
         span = self.layer_pattern[layer % len(self.layer_pattern)]
         return self.local_window if span == "local" else 0
 
+    def cache_of(self, layer: int) -> int:
+        """Positions whose keys and values block `layer` has room for when decoding (inference/sliding.py)."""
+        return min(self.n_position, 2 * self.window_of(layer) or self.n_position)
+
 
 @dataclass(frozen=True)
 class DataConfig:

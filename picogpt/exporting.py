@@ -11,14 +11,17 @@ from picogpt.api import LanguageModel, find_checkpoint, load
 from picogpt.config import Precision, UserError
 from picogpt.inference.session import OnnxModel, OnnxReader, why_not
 from picogpt.inference.writer import Writer
+from picogpt.model.parameters import parameter_count
 from picogpt.training import checkpoint, monitor
-from picogpt.training.snapshot import MODEL, fingerprint
+from picogpt.training.checks import config_of
+from picogpt.training.snapshot import fingerprint
 
 Notify = Callable[[str], None]
 Floats = npt.NDArray[np.floating]
 
 NAME = "model.onnx"
 _TAKES_LONG = 100_000_000  # bytes of weights whose export is announced
+_MANY = 2 << 30  # bytes of weights that go into 8 bits unless another precision is asked for
 
 
 def export_checkpoint(place: Path, precision: Precision, portable: bool) -> Path:
@@ -111,8 +114,9 @@ def _current(place: Path, precision: Precision | Literal["auto"], notify: Notify
             precision, portable = model.precision if precision == "auto" else precision, model.portable
             if (model.source, model.precision) == (fingerprint(place), precision):
                 return model
-    precision = _fitting(place, notify) if precision == "auto" else precision
-    if (place / MODEL).stat().st_size > _TAKES_LONG:
+    size = 4 * parameter_count(config_of(place).model)[0]  # in fp32, however the checkpoint has them
+    precision = _fitting(size, notify) if precision == "auto" else precision
+    if size > _TAKES_LONG:
         notify(f"exporting {place} to {path}")
     return opened(_write(place, precision, portable))
 
@@ -123,10 +127,12 @@ def opened(path: Path) -> OnnxModel:
     return OnnxModel(path, max(1, min(cores, round(free))), spin=free > cores - 0.5)
 
 
-def _fitting(place: Path, notify: Notify) -> Precision:
-    """fp32, or int8 where its weights would take half of the memory that is free."""
-    size = (place / MODEL).stat().st_size
-    if size < monitor.available_memory() / 2:
+def _fitting(size: int, notify: Notify) -> Precision:
+    """fp32, or int8 where so many bytes of weights are many, or would take half of the memory that is free."""
+    if size > _MANY:
+        notify(f"int8: {size / 1e9:.1f} GB of weights would take more memory than most machines have to spare")
+    elif size > monitor.available_memory() / 2:
+        notify(f"int8: {size / 1e9:.1f} GB of weights would take more than half of the memory that is free")
+    else:
         return "fp32"
-    notify(f"int8: {size / 1e9:.1f} GB of weights would take more than half of the memory that is free")
     return "int8"

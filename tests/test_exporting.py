@@ -115,6 +115,21 @@ def test_int8_where_memory_is_short(
     assert exports == ["int8"] and is_one_line(error) and "int8" in error
 
 
+def test_int8_where_weights_are_many(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, exports: list[str]
+) -> None:
+    """However much memory there is, and however few bytes the checkpoint takes."""
+    monkeypatch.setattr(monitor, "available_memory", lambda: 10**12)
+    monkeypatch.setattr(exporting, "parameter_count", lambda config: (1_315_575_808, 0))
+    error = written(capsys)[1]
+    assert exports == ["int8"] and "int8: 5.3 GB of weights" in error and error.count("\n") == 2
+    written(capsys, "--precision", "fp32")
+    assert exports == ["int8", "fp32"]
+    monkeypatch.setattr(exporting, "parameter_count", lambda config: (500_000_000, 0))
+    FILE.unlink()
+    assert "int8" not in written(capsys)[1] and exports[2:] == ["fp32"]
+
+
 def test_where_the_file_is(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     place = Path("logs/pico-easy/checkpoints/00000004")
     assert onnx_path(place) == FILE

@@ -11,8 +11,9 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = """
 L0   fields  config  presets  files  rng  seal  unpickle  bfloat16  engine.workspace  engine.kept  engine.backend
      data.coding  data.tables  data.bpe  data.tokenizer  data.remote
-     inference.sampling  inference.quantize  inference.decoding  inference.writer  inference.graph  inference.dialects
-     inference.export  inference.modelfile  inference.session  inference
+     inference.sampling  inference.quantize  inference.sliding  inference.decoding  inference.writer
+     inference.weights  inference.graph  inference.dialects  inference.export  inference.modelfile  inference.session
+     inference
 L1   interop.stored  interop.safetensors  engine.tape  engine.tensor  data.formats  data.hub  data.corpora  data.shards
      training.snapshot  training.checkpoint  training.runlog  training.logview  training.plot  training.monitor
      training.screen  training.divergence  training.clock  training.lock  training.saver
@@ -34,7 +35,7 @@ ORDER = [word for word in LAYERS.split() if not word.startswith("L") and word !=
 DOORS = {
     "cupy": ("engine.backend",),
     "cupyx": ("engine.backend",),
-    "onnx": ("inference.graph", "inference.dialects", "inference.export"),
+    "onnx": ("inference.weights", "inference.graph", "inference.dialects", "inference.export"),
     "onnxruntime": ("inference.session",),
     "matplotlib": ("training.plot",),
     "pyarrow": ("data.formats",),

@@ -131,6 +131,7 @@ QUICK = {
     "bench data --gigabytes": ["--gigabytes", "1", "--megabytes", "1", "--seconds", "0.1"],
     "bench data ": ["--megabytes", "1", "--seconds", "0.1"],
     "bench generate": ["--tokens", "4"],
+    "benchmarks.memory": ["--model", "tiny"],
     "benchmarks.context": ["--sequences", "2"],
     "benchmarks.torture": ["--minutes", "0.02", "--load", "0"],
     "benchmarks.compare": ["--seconds", "0.1", "--rounds", "1"],

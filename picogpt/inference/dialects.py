@@ -1,6 +1,7 @@
 """The two dialects of the graph (see graph.py for the letters)."""
 
-from typing import ClassVar
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -8,6 +9,8 @@ from onnx import TensorProto, helper
 
 from picogpt.inference.graph import EPSILON, MICROSOFT, Graph
 from picogpt.inference.quantize import BLOCK, packed, quantize
+from picogpt.inference.sliding import LOCAL, spans
+from picogpt.inference.weights import row_blocks
 
 Floats = npt.NDArray[np.float32]
 
@@ -18,18 +21,20 @@ class FusedGraph(Graph):
     opset: ClassVar = {"": 21, MICROSOFT: 1}
 
     def prepare(self) -> None:
-        self.input("seqlens_k", TensorProto.INT32, "B")
-        self.input("total_sequence_length", TensorProto.INT32, 1)
+        for span in spans(self.config):
+            self.input(f"{span}seqlens_k", TensorProto.INT32, "B")
+            self.input(f"{span}total_sequence_length", TensorProto.INT32, 1)
 
     @property
     def cached_head(self) -> int:
         return -(-self.config.head_size // 8) * 8  # the attention operator takes no other sizes
 
-    def array(self, name: str) -> Floats:
+    def array(self, name: str) -> Any:
         """Heads filled up with zeros to the size in the cache, which change no score and no sum."""
-        array, (H, D, E) = super().array(name), (self.config.n_head, self.config.head_size, self.cached_head)
+        weight, (H, D, E) = super().array(name), (self.config.n_head, self.config.head_size, self.cached_head)
         if E == D or ".attn." not in name or name.endswith("c_proj.bias"):
-            return array
+            return weight
+        array = np.asarray(weight)
         if name.endswith("c_proj.weight"):  # (C, H D): the heads are its inputs
             filled = np.zeros((len(array), H, E), np.float32)
             filled[:, :, :D] = array.reshape(-1, H, D)
@@ -53,7 +58,8 @@ class FusedGraph(Graph):
         qkv = self.biased(self.linear(x, f"{name}.weight"), f"{name}.bias")
         *past, key, value = self.caches(layer, self.cached_head)
         window = self.config.window_of(layer)
-        inputs = [qkv, "", "", *past, "seqlens_k", "total_sequence_length"]
+        span = LOCAL if window else ""
+        inputs = [qkv, "", "", *past, f"{span}seqlens_k", f"{span}total_sequence_length"]
         node = helper.make_node(
             "GroupQueryAttention",
             inputs,
@@ -74,14 +80,22 @@ class FusedGraph(Graph):
         operator = "FastGelu" if activation == "gelu_tanh" else "BiasGelu" if biased else "Gelu"
         return self.node(operator, x, *([self.parameter(bias)] if biased else []), domain=MICROSOFT)
 
-    def quantized_product(self, x: str, name: str, weight: Floats, out: str) -> str:
-        integers, scales = quantize(weight, self.bits)
+    def quantized_product(self, x: str, name: str, weight: Any, out: str) -> str:
         M, K = weight.shape
+        scales: list[Floats] = []
+
+        def integers() -> Iterator[npt.NDArray[np.uint8]]:
+            for rows in row_blocks(weight):
+                some, scale = quantize(rows, self.bits)
+                scales.append(scale)
+                yield packed(some, self.bits)
+
+        shape = M, -(-K // BLOCK), BLOCK * self.bits // 8
         return self.node(
             "MatMulNBits",
             x,
-            self.constant(f"{name}.integers", packed(integers, self.bits)),
-            self.constant(f"{name}.scales", scales),
+            self.weights(f"{name}.integers", TensorProto.UINT8, shape, integers()),
+            self.floats(f"{name}.scales", np.concatenate(scales)),
             out=out,
             domain=MICROSOFT,
             K=K,
@@ -98,17 +112,18 @@ class PortableGraph(Graph):
     opset: ClassVar = {"": 21}
 
     def prepare(self) -> None:
-        """A mask for each span of attention: (P, N), zero where a position sees a key and -inf elsewhere."""
-        rows = self.node("Unsqueeze", "positions", self.integers(1))  # (P, 1)
-        self._rows = self.node("Reshape", "positions", self.integers(1, 1, -1, 1))
-        keys = self.constant("keys", np.arange(self.config.n_position))
-        seen = self.node("LessOrEqual", keys, rows)
-        self._masks = {}
-        for window in {self.config.window_of(layer) for layer in range(self.config.n_layer)}:
-            visible = seen
+        """For each span of attention: where new keys go, and a mask (P, N), zero where a key is seen and else -inf."""
+        self._rows, self._masks = {}, {}
+        for span, layer in spans(self.config).items():
+            window = self.config.window_of(layer)
+            positions = self.input(f"{span}positions", TensorProto.INT64, "P") if span else "positions"
+            rows = self.node("Unsqueeze", positions, self.integers(1))  # (P, 1)
+            self._rows[window] = self.node("Reshape", positions, self.integers(1, 1, -1, 1))
+            keys = self.constant(f"{span}keys", np.arange(self.config.cache_of(layer)))
+            visible = self.node("LessOrEqual", keys, rows)
             if window:
                 first = self.node("Sub", rows, self.integers(window - 1))
-                visible = self.node("And", seen, self.node("GreaterOrEqual", keys, first))
+                visible = self.node("And", visible, self.node("GreaterOrEqual", keys, first))
             zero, infinity = (
                 self.constant("zero", np.array(0, np.float32)),
                 self.constant("infinity", np.array(-np.inf, np.float32)),
@@ -128,12 +143,13 @@ class PortableGraph(Graph):
         heads = self.node("Transpose", heads, perm=[2, 0, 3, 1, 4])  # (3, B, H, P, D)
         q, *new = [self.node("Gather", heads, self.constant(f"part.{part}", np.array(part))) for part in range(3)]
         past_key, past_value, key, value = self.caches(layer, D)
-        rows = self.node("Expand", self._rows, self.node("Shape", q))
+        window = self.config.window_of(layer)
+        rows = self.node("Expand", self._rows[window], self.node("Shape", q))
         for past, update, present in ((past_key, new[0], key), (past_value, new[1], value)):
             self.node("ScatterElements", past, rows, update, axis=2, out=present)
         q = self.node("Mul", q, self.constant("scale", np.array(self.config.score_scale, np.float32)))
         scores = self.node("MatMul", q, self.node("Transpose", key, perm=[0, 1, 3, 2]))
-        scores = self.node("Add", scores, self._masks[self.config.window_of(layer)])
+        scores = self.node("Add", scores, self._masks[window])
         y = self.node("MatMul", self.node("Softmax", scores, axis=-1), value)
         return self.node("Reshape", self.node("Transpose", y, perm=[0, 2, 1, 3]), self.integers(0, 0, H * D))
 
@@ -143,16 +159,30 @@ class PortableGraph(Graph):
             return self.node("Relu", x)
         return self.node("Gelu", x, approximate="tanh" if self.config.activation == "gelu_tanh" else "none")
 
-    def quantized_product(self, x: str, name: str, weight: Floats, out: str) -> str:
-        integers, scales = quantize(weight, self.bits)
-        table = np.ascontiguousarray(integers.reshape(len(weight), -1)[:, : weight.shape[1]].T)  # (K, M)
-        kind = TensorProto.INT8 if self.bits == 8 else TensorProto.INT4
-        flat = table.reshape(-1)
-        if self.bits == 4:  # two in a byte, the first lower
-            flat = np.append(flat, np.zeros(flat.size % 2, np.int8)).view(np.uint8) & 15
-            flat = flat[::2] | flat[1::2] << 4
-        tensor = helper.make_tensor(f"{name}.integers", kind, table.shape, flat.tobytes(), raw=True)
-        self.initializers[tensor.name] = tensor
-        scales_name = self.constant(f"{name}.scales", scales.T)
-        floats = self.node("DequantizeLinear", tensor.name, scales_name, axis=0, block_size=BLOCK)
+    def quantized_product(self, x: str, name: str, weight: Any, out: str) -> str:
+        M, K = weight.shape
+        table, scales, done = np.empty((K, M), np.int8), [], 0
+        for rows in row_blocks(weight):
+            some, scale = quantize(rows, self.bits)
+            table[:, done : done + len(rows)] = some.reshape(len(rows), -1)[:, :K].T
+            scales.append(scale)
+            done += len(rows)
+        kind, pieces = (TensorProto.INT8, iter([table])) if self.bits == 8 else (TensorProto.INT4, _nibbles(table))
+        integers = self.weights(f"{name}.integers", kind, table.shape, pieces)
+        floats = self.node(
+            "DequantizeLinear",
+            integers,
+            self.floats(f"{name}.scales", np.concatenate(scales).T),
+            axis=0,
+            block_size=BLOCK,
+        )
         return self.node("MatMul", x, floats, out=out)
+
+
+def _nibbles(table: npt.NDArray[np.int8]) -> Iterator[npt.NDArray[np.uint8]]:
+    """Two integers of 4 bits in a byte, the first lower, in pieces; the last is filled up."""
+    flat, step = table.reshape(-1).view(np.uint8), 1 << 20
+    for start in range(0, flat.size, step):
+        some = np.zeros(min(step, -(-(flat.size - start) // 2) * 2), np.uint8)
+        some[: flat.size - start] = flat[start : start + step] & 15
+        yield np.bitwise_or(some[::2], np.left_shift(some[1::2], 4))

@@ -3,25 +3,28 @@
 import json
 import secrets
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import onnx
-from onnx import helper
+from onnx import GraphProto, ModelProto, helper
 
 from picogpt.config import ModelConfig, Precision, UserError
 from picogpt.data.tokenizer import Tokenizer
 from picogpt.files import replace
 from picogpt.inference.dialects import FusedGraph, PortableGraph
-from picogpt.inference.graph import Arrays
+from picogpt.inference.quantize import BLOCK
+from picogpt.inference.weights import Arrays, Beside, Store, inside
 from picogpt.seal import seal_file
 
 IR_VERSION = 10  # that of opset 21
 BITS: dict[Precision, int] = {"fp32": 32, "int8": 8, "int4": 4}
 _ABANDONED = 3600  # seconds after which nobody is writing a file any more
-_INSIDE = 1_500_000_000  # bytes of weights that go into the file itself, whose format ends at 2 GB
+# Bytes of weights that go into the file itself. Its format ends at 2 GB, and it is made and read as a whole.
+_INSIDE = 1 << 29
 
 
 def export(
@@ -35,23 +38,22 @@ def export(
 ) -> None:
     """Write the model, replacing the file at once when all of it is there.
 
-    Weights of more than 1.5 GB go into a file of their own beside it, and both end with a seal, which runtimes skip.
-    portable: standard operators alone. source: what the weights are, kept in the metadata. Raises UserError when the
-    disk refuses.
+    Weights of more than half a gigabyte go into a file of their own beside it, each as soon as it is made, and both
+    end with a seal, which runtimes skip. portable: standard operators alone. source: what the weights are, kept in the
+    metadata. Raises UserError when the disk refuses.
     """
-    graph = (PortableGraph if portable else FusedGraph)(config, arrays, BITS[precision])
-    opsets = [helper.make_opsetid(domain, version) for domain, version in graph.opset.items()]
-    model = helper.make_model(graph.proto(), opset_imports=opsets, ir_version=IR_VERSION, producer_name="picogpt")
-    metadata: dict[str, Any] = {"config": asdict(config), "tokenizer": tokenizer.to_dict()}
-    metadata |= {"precision": precision, "portable": portable, "source": source}
-    helper.set_model_props(model, {name: json.dumps(value) for name, value in metadata.items()})
-    size = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
-    weights = f"{path.name}.{secrets.token_hex(4)}.weights" if size > _INSIDE else ""
+    weights = f"{path.name}.{secrets.token_hex(4)}.weights" if _size(config, arrays, precision) > _INSIDE else ""
     beside = [path.with_name(weights)] if weights else []
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        onnx.save_model(model, temporary, save_as_external_data=bool(weights), location=weights or None)
+        with ExitStack() as files:
+            store = Beside(files.enter_context(beside[0].open("wb")), weights) if beside else inside
+            model = _model(config, arrays, precision, portable, store)
+        metadata: dict[str, Any] = {"config": asdict(config), "tokenizer": tokenizer.to_dict()}
+        metadata |= {"precision": precision, "portable": portable, "source": source}
+        helper.set_model_props(model, {name: json.dumps(value) for name, value in metadata.items()})
+        onnx.save_model(model, temporary)
         for written in (temporary, *beside):
             seal_file(written)
         replace(temporary, path)
@@ -64,6 +66,28 @@ def export(
             raise UserError(f"cannot write {path} ({error.strerror or error}): {what}") from error
         raise
     _tidy(path, weights)
+
+
+def _size(config: ModelConfig, arrays: Arrays, precision: Precision) -> float:
+    """Bytes that the weights will take, or a little less than this."""
+    bits, D = BITS[precision], config.head_size
+    rounded = bits / 8 + (4 / BLOCK if bits < 32 else 0)
+    matrices = sum(prod(array.shape) for name, array in arrays.items() if name.startswith("h.") and array.ndim == 2)
+    others = sum(prod(array.shape) for array in arrays.values()) - matrices
+    head = config.vocab_size * config.n_embd if bits < 32 else 0
+    filled = -(-D // 8) * 8 / D  # heads, in one dialect
+    size: float = matrices * rounded * filled + 4 * others + rounded * head
+    return size
+
+
+def _model(config: ModelConfig, arrays: Arrays, precision: Precision, portable: bool, store: Store) -> ModelProto:
+    dialect = PortableGraph if portable else FusedGraph
+    opsets = [helper.make_opsetid(domain, version) for domain, version in dialect.opset.items()]
+    model = helper.make_model(
+        GraphProto(name="picogpt"), opset_imports=opsets, ir_version=IR_VERSION, producer_name="picogpt"
+    )
+    dialect(model.graph, config, arrays, BITS[precision], store)
+    return model
 
 
 def _tidy(path: Path, weights: str) -> None:

@@ -10,28 +10,29 @@ keys and values into caches it shares with the caller, residual sums fused with 
     running_sum    (B, C)           sum of the output vectors of the window so far
     past_key.i, past_value.i  (B, H, N, E)   caches of block i; only the positions before this call are read
     seqlens_k (B,), total_sequence_length (1,)  int32   the last position, and one more; for the fused dialect
+    local_positions, or local_seqlens_k and local_total_sequence_length   the same for the caches of local blocks
     ->
     logits         (B, V)           of the token after the last
     new_running_sum (B, C)
     present_key.i, present_value.i  the caches with the new positions; may be the same memory as past_*
 
-A model without a context slot has no context and no sums; a bigram table has ids and logits alone.
+A model without a context slot has no context and no sums; a bigram table has ids and logits alone. The caches of local
+blocks are shorter, and who runs the graph moves what is in them (sliding.py); without local blocks nothing is local.
 
-B batch   T tokens   S slots   P = S + T positions   N positions of a window   C width   V vocabulary
+B batch   T tokens   S slots   P = S + T positions   N places of a block's cache   C width   V vocabulary
 H heads   D head size   E head size in the cache (fused: the next multiple of 8, filled with zeros)
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx import GraphProto, TensorProto, helper, numpy_helper
 
 from picogpt.config import ModelConfig
-
-Arrays = Mapping[str, npt.NDArray[np.float32]]
+from picogpt.inference.weights import Arrays, Store, row_blocks
 
 MICROSOFT = "com.microsoft"
 EPSILON = 1e-5  # of the layer norms
@@ -45,17 +46,15 @@ class Graph(ABC):
 
     opset: ClassVar[dict[str, int]]  # the version of each domain
 
-    def __init__(self, config: ModelConfig, arrays: Arrays, bits: int = 32) -> None:
-        """bits: of the matrices inside the blocks, and of a head that is larger than those: 32, 8 or 4."""
-        self.config, self.arrays, self.bits = config, arrays, bits
-        self.nodes: list[NodeProto] = []
-        self.initializers: dict[str, TensorProto] = {}
-        self.inputs: list[ValueInfoProto] = []
-        self.outputs: list[ValueInfoProto] = []
-        self.build()
+    def __init__(self, graph: GraphProto, config: ModelConfig, arrays: Arrays, bits: int, store: Store) -> None:
+        """Build into `graph`, which is empty, with the weights in `store`.
 
-    def proto(self) -> GraphProto:
-        return helper.make_graph(self.nodes, "picogpt", self.inputs, self.outputs, list(self.initializers.values()))
+        bits: of the matrices inside the blocks, and of a head that is larger than those: 32, 8 or 4.
+        """
+        self.config, self.arrays, self.bits = config, arrays, bits
+        self.nodes, self._graph, self._store = graph.node, graph, store
+        self._known: set[str] = set()  # names of initializers
+        self.build()
 
     # Building blocks
 
@@ -66,22 +65,34 @@ class Graph(ABC):
         return out
 
     def constant(self, name: str, array: npt.NDArray[Any]) -> str:
-        if name not in self.initializers:
-            self.initializers[name] = numpy_helper.from_array(np.asarray(array, order="C"), name)
+        """A few numbers, which stay in the graph."""
+        if name not in self._known:
+            self._known.add(name)
+            self._graph.initializer.append(numpy_helper.from_array(array, name))
         return name
+
+    def weights(self, name: str, kind: int, shape: tuple[int, ...], pieces: Iterable[npt.NDArray[Any]]) -> str:
+        """Numbers that come in pieces, in order, and are not asked for where they are known already."""
+        if name not in self._known:
+            self._known.add(name)
+            self._store(self._graph.initializer.add(name=name, data_type=kind, dims=shape), pieces)
+        return name
+
+    def floats(self, name: str, weight: Any) -> str:
+        return self.weights(name, TensorProto.FLOAT, weight.shape, row_blocks(weight))
 
     def integers(self, *values: int) -> str:
         return self.constant(f"integers.{'.'.join(map(str, values))}", np.array(values, np.int64))
 
     def parameter(self, name: str) -> str:
-        return self.constant(name, self.array(name))
+        return self.floats(name, self.array(name))
 
     def input(self, name: str, kind: int, *shape: int | str) -> str:
-        self.inputs.append(helper.make_tensor_value_info(name, kind, shape))
+        self._graph.input.append(helper.make_tensor_value_info(name, kind, shape))
         return name
 
     def output(self, name: str, *shape: int | str) -> str:
-        self.outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+        self._graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
         return name
 
     def biased(self, x: str, name: str) -> str:  # (..., M) -> (..., M)
@@ -93,10 +104,10 @@ class Graph(ABC):
         weight = self.array(name)
         if self.bits < 32:
             return self.quantized_product(x, name, weight, out)
-        return self.node("MatMul", x, self.constant(name, weight.T), out=out)
+        return self.node("MatMul", x, self.floats(name, np.asarray(weight).T), out=out)
 
-    def array(self, name: str) -> npt.NDArray[np.float32]:
-        """The parameter as the dialect wants it."""
+    def array(self, name: str) -> Any:
+        """The parameter as the dialect wants it, an array or what turns into one (weights.py)."""
         return self.arrays[name]
 
     # The model
@@ -146,7 +157,7 @@ class Graph(ABC):
 
     def caches(self, layer: int, size: int) -> tuple[str, str, str, str]:
         """Names of past keys and values, and of present ones. size: of a head in them."""
-        shape = ("B", self.config.n_head, self.config.n_position, size)
+        shape = ("B", self.config.n_head, self.config.cache_of(layer), size)
         past = [self.input(f"past_{kind}.{layer}", TensorProto.FLOAT, *shape) for kind in ("key", "value")]
         present = [self.output(f"present_{kind}.{layer}", *shape) for kind in ("key", "value")]
         return past[0], past[1], present[0], present[1]
@@ -170,5 +181,5 @@ class Graph(ABC):
         """The MLP's non-linearity of x + bias. bias: a parameter, or none such."""
 
     @abstractmethod
-    def quantized_product(self, x: str, name: str, weight: npt.NDArray[np.float32], out: str) -> str:
+    def quantized_product(self, x: str, name: str, weight: Any, out: str) -> str:
         """x times the transposed weight (M, K) in `bits` bits."""

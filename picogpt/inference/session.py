@@ -7,7 +7,10 @@ B batch   T tokens   S slots   P positions   C width   V vocabulary
 """
 
 import json
+import mmap
 import platform
+from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,6 +20,7 @@ import numpy.typing as npt
 from picogpt.config import ModelConfig, Precision, UserError
 from picogpt.data.tokenizer import Tokenizer, from_dict
 from picogpt.inference.modelfile import metadata
+from picogpt.inference.sliding import LOCAL, Sliding, spans
 
 Array = npt.NDArray[Any]
 Ports = dict[str, tuple[str, list[str | int]]]
@@ -24,6 +28,8 @@ Ports = dict[str, tuple[str, list[str | int]]]
 
 _INT64, _INT32, _FLOAT = "tensor(int64)", "tensor(int32)", "tensor(float)"
 _DTYPES = {_INT64: np.int64, _INT32: np.int32, _FLOAT: np.float32}
+_LARGE = 4 << 20  # bytes
+_PLACES = {"positions": 1, "seqlens_k": 1, "total_sequence_length": 0}  # in a cache; how far behind its filled part
 
 
 def why_not() -> str:
@@ -90,11 +96,15 @@ def _ports(config: ModelConfig, portable: bool) -> tuple[Ports, Ports]:
     if config.context_slot:
         inputs["context"] = _FLOAT, ["B", "S", config.n_embd]
         inputs["running_sum"] = outputs["new_running_sum"] = _FLOAT, ["B", config.n_embd]
-    if not portable:
-        inputs |= {"seqlens_k": (_INT32, ["B"]), "total_sequence_length": (_INT32, [1])}
+    for span in spans(config):
+        if portable:
+            inputs[f"{span}positions"] = _INT64, ["P"]
+        else:
+            inputs |= {f"{span}seqlens_k": (_INT32, ["B"]), f"{span}total_sequence_length": (_INT32, [1])}
     head = config.head_size if portable else -(-config.head_size // 8) * 8
-    for name in (f"{kind}.{layer}" for kind in ("key", "value") for layer in range(config.n_layer)):
-        inputs[f"past_{name}"] = outputs[f"present_{name}"] = _FLOAT, ["B", config.n_head, config.n_position, head]
+    for kind, layer in product(("key", "value"), range(config.n_layer)):
+        shape: list[str | int] = ["B", config.n_head, config.cache_of(layer), head]
+        inputs[f"past_{kind}.{layer}"] = outputs[f"present_{kind}.{layer}"] = _FLOAT, shape
     return inputs, outputs
 
 
@@ -111,57 +121,71 @@ class OnnxReader:
         """Raises UserError where so many streams do not fit into memory."""
         self.config, self.batch, self._session = model.config, batch, model.session
         one = {"B": batch, "T": 1, "S": 0, "P": 1}  # a token in the middle of a window
+        ports = self._session.get_inputs()
         try:
-            inputs = {
-                i.name: np.zeros([one.get(d, d) for d in i.shape], _DTYPES[i.type]) for i in self._session.get_inputs()
-            }
-            self._logits = np.zeros((batch, self.config.vocab_size), np.float32)
-        except (MemoryError, ValueError):  # the second for more than an address can say
+            inputs = {i.name: _zeros([one.get(d, d) for d in i.shape], _DTYPES[i.type]) for i in ports}
+            self._logits = _zeros([batch, self.config.vocab_size], np.float32)
+        except (MemoryError, OSError, ValueError, OverflowError):  # the last two for more than an address can say
             raise UserError(f"{batch} streams of this model do not fit into memory: take fewer --samples") from None
-        self._ids = inputs["ids"]
-        self._positions = [inputs[n] for n in ("positions", "seqlens_k", "total_sequence_length") if n in inputs]
-        self._sum = inputs.get("running_sum")
+        self._ids, self._sum = inputs["ids"], inputs.get("running_sum")
+        self._places = [
+            [(inputs[f"{span}{name}"], behind) for name, behind in _PLACES.items() if f"{span}{name}" in inputs]
+            for span in ("", LOCAL)
+        ]
+        local = [layer for layer in range(self.config.n_layer) if self.config.window_of(layer)]
+        caches = [inputs[f"past_{kind}.{layer}"] for kind, layer in product(("key", "value"), local)]
+        self._local = Sliding(self.config.local_window, caches)
+        self._of_streams = {i.name: inputs[i.name] for i in ports if i.shape[0] == "B"}
         self._inputs = {name: _wrapped(array) for name, array in inputs.items()}
-        new = {o.name: o.name.replace("present", "past").removeprefix("new_") for o in self._session.get_outputs()}
-        self._outputs = {name: self._inputs[old] for name, old in new.items() if old in self._inputs}
-        self._outputs["logits"] = _wrapped(self._logits)
-        self._step = self._bound(self._inputs)
+        self._step = self._bound(self._inputs, self._logits)
         self.begin(None)
 
     def begin(self, context: Array | None) -> None:  # (B, C)
-        self._context, self._length = context, 0
+        self._context, self._length, self._local.length = context, 0, 0
         if self._sum is not None:
             self._sum[...] = 0
 
     def read(self, ids: Array) -> Array:  # (B, T) -> (B, V)
         """As every WindowReader; the logits are overwritten by the next call."""
-        slot = bool(self._length == 0 and self._sum is not None)
-        if ids.shape[1] > 1 and self._length and self.batch > 1:
-            for i in range(ids.shape[1]):  # the attention operator goes on with several streams by one token only
-                self.read(ids[:, i : i + 1])
-            return self._logits
-        start, self._length = self._length, self._length + ids.shape[1] + slot
-        for array, value in zip(self._positions, (start, self._length - 1, self._length), strict=False):
-            array[...] = value
-        if ids.shape[1] == 1 and not slot:
+        while ids.shape[1]:
+            slot = bool(self._length == 0 and self._sum is not None)
+            count = self._local.make_room(ids.shape[1] + slot) - slot
+            self._read(ids[:, :count], slot)
+            ids = ids[:, count:]
+        return self._logits
+
+    def _read(self, ids: Array, slot: bool) -> None:  # (B, T)
+        """The next tokens, for which there is room everywhere."""
+        starts, new = (self._length, self._local.length), ids.shape[1] + slot
+        self._length, self._local.length = starts[0] + new, starts[1] + new
+        for places, start in zip(self._places, starts, strict=True):
+            for array, behind in places:
+                array[...] = start + new - behind
+        if new == 1:
             self._ids[...] = ids
             self._run(self._step)
-        else:
-            self._prefill(ids, start, slot)
-        return self._logits
+        elif starts[0] == 0 or self.batch == 1:
+            self._prefill(ids, starts, slot, slice(None))
+        else:  # the attention operator goes on with several streams by one token only
+            for stream in range(self.batch):
+                self._prefill(ids, starts, slot, slice(stream, stream + 1))
 
     def mean(self) -> Array:  # -> (B, C)
         assert self._sum is not None, "mean: a model without a context slot"
         return self._sum / self._length
 
-    def _prefill(self, ids: Array, start: int, slot: bool) -> None:
-        arrays: dict[str, Array] = {"ids": ids.astype(np.int64), "positions": np.arange(start, self._length)}
+    def _prefill(self, ids: Array, starts: tuple[int, int], slot: bool, streams: slice) -> None:
+        arrays: dict[str, Array] = {"ids": ids[streams].astype(np.int64)}
+        for span, start in zip(("", LOCAL), starts, strict=True):
+            arrays[f"{span}positions"] = np.arange(start, start + ids.shape[1] + slot)
         if self._sum is not None:
-            arrays["context"] = np.zeros((self.batch, int(slot), self.config.n_embd), np.float32)
+            arrays["context"] = np.zeros((len(arrays["ids"]), int(slot), self.config.n_embd), np.float32)
             if slot and self._context is not None:
                 arrays["context"][:, 0] = self._context
+        if streams != slice(None):
+            arrays = {name: array[streams] for name, array in self._of_streams.items()} | arrays
         own = {name: _wrapped(array) for name, array in arrays.items() if name in self._inputs}
-        self._run(self._bound({**self._inputs, **own}))
+        self._run(self._bound({**self._inputs, **own}, self._logits[streams]))
 
     def _run(self, binding: Any) -> None:
         try:
@@ -170,13 +194,27 @@ class OnnxReader:
             reason = repr(" ".join(str(error).split())[:160])[1:-1]
             raise UserError(f"the ONNX file cannot be run ({reason}): picogpt export makes another") from None
 
-    def _bound(self, inputs: dict[str, Any]) -> Any:
+    def _bound(self, inputs: dict[str, Any], logits: Array) -> Any:
+        """What is read and written bound to its memory; caches and sums are written where they are read."""
         binding = self._session.io_binding()
         for name, value in inputs.items():
             binding.bind_ortvalue_input(name, value)
-        for name, value in self._outputs.items():
-            binding.bind_ortvalue_output(name, value)
+        for name in (port.name for port in self._session.get_outputs()):
+            old = name.replace("present", "past").removeprefix("new_")
+            binding.bind_ortvalue_output(name, inputs[old] if old in inputs else _wrapped(logits))
         return binding
+
+
+def _zeros(shape: list[int], dtype: type) -> Array:
+    """Zeros that take memory where something is written, page by page.
+
+    For arrays as large as the caches of a large model NumPy asks for pages of 2 MB. Each head's part of a cache begins
+    in others, so that the first token would bring all of them.
+    """
+    size = prod(shape) * np.dtype(dtype).itemsize
+    if size < _LARGE:
+        return np.zeros(shape, dtype)
+    return np.ndarray(shape, dtype, mmap.mmap(-1, size))
 
 
 def _wrapped(array: Array) -> Any:

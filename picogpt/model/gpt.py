@@ -11,6 +11,7 @@ import numpy as np
 from picogpt.config import ModelConfig
 from picogpt.engine import Tensor, concatenate, ops, recompute
 from picogpt.engine.backend import Array, array_module, empty
+from picogpt.inference.sliding import Sliding
 from picogpt.model.layers import Dropout, Embedding, LayerNorm, Linear, Module
 
 _ACTIVATIONS = {"relu": ops.relu, "gelu": ops.gelu, "gelu_tanh": ops.gelu_tanh}
@@ -18,12 +19,18 @@ Rng = np.random.Generator | None
 
 
 class Cache:
-    """Keys and values of the positions of one window that were already computed, for one stream of decoding."""
+    """Keys and values of the positions of one window that were already computed, for one stream of decoding.
+
+    Local blocks keep those that are still seen: before more are computed, `local.make_room` says how many may come.
+    """
 
     def __init__(self, config: ModelConfig, batch: int, like: Array) -> None:
-        shape = (batch, config.n_head, config.n_position, config.head_size)
-        self.keys = [empty(shape, like) for _ in range(config.n_layer)]
-        self.values = [empty(shape, like) for _ in range(config.n_layer)]
+        H, D, layers = config.n_head, config.head_size, range(config.n_layer)
+        self.keys, self.values = (
+            [empty((batch, H, config.cache_of(layer), D), like) for layer in layers] for _ in range(2)
+        )
+        both = [cache[layer] for cache in (self.keys, self.values) for layer in layers if config.window_of(layer)]
+        self.local = Sliding(config.local_window, both)
         self.length = 0
 
 
@@ -40,7 +47,8 @@ class Attention(Module):
             y = ops.causal_attention(qkv, self.n_head, self.scale, self.window, self.dropout.probability, rng)
         else:
             keys, values = cache.keys[self.layer], cache.values[self.layer]
-            y = Tensor(ops.cached_attention(qkv.data, keys, values, cache.length, self.n_head, self.scale, self.window))
+            length = cache.local.length if self.window else cache.length
+            y = Tensor(ops.cached_attention(qkv.data, keys, values, length, self.n_head, self.scale, self.window))
         return self.dropout(self.c_proj(y, replay), rng)
 
 
@@ -124,6 +132,7 @@ class GPT(Module):
             x = block(x, rng, cache, self.recompute)
         if cache is not None:
             cache.length += T
+            cache.local.length += T
         return self.ln_f(x)
 
     def logits(self, hidden: Tensor) -> Tensor:  # (..., C) -> (..., V)

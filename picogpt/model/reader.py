@@ -27,8 +27,12 @@ class NumpyReader:
         with no_grad():
             if not self.model.h:  # a bigram table looks at one token
                 return to_host(self.model.hidden(to_device(ids[:, -1:], self._like)).data[:, -1])
-            hidden = self.model.hidden(to_device(ids, self._like), self._context, cache=self._cache)
-            self._sum += hidden.data.sum(axis=1)
+            while ids.shape[1]:
+                slot = self.config.context_slot and self._cache.length == 0
+                count = self._cache.local.make_room(ids.shape[1] + slot) - slot
+                now, ids = ids[:, :count], ids[:, count:]
+                hidden = self.model.hidden(to_device(now, self._like), self._context, cache=self._cache)
+                self._sum += hidden.data.sum(axis=1)
             return to_host(self.model.logits(hidden[:, -1]).data)
 
     def mean(self) -> Array:  # -> (B, C)
