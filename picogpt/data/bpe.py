@@ -5,7 +5,6 @@ a file but the vocabulary, the merges and the added tokens, all checked; what an
 """
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -136,8 +135,6 @@ def _spelt(token: str) -> bytes:
 
 def _load(text: str) -> Any:
     """The library's tokenizer of a tokenizer.json. Raises UserError where it refuses, or is not there."""
-    # Said, or the library warns on stderr of every process that is forked later; lanes do not encode.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
         from tokenizers import Tokenizer as Library
     except ImportError:
