@@ -7,11 +7,11 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from picogpt.api import LanguageModel, find_checkpoint, load
+from picogpt.api import LanguageModel, find_checkpoint, load, read_model
 from picogpt.config import Precision, UserError
 from picogpt.inference.session import OnnxModel, OnnxReader, why_not
 from picogpt.inference.writer import Writer
-from picogpt.model.parameters import parameter_count
+from picogpt.model.parameters import LARGE, parameter_count
 from picogpt.training import checkpoint, monitor
 from picogpt.training.checks import config_of
 from picogpt.training.snapshot import fingerprint
@@ -21,7 +21,6 @@ Floats = npt.NDArray[np.floating]
 
 NAME = "model.onnx"
 _TAKES_LONG = 100_000_000  # bytes of weights whose export is announced
-_MANY = 2 << 30  # bytes of weights that go into 8 bits unless another precision is asked for
 
 
 def export_checkpoint(place: Path, precision: Precision, portable: bool) -> Path:
@@ -81,11 +80,11 @@ def onnx_writer(model: OnnxModel) -> Writer:
 
 def _write(place: Path, precision: Precision, portable: bool) -> Path:
     """Raises UserError where the checkpoint is damaged, _NoOnnxError where the file cannot be made."""
-    source, trained, path = fingerprint(place), load(place), onnx_path(place)
+    source, (_, model, arrays, tokenizer), path = fingerprint(place), read_model(place), onnx_path(place)
     try:
         from picogpt.inference.export import export
 
-        export(path, trained.config, arrays_of(trained), trained.tokenizer, precision, portable, source)
+        export(path, model, arrays, tokenizer, precision, portable, source)
     except (UserError, ImportError) as error:
         raise _NoOnnxError(" ".join(str(error).split())) from None
     return path
@@ -129,7 +128,7 @@ def opened(path: Path) -> OnnxModel:
 
 def _fitting(size: int, notify: Notify) -> Precision:
     """fp32, or int8 where so many bytes of weights are many, or would take half of the memory that is free."""
-    if size > _MANY:
+    if size > LARGE:
         notify(f"int8: {size / 1e9:.1f} GB of weights would take more memory than most machines have to spare")
     elif size > monitor.available_memory() / 2:
         notify(f"int8: {size / 1e9:.1f} GB of weights would take more than half of the memory that is free")

@@ -13,15 +13,20 @@ from picogpt.data.loader import Batch
 from picogpt.data.tokenizer import from_dict
 from picogpt.exporting import Floats, Notify, opened
 from picogpt.inference.session import OnnxReader
+from picogpt.model.parameters import is_large
 from picogpt.training import checkpoint
 
 TOLERANCE = 0.01  # nats a token that an export may lose before it says so
-_MEASURED = 4096  # tokens to measure that on
+_MEASURED, _MEASURED_LARGE = 4096, 1024  # tokens to measure that on
+_SEQUENCE = 256  # tokens of a sequence, at most
 
 
 def quality(place: Path, path: Path, notify: Notify) -> str:
     """What the rounded weights lose, in words, on windows of the run's validation text."""
-    text, (x, y) = _validation(place, notify)
+    try:
+        text, (x, y) = _validation(place, notify)
+    except UserError as error:
+        return f"what that loses was not measured: {error}"
     model, exact = opened(path), load(place)
     reader, precision = OnnxReader(model, len(x)), model.precision
     # A position of all windows, and a window of all positions at a time: the logits of a large vocabulary fill memory.
@@ -43,10 +48,10 @@ def token_losses(logits: Floats, targets: npt.NDArray[np.integer]) -> npt.NDArra
 
 def _validation(place: Path, notify: Notify) -> tuple[str, Batch]:  # -> (name, ((B, W), (B, W)))
     """Windows of the text that the run is validated with; of the embedded sample where that is not to be had."""
-    meta = checkpoint.load(place, optimizer=False).meta
+    meta = checkpoint.load(place, optimizer=False, mapped=True).meta
     config, tokenizer = RunConfig.from_dict(meta["config"]), from_dict(meta["tokenizer"])
-    config = replace(config, train=replace(config.train, context=0))
-    windows = max(2, _MEASURED // config.context)
+    config = replace(config, train=replace(config.train, context=min(_SEQUENCE, config.model.context_len)))
+    windows = max(2, (_MEASURED_LARGE if is_large(config.model) else _MEASURED) // config.context)
     try:
         if "-" in config.data.names:
             raise UserError("the run read the standard input")
