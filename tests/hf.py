@@ -8,9 +8,34 @@ from typing import Any
 import numpy as np
 from torchfiles import save, tensor
 
+from picogpt.interop.safetensors import read_safetensors
+from picogpt.interop.torchfile import read_torch
+
 GOLDEN = Path(__file__).parent / "golden" / "huggingface"
 LOGITS = json.loads((GOLDEN / "logits.json").read_text(encoding="utf-8"))
+FAMILIES = ("gpt2", "gpt_neo")
+CONFIGS = {family: json.loads((GOLDEN / family / "config.json").read_text(encoding="utf-8")) for family in FAMILIES}
 KINDS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+def weights_of(family: str) -> dict[str, np.ndarray]:
+    """The golden model's, without masks and the head that is its table."""
+    if family == "gpt2":
+        return {name: found.read() for name, found in read_safetensors(GOLDEN / family / "model.safetensors").items()}
+    found = read_torch(GOLDEN / family / "pytorch_model.bin")
+    return {
+        name: tensor.read()
+        for name, tensor in found.items()
+        if tensor.shape and name.startswith("transformer") and tensor.dtype == "F32"
+    }
+
+
+def tiny_with_words(family: str) -> dict[str, Any]:
+    """The golden model's configuration and weights, with a table of 400 tokens."""
+    tensors, name = weights_of(family), "transformer.wte.weight"
+    shape = (400, tensors[name].shape[1])
+    table = np.random.default_rng(5).standard_normal(shape, np.float32) * np.float32(0.3)
+    return {"config": {**CONFIGS[family], "vocab_size": 400, "eos_token_id": 399}, "tensors": {**tensors, name: table}}
 
 
 def rounded(array: np.ndarray, kind: str) -> np.ndarray:

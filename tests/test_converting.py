@@ -5,8 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hf import GOLDEN, LOGITS, write_folder
-from test_huggingface import CONFIGS, weights_of
+from hf import CONFIGS, GOLDEN, LOGITS, tiny_with_words, weights_of, write_folder
 from vocabularies import write_tables
 
 from picogpt import api, cli
@@ -66,7 +65,7 @@ def test_picogpts_log_comes_back() -> None:
 
 
 def test_the_tokenizer_goes_along(capsys: pytest.CaptureFixture[str]) -> None:
-    folder = write_folder(Path("theirs"), {**CONFIGS["gpt2"], "vocab_size": 400, "n_positions": 64}, wider())
+    folder = write_folder(Path("theirs"), **tiny_with_words("gpt2"))
     write_tables(folder)
     call("import", "--from", folder, "--run", "own")
     call("export", "--run", "own", "--format", "huggingface", "--out", "back")
@@ -78,14 +77,6 @@ def test_the_tokenizer_goes_along(capsys: pytest.CaptureFixture[str]) -> None:
     assert words == other.generate("the moon", tokens=20, temperature=0)
     call("export", "--run", "own", "--format", "dat", "--out", "dat")
     assert "the tokenizer (bpe) stays behind" in capsys.readouterr().err
-
-
-def wider() -> dict[str, np.ndarray]:
-    """The golden GPT-2's with 400 tokens and 64 positions."""
-    weights = weights_of("gpt2")
-    table = weights["transformer.wte.weight"]
-    rows = np.random.default_rng(5).standard_normal((400, table.shape[1]), np.float32) * np.float32(0.3)
-    return {**weights, "transformer.wte.weight": rows, "transformer.wpe.weight": weights["transformer.wpe.weight"][:64]}
 
 
 def test_onnx_says_what_numpy_says(capsys: pytest.CaptureFixture[str]) -> None:

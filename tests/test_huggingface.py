@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
-from hf import GOLDEN, LOGITS, container, rounded, write_folder
+from hf import CONFIGS, FAMILIES, GOLDEN, LOGITS, container, rounded, weights_of, write_folder
 from torchfiles import save, tensor
 
 from picogpt.bfloat16 import widened
@@ -16,25 +16,9 @@ from picogpt.engine.kept import Kept
 from picogpt.interop.foreign import array_of
 from picogpt.interop.huggingface import read_huggingface, write_huggingface
 from picogpt.interop.safetensors import read_safetensors
-from picogpt.interop.torchfile import read_torch
 from picogpt.model.gpt import GPT
 from picogpt.model.parameters import as_tensors, initial_arrays
 from picogpt.model.rolling import sequence_logits
-
-FAMILIES = ("gpt2", "gpt_neo")
-CONFIGS = {family: json.loads((GOLDEN / family / "config.json").read_text(encoding="utf-8")) for family in FAMILIES}
-
-
-def weights_of(family: str) -> dict[str, np.ndarray]:
-    """The golden model's, without masks and the head that is its table."""
-    if family == "gpt2":
-        return {name: found.read() for name, found in read_safetensors(GOLDEN / family / "model.safetensors").items()}
-    found = read_torch(GOLDEN / family / "pytorch_model.bin")
-    return {
-        name: tensor.read()
-        for name, tensor in found.items()
-        if tensor.shape and name.startswith("transformer") and tensor.dtype == "F32"
-    }
 
 
 def arrays_of(folder: Path, as_bfloat16: bool = False) -> dict[str, Any]:

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from hf import tiny_with_words, write_folder
 from hubserver import Hub, serving, wiki_files
 from pyarrow import parquet
+from vocabularies import write_tables
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -99,6 +101,8 @@ def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatc
 
 
 def test_every_other_command(tmp_path: Path, hub: None) -> None:
+    write_folder(tmp_path / "gpt-neo-125m", **tiny_with_words("gpt_neo"))
+    write_tables(tmp_path / "gpt-neo-125m")
     found = commands(PAGES)
     assert len(found) >= 10
     for command in found:

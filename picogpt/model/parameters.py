@@ -98,7 +98,7 @@ def merged(config: ModelConfig, arrays: Mapping[str, Array]) -> tuple[ModelConfi
 
 def _merged(arrays: Mapping[str, Array], name: str) -> Array:
     a, b = (arrays.get(name.removesuffix(".weight") + end) for end in LORA)
-    return arrays[name] if a is None or b is None else np.asarray(arrays[name]) + b @ a
+    return arrays[name] if a is None or b is None else np.asarray(arrays[name]) + np.asarray(b) @ np.asarray(a)
 
 
 def flops_per_token(config: ModelConfig) -> int:
