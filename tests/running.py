@@ -68,3 +68,17 @@ def status_of(*argv: str) -> int:
     except SystemExit as stop:
         assert isinstance(stop.code, int)
         return stop.code
+
+
+def typed(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
+    """A terminal at which these lines are typed, and then Ctrl-D."""
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    waiting = list(lines)
+
+    def answer(asked: str) -> str:
+        assert asked == "> "
+        if not waiting:
+            raise EOFError
+        return waiting.pop(0)
+
+    monkeypatch.setattr("builtins.input", answer)

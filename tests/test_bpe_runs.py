@@ -9,9 +9,8 @@ import pytest
 from commands import is_one_line
 from conftest import lively_arrays
 from hubserver import Hub, article
-from running import status_of
+from running import status_of, typed
 from streaming import FILES, GROUPS, ROWS
-from test_writing import typed
 from vocabularies import END, small_bpe
 
 import picogpt

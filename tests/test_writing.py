@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from commands import TINY, TRAIN, is_one_line, shell
-from running import status_of
+from running import status_of, typed
 
 import picogpt
 from picogpt.config import GenerateConfig, RunConfig
@@ -140,20 +140,6 @@ def test_a_megabyte_on_one_line(
 
 
 # Chat, and conversations on a terminal
-
-
-def typed(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
-    """A terminal at which these lines are typed, and then Ctrl-D."""
-    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
-    waiting = list(lines)
-
-    def answer(asked: str) -> str:
-        assert asked == "> "
-        if not waiting:
-            raise EOFError
-        return waiting.pop(0)
-
-    monkeypatch.setattr("builtins.input", answer)
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ def whole(**changes: Any) -> dict[str, Any]:
     """The same tokenizer as tokenizer.json has it."""
     vocab, _ = tables()
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True}
     fields = {
         "version": "1.0",
         "added_tokens": [{"id": vocab[END], "content": END, "special": True, **flags}],

@@ -23,7 +23,7 @@ _MOST_IDS = 1 << 20
 _PART = 1 << 14  # characters that the library is given as one text: it is slower with long ones
 _PARTS = 64  # given at once: what it says of each token takes many times the text
 _MARK = "\ufffd".encode()  # what an id that stands for nothing shows as
-_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+_FLAGS = ("single_word", "lstrip", "rstrip", "special")
 
 
 def _alphabet() -> dict[str, int]:
@@ -247,7 +247,10 @@ def _checked_added(tokens: Any, vocab: dict[str, int]) -> list[dict[str, Any]]:
             raise ValueError("its added tokens are none")
         if taken.setdefault(token["id"], content) != content:
             raise ValueError("two of its tokens have one id")
-    return [{"content": content, **added[content]} for content in sorted(added, key=lambda name: added[name]["id"])]
+    return [
+        {"content": content, "normalized": False, **added[content]}
+        for content in sorted(added, key=lambda name: added[name]["id"])
+    ]
 
 
 def _foreign(error: Exception) -> UserError:
