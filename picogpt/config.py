@@ -122,6 +122,11 @@ class ModelConfig:
         """Rows of the position table: one a token, one more for the context slot."""
         return self.context_len + self.context_slot
 
+    @property
+    def has_large_head(self) -> bool:
+        """Whether the head is larger than the matrices of a block, and worth few bits as they are."""
+        return self.n_layer > 0 and self.vocab_size > 4 * self.n_embd
+
     def window_of(self, layer: int) -> int:
         """Tokens block `layer` sees; 0 means all of them."""
         span = self.layer_pattern[layer % len(self.layer_pattern)]

@@ -148,7 +148,7 @@ class Graph(ABC):
         name = "wte.weight" if self.config.tied_head else "lm_head.weight"
         bias = "lm_head.bias"
         out = "" if bias in self.arrays else "logits"
-        if self.bits < 32 and self.config.vocab_size > 4 * self.config.n_embd:
+        if self.bits < 32 and self.config.has_large_head:
             logits = self.linear(x, name, out)
         else:
             logits = self.node("Gemm", x, self.parameter(name), transB=1, out=out)

@@ -35,20 +35,24 @@ def text_flops(config: ModelConfig, read: int, written: int) -> int:
 
 
 def weight_bytes(config: ModelConfig, bits: int) -> int:
-    """With 8 or 4 bits, of matrices and of tables with a row a token; the rest and their scales have 32."""
+    """With 8 or 4 bits, of an ONNX file: of the matrices and of a large head; all else, and scales, have 32."""
+    shapes = parameter_shapes(config)
     if bits >= 16:
-        return sum(prod(shape) for shape in parameter_shapes(config).values()) * bits // 8
-    total = 0
-    for name, shape in parameter_shapes(config).items():
-        if len(shape) == 2 and name != "wpe.weight":
-            groups = shape[0] * -(-shape[1] // _BLOCK)
-            total += groups * (_BLOCK * bits // 8 + _SCALE)
-        else:
+        return sum(map(prod, shapes.values())) * bits // 8
+    table, large = shapes["wte.weight"], config.has_large_head
+    total = _few_bits(table, bits) if large else 0
+    for name, shape in shapes.items():
+        if is_hidden_matrix(name, shape):
+            total += _few_bits(shape, bits)
+        elif name != "lm_head.weight" or not large:
             total += 4 * prod(shape)
     return total
 
 
+def _few_bits(shape: tuple[int, ...], bits: int) -> int:
+    return shape[0] * -(-shape[1] // _BLOCK) * (_BLOCK * bits // 8 + _SCALE)
+
+
 def cache_bytes(config: ModelConfig) -> int:
-    """Keys and values of a full window, float32; of a local block only those it can still see."""
-    places = [min(config.n_position, config.window_of(i) or config.n_position) for i in range(config.n_layer)]
-    return 2 * 4 * config.n_embd * sum(places)
+    """Keys and values of a full window, float32."""
+    return 2 * 4 * config.n_embd * sum(map(config.cache_of, range(config.n_layer)))
