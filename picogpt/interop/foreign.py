@@ -52,7 +52,7 @@ def require_weights(path: Path, model: ModelConfig, weights: Mapping[str, Pieces
         "misshapen": {f"{name} {shape_of(weights[name])}, not {shapes[name]}" for name in wrong},
     }
     if any(faults.values()):
-        told = "; ".join(f"{what}: {_few(names)}" for what, names in faults.items() if names)
+        told = "; ".join(f"{what}: {few(names)}" for what, names in faults.items() if names)
         raise UserError(f"{path} does not hold the weights its configuration describes ({told})")
 
 
@@ -133,6 +133,12 @@ def refuse(format: str, features: Mapping[str, bool]) -> None:
         raise UserError(f"{format} cannot hold {' or '.join(told)}: export the model in another format")
 
 
-def _few(names: Iterable[str]) -> str:
-    shown = sorted(name[:80] for name in names)
+def plain(name: str) -> str:
+    """A name of a file's for a message: short, and on one line."""
+    return repr(name[:80])[1:-1]
+
+
+def few(names: Iterable[str]) -> str:
+    """The first of the names."""
+    shown = sorted(map(plain, names))
     return ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")

@@ -18,7 +18,17 @@ import numpy.typing as npt
 from picogpt.config import Activation, AttentionScale, AttentionSpan, ModelConfig, UserError, shown
 from picogpt.engine.backend import Array
 from picogpt.files import new_folder
-from picogpt.interop.foreign import Foreign, Pieces, common_kind, in_kind, refuse, require_weights, shortest_pattern
+from picogpt.interop.foreign import (
+    Foreign,
+    Pieces,
+    common_kind,
+    few,
+    in_kind,
+    plain,
+    refuse,
+    require_weights,
+    shortest_pattern,
+)
 from picogpt.interop.safetensors import read_safetensors, write_safetensors
 from picogpt.interop.stored import Stored
 from picogpt.interop.torchfile import read_torch
@@ -28,6 +38,7 @@ FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin
 EPSILON = 1e-5  # of the layer norms
 _JSON_MOST = 64 << 20  # bytes; the index of the largest model has some 100 KB
 _SHARDS_MOST = 1000
+_FILE = re.compile(r"\w[\w.-]*")
 _MASK = re.compile(r"(^|\.)attn\.(attention\.)?(bias|masked_bias)$")
 _MATRIX = re.compile(r"h\.\d+\.(attn|mlp)\.c_\w+\.weight")
 _ACTIVATIONS: Mapping[str, Activation] = {
@@ -93,7 +104,7 @@ def _named(file: Path, tensors: Mapping[str, Stored]) -> dict[str, Stored]:
     for name, tensor in tensors.items():
         bare = name.removeprefix("transformer.")
         if bare in named:
-            raise UserError(f"{file} has {bare[:80]} twice, with and without a prefix: get it again")
+            raise UserError(f"{file} has {plain(bare)} twice, with and without a prefix: get it again")
         if not _MASK.search(bare):
             named[bare] = tensor
     return named
@@ -121,7 +132,7 @@ def _sharded(index: Path) -> dict[str, Stored]:
     if not isinstance(places, dict) or not all(type(place) is str for place in places.values()):
         raise UserError(f"{index} does not say which file has which weights: get it again")
     files = sorted(set(places.values()))
-    if len(files) > _SHARDS_MOST or any(Path(name).name != name or name in ("", "..", ".") for name in files):
+    if len(files) > _SHARDS_MOST or not all(_FILE.fullmatch(name) for name in files):
         raise UserError(f"{index} names files in other folders, or too many of them: it is not loaded")
     if any(name.endswith(".json") for name in files):
         raise UserError(f"{index} names an index where weights are expected: get it again")
@@ -129,10 +140,10 @@ def _sharded(index: Path) -> dict[str, Stored]:
     for name in files:
         for key, tensor in _tensors(index.with_name(name)).items():
             if places.get(key) != name:
-                raise UserError(f"{index.with_name(name)} has {key[:80]}, which {index.name} does not expect there")
+                raise UserError(f"{index.with_name(name)} has {plain(key)}, which {index.name} does not expect there")
             tensors[key] = tensor
-    if missing := sorted(places.keys() - tensors):
-        raise UserError(f"the files {index} names lack {', '.join(missing[:5])}: get them again")
+    if missing := places.keys() - tensors:
+        raise UserError(f"the files {index} names lack {few(missing)}: get them again")
     return tensors
 
 
@@ -211,7 +222,7 @@ class _Settings:
             case list(types), _:
                 for entry in types:
                     match entry:
-                        case [list(spans), int(count)] if 0 <= count * len(spans) <= n_layer:
+                        case [list(spans), int(count)] if spans and 0 <= count <= n_layer // len(spans):
                             yield from spans * count
             case None, list(spans):
                 yield from spans

@@ -1,11 +1,15 @@
-"""Targets of other programs' models: folders of .dat files, and PicoGPT's logs, which are written again."""
+"""Targets of other programs' models: Hugging Face's, folders of .dat files, and PicoGPT's logs."""
 
 from pathlib import Path
 
 import numpy as np
 
 from picogpt.interop.dat import read_dat
+from picogpt.interop.foreign import shape_of
+from picogpt.interop.huggingface import read_huggingface
 from picogpt.interop.picogpt import read_log, write_log
+from picogpt.interop.safetensors import read_safetensors, write_safetensors
+from picogpt.model.parameters import parameter_shapes
 
 
 def dat_folder(folder: Path, data: bytes) -> None:
@@ -53,3 +57,61 @@ def picogpt_logs(folder: Path) -> list[bytes]:
     seeds = [golden.read_bytes(), again.read_bytes()]
     again.unlink()
     return seeds
+
+
+def safetensors_file(folder: Path, data: bytes) -> None:
+    """What is read can be written, and is the same again."""
+    path, again = folder / "file", folder / "again"
+    path.write_bytes(data)
+    found = {name: tensor for name, tensor in read_safetensors(path).items() if tensor.dtype in ("F32", "F16", "BF16")}
+    write_safetensors(again, {name: tensor.raw() for name, tensor in found.items()})
+    other = read_safetensors(again)
+    assert {name: tensor.shape for name, tensor in other.items()} == {n: tensor.shape for n, tensor in found.items()}
+    for name, tensor in found.items():
+        assert tensor.raw().tobytes() == other[name].raw().tobytes(), name
+
+
+def safetensors_files(folder: Path) -> list[bytes]:
+    from hf import container
+
+    tensors = {"w": np.ones((2, 3), np.float32), "b": np.zeros(1, np.float32)}
+    return [container(tensors, kind) for kind in ("float32", "float16", "bfloat16")]
+
+
+def huggingface_config(folder: Path, data: bytes) -> None:
+    from hf import GOLDEN
+
+    for family, file in (("gpt2", "model.safetensors"), ("gpt_neo", "pytorch_model.bin")):
+        place = folder / family
+        if not place.exists():
+            place.mkdir()
+            (place / file).write_bytes((GOLDEN / family / file).read_bytes())
+    place = folder / ("gpt_neo" if b"attention_types" in data else "gpt2")
+    (place / "config.json").write_bytes(data)
+    found = read_huggingface(place)
+    assert {name: shape_of(pieces) for name, pieces in found.weights.items()} == parameter_shapes(found.model)
+
+
+def huggingface_configs(folder: Path) -> list[bytes]:
+    from hf import GOLDEN
+
+    return [(GOLDEN / family / "config.json").read_bytes() for family in ("gpt2", "gpt_neo")]
+
+
+def huggingface_index(folder: Path, data: bytes) -> None:
+    """An index that names what it likes: no file outside its folder is opened."""
+    from hf import CONFIGS, weights_of, write_folder
+
+    place = folder / "shards"
+    if not place.exists():
+        write_folder(place, CONFIGS["gpt2"], weights_of("gpt2"), shards=2)
+    (place / "model.safetensors.index.json").write_bytes(data)
+    found = read_huggingface(place)
+    assert all(piece.storage.path.parent == place for pieces in found.weights.values() for piece in pieces)
+
+
+def huggingface_indexes(folder: Path) -> list[bytes]:
+    from hf import CONFIGS, weights_of, write_folder
+
+    place = write_folder(folder / "seed", CONFIGS["gpt2"], weights_of("gpt2"), shards=2)
+    return [(place / "model.safetensors.index.json").read_bytes()]

@@ -32,8 +32,8 @@ from picogpt.training import checkpoint, snapshot
 from picogpt.training.logview import summary
 from picogpt.training.runlog import RunLog, read_log
 from picogpt.unpickle import loads
+from tests.fuzz import interop
 from tests.fuzz.hub import headers, listing, listings
-from tests.fuzz.interop import dat_folder, dat_properties, picogpt_log, picogpt_logs
 from tests.fuzz.target import Target, as_json, parsed, watched
 
 # Pickles and seals
@@ -358,8 +358,11 @@ TARGETS = {
     "weights": Target(weights, containers),
     "record": Target(record, records, is_json=True),
     "torch": Target(torch, torch_files),
-    "picogpt-log": Target(picogpt_log, picogpt_logs),
-    "dat": Target(dat_folder, dat_properties),
+    "picogpt-log": Target(interop.picogpt_log, interop.picogpt_logs),
+    "dat": Target(interop.dat_folder, interop.dat_properties),
+    "safetensors": Target(interop.safetensors_file, interop.safetensors_files),
+    "hf-config": Target(interop.huggingface_config, interop.huggingface_configs, is_json=True),
+    "hf-index": Target(interop.huggingface_index, interop.huggingface_indexes, is_json=True),
     "modelfile": Target(modelfile, onnx_files, (ValueError, OSError)),
     "onnx": Target(onnx_model, onnx_files),
     "described": Target(described, descriptions, is_json=True),
