@@ -135,6 +135,8 @@ class OnnxReader:
         local = [layer for layer in range(self.config.n_layer) if self.config.window_of(layer)]
         caches = [inputs[f"past_{kind}.{layer}"] for kind, layer in product(("key", "value"), local)]
         self._local = Sliding(self.config.local_window, caches)
+        outputs = [o.name for o in self._session.get_outputs()]
+        self._old = {name: name.replace("present", "past").removeprefix("new_") for name in outputs}
         self._of_streams = {i.name: inputs[i.name] for i in ports if i.shape[0] == "B"}
         self._inputs = {name: _wrapped(array) for name, array in inputs.items()}
         self._step = self._bound(self._inputs, self._logits)
@@ -199,8 +201,7 @@ class OnnxReader:
         binding = self._session.io_binding()
         for name, value in inputs.items():
             binding.bind_ortvalue_input(name, value)
-        for name in (port.name for port in self._session.get_outputs()):
-            old = name.replace("present", "past").removeprefix("new_")
+        for name, old in self._old.items():
             binding.bind_ortvalue_output(name, inputs[old] if old in inputs else _wrapped(logits))
         return binding
 
