@@ -201,16 +201,6 @@ def test_info_of_another_shape(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"{total:,} / " in capsys.readouterr().out
 
 
-def test_info_of_what_is_trained(capsys: pytest.CaptureFixture[str]) -> None:
-    assert (
-        status_of("info", "--preset", "gpt-neo-125m", "--train", "biases", "--optimizer", "adamw", "--lanes", "1") == 0
-    )
-    biases = 12 * (2 * 768 + 768 + 4 * 768 + 768) + 768
-    rows = capsys.readouterr().out
-    assert f"biases: {biases:,} of 125,198,592 parameters" in rows
-    assert f"{4 * biases:,} bytes" in rows and f"{8 * biases:,} bytes" in rows  # gradients, optimizer
-
-
 @pytest.mark.parametrize("place", ["pico-easy", "logs/pico-easy", "logs/pico-easy/log.pkl"])
 def test_logs_prints_a_table(place: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert status_of("logs", place) == 0
