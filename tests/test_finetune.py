@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import lively_arrays
 from gradcheck import check_gradients
-from running import MODEL, before_step, config_for, open_run, result_of
+from running import MODEL, before_step, config_for, open_run, result_of, status_of
 
 from picogpt.api import load
 from picogpt.config import ModelConfig, RunConfig, TrainConfig, UserError
@@ -148,6 +148,16 @@ def test_what_is_trained_is_in_memory_that_the_lanes_share(monkeypatch: pytest.M
             trained.append(trainer.arrays)
     assert all(np.array_equal(trained[1][name], array) for name, array in trained[0].items())
     assert not any(np.array_equal(trained[0][name], array) for name, array in arrays.items())
+
+
+def test_info_of_what_is_trained(capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        status_of("info", "--preset", "gpt-neo-125m", "--train", "biases", "--optimizer", "adamw", "--lanes", "1") == 0
+    )
+    biases = 12 * (2 * 768 + 768 + 4 * 768 + 768) + 768
+    rows = capsys.readouterr().out
+    assert f"biases: {biases:,} of 125,198,592 parameters" in rows
+    assert f"{4 * biases:,} bytes" in rows and f"{8 * biases:,} bytes" in rows  # gradients, optimizer
 
 
 # Its gradients

@@ -68,13 +68,14 @@ def test_no_more_lanes_than_sequences_and_half_as_many_where_memory_is_short() -
 
 
 def test_large_gradients_are_kept_by_half_as_many_lanes() -> None:
-    """GPT-Neo 125M is then tuned in less than 3 GB, with what saving and drawing take beside."""
+    """GPT-Neo 125M is then tuned in less than 3 GB; saving and drawing take some beside."""
     settings = {"optimizer": "adamw", "batch_size": 8, "depth_warmup": 0.0}
     for context in (256, 2048):
         for mode, lanes in (("all", 1), ("last-2", 2), ("biases", 2), ("lora", 2)):
             chosen = fitted(with_train("gpt-neo-125m", train=mode, context=context, **settings), 2, 4 * GB)
             assert chosen.train.lanes == lanes or context == 2048
-            assert footprint(chosen).total < (2.7e9 if mode == "all" else 1.6e9)
+            most = 1.3e9 if mode != "all" else 2.4e9 if context == 256 else 2.8e9
+            assert footprint(chosen).total < most
 
 
 def test_low_memory_is_the_smallest() -> None:

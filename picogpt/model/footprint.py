@@ -61,19 +61,26 @@ def sequence_bytes(config: RunConfig) -> int:
     windows, T, C = config.context // config.window, config.window + model.context_slot, model.n_embd
     # A block of a window keeps. Of its attention: normalised input, its scaled copy, q/k/v, output (C, C, 3C, C), and
     # the attention weights; of its MLP: the same two of the norm (2C), hidden layer and its slope (8C; relu has none).
-    seen = min(T, model.local_window) if "local" in model.layer_pattern else T
-    weights = model.n_head * (seen + min(T, QUERY_BLOCK)) // 2
-    attention, mlp = T * (6 * C + weights), T * (6 if model.activation == "relu" else 10) * C
+    attention, mlp = T * 6 * C, T * (6 if model.activation == "relu" else 10) * C
     if config.train.train == "biases":  # no input of a matrix: the scaled copies, and the hidden layer
         attention, mlp = attention - T * C, mlp - T * (1 if model.activation == "relu" else 5) * C
     if model.dropout:  # masks: of the attention weights, and of what each branch adds
-        attention, mlp = attention + T * (weights + C), mlp + T * C
-    blocks = (last_blocks(config) or model.n_layer) * windows  # frozen ones at the beginning keep nothing
-    kept = blocks * (attention + mlp)
-    if config.train.recompute:  # the input of each branch, and what one of them keeps
-        kept = 2 * blocks * T * C + max(attention, mlp)
+        attention, mlp = attention + T * C, mlp + T * C
+    layers = range(
+        model.n_layer - (last_blocks(config) or model.n_layer), model.n_layer
+    )  # frozen ones below keep nothing
+    weights = [T * model.n_head * _keys(T, model.window_of(layer)) * (2 if model.dropout else 1) for layer in layers]
+    kept = windows * (len(layers) * (attention + mlp) + sum(weights))
+    if config.train.recompute:  # the input of each branch, and what one of each kind keeps: their sizes share no memory
+        kept = windows * 2 * len(layers) * T * C + attention + max(weights) + mlp
     peak = T * 10 * C  # gradients on their way back through one block
     return FLOAT * (kept + peak + windows * 3 * T * C)
+
+
+def _keys(T: int, window: int) -> int:
+    """Keys that a query of T is multiplied with, on the average."""
+    rows = min(T, QUERY_BLOCK)
+    return min((T + rows) // 2, window + rows if window else T)
 
 
 def _head_bytes(config: RunConfig) -> int:
