@@ -9,13 +9,14 @@ The names may begin with "transformer.". The masks some files hold beside the we
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from picogpt.config import Activation, AttentionScale, AttentionSpan, ModelConfig, UserError, shown
+from picogpt.config import Activation, ModelConfig, UserError, shown
 from picogpt.engine.backend import Array
 from picogpt.files import new_folder
 from picogpt.interop.foreign import (
@@ -187,8 +188,7 @@ class _Settings:
         width = self._integer(n_embd)
         if self._fields.get(inner) is not None:
             self._require(inner, 4 * width)
-        scale, pattern, window = self._gpt2() if self.family == "gpt2" else self._gpt_neo(self._integer(n_layer))
-        return ModelConfig(
+        shape = ModelConfig(
             context_len=self._integer(positions),
             vocab_size=self._integer("vocab_size"),
             n_layer=self._integer(n_layer),
@@ -196,25 +196,24 @@ class _Settings:
             n_embd=width,
             qkv_bias=self.family == "gpt2",
             activation=self._activation(),
-            attention_scale=scale,
-            layer_pattern=pattern,
-            local_window=window,
             tied_head=tied,
             init="gpt2",
             context_slot=False,
         )
+        return self._gpt2(shape) if self.family == "gpt2" else self._gpt_neo(shape)
 
-    def _gpt2(self) -> tuple[AttentionScale, tuple[AttentionSpan, ...], int]:
+    def _gpt2(self, shape: ModelConfig) -> ModelConfig:
         self._require("scale_attn_by_inverse_layer_idx", False)
         self._require("add_cross_attention", False)
-        scaled = self._fields.get("scale_attn_weights", True)
-        return "head" if scaled else "none", ("global",), ModelConfig.local_window
+        return replace(shape, attention_scale="head" if self._fields.get("scale_attn_weights", True) else "none")
 
-    def _gpt_neo(self, n_layer: int) -> tuple[AttentionScale, tuple[AttentionSpan, ...], int]:
+    def _gpt_neo(self, shape: ModelConfig) -> ModelConfig:
+        n_layer = shape.n_layer
         spans = list(self._spans(n_layer))
         if len(spans) != n_layer or not all(span in ("global", "local") for span in spans):
             raise UserError(f"{self._path}: attention_types does not say global or local of each of {n_layer} layers")
-        return "none", shortest_pattern(spans), self._integer("window_size", 256)
+        window = self._integer("window_size", 256)
+        return replace(shape, attention_scale="none", layer_pattern=shortest_pattern(spans), local_window=window)
 
     def _spans(self, n_layer: int) -> Iterator[Any]:
         """The span of each layer: [[["global", "local"], 6]] is these two, six times."""
