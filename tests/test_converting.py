@@ -11,6 +11,7 @@ from vocabularies import write_tables
 from picogpt import api, cli
 from picogpt.interop.picogpt import read_log
 from picogpt.interop.safetensors import read_safetensors
+from picogpt.training import checkpoint, runlog
 
 PICOGPT = Path(__file__).parent / "golden" / "picogpt_log.pkl"
 
@@ -89,6 +90,37 @@ def test_onnx_says_what_numpy_says(capsys: pytest.CaptureFixture[str]) -> None:
         call(*generate, "--temperature", "0", "--json")
         texts.append(json.loads(capsys.readouterr().out)["text"])
     assert texts[0] == texts[1] and len(texts[0].split()) > 9  # it comes to an end of its own
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+@pytest.mark.parametrize("train", ["all", "last-2", "biases", "lora"])
+def test_fine_tuning_an_imported_model(train: str, kind: str, no_plots: None) -> None:
+    folder = write_folder(Path("theirs"), **tiny_with_words("gpt_neo"), kind=kind)
+    write_tables(folder)
+    call("import", "--from", folder, "--run", "neo")
+    Path("text.txt").write_text("the shell, the shells and the sea: " * 400, encoding="utf-8")
+    tune = ("train", "--init-from", "neo", "--data", "text.txt", "--run", "own", "--train", train)
+    call(*tune, "--steps", "6", "--eval-interval", "3", "--context", "64", "--learning-rate", "0.003")
+    log = runlog.read_log(Path("logs/own/log.pkl"))
+    assert log["losses"]["val"][-1] < log["losses"]["val"][0]
+    before, after = api.read_model(api.find_checkpoint("neo")), api.read_model(checkpoint.newest(Path("logs/own")))
+    changed = {name for name, array in before[2].items() if not np.array_equal(array[:], after[2][name][:])}
+    assert changed == {name for name in before[2] if trains(train, name)}
+    for name, array in after[0].model.items():  # what is frozen stays in the numbers it came in
+        if array.ndim == 2 and "lora" not in name and name not in changed:
+            assert array.raw.dtype == (np.uint16 if kind == "bfloat16" else np.float32) or train == "lora", name
+    call("export", "--run", "own", "--format", "huggingface", "--out", "back")
+
+
+def trains(train: str, name: str) -> bool:
+    match train:
+        case "last-2":
+            return name.startswith(("h.2.", "h.3.", "ln_f."))
+        case "biases":
+            return name.endswith(".bias")
+        case "lora":
+            return name.startswith("h.") and name.endswith("weight") and ".ln_" not in name
+    return True
 
 
 REFUSED = [

@@ -66,9 +66,8 @@ def sequence_bytes(config: RunConfig) -> int:
         attention, mlp = attention - T * C, mlp - T * (1 if model.activation == "relu" else 5) * C
     if model.dropout:  # masks: of the attention weights, and of what each branch adds
         attention, mlp = attention + T * C, mlp + T * C
-    layers = range(
-        model.n_layer - (last_blocks(config) or model.n_layer), model.n_layer
-    )  # frozen ones below keep nothing
+    frozen = model.n_layer - last_blocks(config) if last_blocks(config) else 0  # those below keep nothing
+    layers = range(frozen, model.n_layer)
     weights = [T * model.n_head * _keys(T, model.window_of(layer)) * (2 if model.dropout else 1) for layer in layers]
     kept = windows * (len(layers) * (attention + mlp) + sum(weights))
     if config.train.recompute:  # the input of each branch, and what one of each kind keeps: their sizes share no memory

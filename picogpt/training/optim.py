@@ -46,9 +46,9 @@ def _layer(name: str) -> int:
 def _group(config: TrainConfig, name: str, array: Array) -> int:
     if config.optimizer == "muon" and is_hidden_matrix(name, array.shape):
         return 2
-    return (
-        0 if array.ndim >= 2 and not name.endswith(LORA) else 1
-    )  # LoRA's begin at nothing, and are kept small by rank
+    if name.endswith(LORA):  # they begin at nothing, and their rank keeps them small
+        return 1
+    return 0 if array.ndim >= 2 else 1
 
 
 def scheduled_depth(config: TrainConfig, n_layer: int, progress: float) -> int:

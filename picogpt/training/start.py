@@ -8,7 +8,7 @@ from typing import Any
 from picogpt.config import RunConfig, UserError
 from picogpt.data.feed import Feed, open_feed
 from picogpt.data.tokenizer import from_dict
-from picogpt.model.parameters import Arrays, initial_arrays, merged, parameter_count, parameter_shapes
+from picogpt.model.parameters import Arrays, initial_arrays, is_large, merged, parameter_count, parameter_shapes
 from picogpt.training import checkpoint
 from picogpt.training.checks import fit_vocabulary, refuse_differences, require_memory, require_meta, require_shapes
 from picogpt.training.device import fitted_here
@@ -48,7 +48,9 @@ def find_start(
         raise UserError(f"{damages[0]}, and there is no other to go on from: start over with --fresh")
     if resumed and init_from:
         notify(f"run {run_dir.name} goes on from its own checkpoint: --init-from was needed only once")
-    found = resumed or (checkpoint.load(init_from, optimizer=False) if init_from else None)
+    found = resumed
+    if init_from and not resumed:
+        found = checkpoint.load(init_from, optimizer=False, mapped=is_large(config.model))
     if found:
         require_meta(found)
     tokenizer = from_dict(found.meta["tokenizer"]) if found and init_from else None
