@@ -1,10 +1,12 @@
-"""`python -m benchmarks.memory`: how much memory a large model takes, from its weights to text.
+"""`python -m benchmarks.memory`: how much memory a large model takes, from somebody's file of weights to text.
 
-The weights are random bfloat16 numbers, made when they are asked for: no file of them, and never all of them in memory.
-Each stage is a process of its own, whose peak of resident memory counts; pages of mapped files are part of it.
+The file is made on the fly, of random bfloat16 numbers in the shape of a GPT-Neo. It is imported, written with by NumPy
+from where it lies, exported, and written with by ONNX Runtime. Each stage is a process of its own, whose peak of
+resident memory counts; pages of mapped files are part of it.
 """
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,41 +21,39 @@ from typing import Any, Literal
 from zlib import crc32
 
 import numpy as np
-import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 
+from picogpt.bfloat16 import narrowed, widened
 from picogpt.config import GenerateConfig, ModelConfig, Precision, UserError
-from picogpt.data.tokenizer import CharTokenizer
-from picogpt.exporting import onnx_writer, opened
-from picogpt.inference.export import export
+from picogpt.engine.kept import Kept
+from picogpt.exporting import export_checkpoint, open_writer
+from picogpt.importing import import_model
 from picogpt.inference.modelfile import metadata
+from picogpt.inference.writer import Writer
+from picogpt.interop.huggingface import write_huggingface
 from picogpt.model.parameters import parameter_count, parameter_shapes
 from picogpt.options import parse
+from picogpt.presets import preset
 from picogpt.training import monitor
 
 PROGRAM = "python -m benchmarks.memory"
 Name = Literal["tiny", "gpt-neo-125m", "gpt-neo-350m", "gpt-neo-1.3b", "gpt-neo-2.7b"]
-SHAPES = {  # blocks, heads, width
-    "tiny": (2, 2, 32),
-    "gpt-neo-125m": (12, 12, 768),
-    "gpt-neo-350m": (24, 16, 1024),
-    "gpt-neo-1.3b": (24, 16, 2048),
-    "gpt-neo-2.7b": (32, 20, 2560),
-}
-# GB that loading and generating may take at most; what is not here has no limit.
-LIMITS: dict[tuple[str, Precision], float] = {
+# GB that generating may take at most, loading included; what is not here has no limit.
+LIMITS: dict[tuple[str, str], float] = {
+    ("gpt-neo-1.3b", "numpy"): 3.5,
+    ("gpt-neo-2.7b", "numpy"): 7.0,
     ("gpt-neo-1.3b", "int8"): 3.5,
     ("gpt-neo-2.7b", "int8"): 4.5,
     ("gpt-neo-2.7b", "int4"): 3.0,
 }
 POOL = 1_048_573  # random numbers that all weights are taken from; a prime, so that no two rows are alike
-BLOCK = 1 << 18  # of them that are made at a time
+NUMPY_TOKENS = 8  # at most: it takes a second for each where there are billions of weights
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Measure the memory of exporting a large model, loading it and generating. Exit status 1: a limit was passed."""
+    """Measure the memory of a large model, from a file of weights to text. Exit status 1: a limit was passed."""
 
     model: Name = "gpt-neo-1.3b"
     """The shape; tiny for a look at this program."""
@@ -90,58 +90,29 @@ class Stage:
 
 
 def shape(name: str) -> ModelConfig:
-    layers, heads, width = SHAPES[name]
-    return ModelConfig(
-        context_len=2048,
-        vocab_size=50257,
-        n_layer=layers,
-        n_head=heads,
-        n_embd=width,
-        activation="gelu_tanh",
-        qkv_bias=False,
-        attention_scale="none",
-        layer_pattern=("global", "local"),
-        local_window=256,
-        init="gpt2",
-        context_slot=False,
-    )
+    model = preset("gpt-neo-125m" if name == "tiny" else name).model
+    return ModelConfig(**{**asdict(model), "n_layer": 2, "n_head": 2, "n_embd": 32}) if name == "tiny" else model
 
 
-class RandomWeight:
-    """A weight that is made of random bfloat16 numbers, whenever it is looked at."""
-
-    def __init__(self, pool: npt.NDArray[np.float32], name: str, shape: tuple[int, ...]) -> None:
-        self.shape, self.ndim, self.size = shape, len(shape), prod(shape)
-        self._pool, self._first = pool, crc32(name.encode())
-        self._mean = np.float32(".ln_" in f".{name}" and name.endswith("weight"))
-
-    def blocks(self) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
-        """Some rows at a time."""
-        height = max(1, BLOCK * self.shape[0] // self.size)
-        for start in range(0, self.shape[0], height):
-            rows = slice(start, min(start + height, self.shape[0]))
-            yield rows, self._numbers(rows)
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[np.float32]:
-        return self._numbers(slice(0, self.shape[0]))
-
-    def _numbers(self, rows: slice) -> npt.NDArray[np.float32]:
-        width = self.size // self.shape[0]
-        places = np.arange(self._first + rows.start * width, self._first + rows.stop * width)
-        numbers: npt.NDArray[np.float32] = self._pool[places % len(self._pool)] + self._mean
-        return numbers.reshape(-1, *self.shape[1:])
-
-
-class RandomWeights(Mapping[str, RandomWeight]):
-    """All weights of a shape."""
+class RandomWeights(Mapping[str, Any]):
+    """All weights of a shape: random bfloat16 numbers, made when they are asked for, and the same every time."""
 
     def __init__(self, config: ModelConfig) -> None:
         numbers = np.random.default_rng(0).standard_normal(POOL, np.float32) * np.float32(0.02)
-        self._pool = (numbers.view(np.uint32) & 0xFFFF0000).view(np.float32)  # bfloat16 is float32's upper half
+        self._pool = narrowed(np.concatenate([numbers, numbers]))
         self._shapes = parameter_shapes(config)
 
-    def __getitem__(self, name: str) -> RandomWeight:
-        return RandomWeight(self._pool, name, self._shapes[name])
+    def __getitem__(self, name: str) -> Any:
+        shape, first = self._shapes[name], crc32(name.encode())
+        if len(shape) == 2:
+            rows, width = shape
+            bits = np.empty(shape, np.uint16)
+            for row in range(rows):
+                start = (first + row * width) % POOL
+                bits[row] = self._pool[start : start + width]
+            return Kept(bits)
+        start, mean = first % POOL, np.float32("ln_" in name and name.endswith("weight"))
+        return widened(narrowed(widened(self._pool[start : start + shape[0]]) + mean))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._shapes)
@@ -150,28 +121,54 @@ class RandomWeights(Mapping[str, RandomWeight]):
         return len(self._shapes)
 
 
-def exported(args: Memory, path: Path) -> list[Stage]:
+def written(args: Memory, folder: Path) -> list[Stage]:
     config, began = shape(args.model), time.perf_counter()
-    tokenizer = CharTokenizer("".join(map(chr, range(32, 32 + config.vocab_size))))
-    export(path, config, RandomWeights(config), tokenizer, args.precision)
-    took, largest = time.perf_counter() - began, 4 * max(map(prod, parameter_shapes(config).values()))
-    size = sum(file.stat().st_size for file in path.parent.iterdir()) / 1e9
-    return [Stage("export", _peak(), took, 1 + largest / 1e9, f"{size:.2f} GB on the disk")]
+    write_huggingface(folder / "theirs", config, RandomWeights(config), None)
+    size = (folder / "theirs" / "model.safetensors").stat().st_size / 1e9
+    return [Stage("write the file", _peak(), time.perf_counter() - began, note=f"{size:.2f} GB of bfloat16")]
 
 
-def generated(args: Memory, path: Path) -> list[Stage]:
+def imported(args: Memory, folder: Path) -> list[Stage]:
     began = time.perf_counter()
-    metadata(path)  # reads all of it, to check it: what follows finds it in the system's cache
+    said = import_model(folder / "theirs", folder / "own", 1, None, False, lambda _: None)
+    stage = Stage("import", _peak(), time.perf_counter() - began, note=said.rpartition(", ")[2])
+    shutil.rmtree(folder / "theirs")  # the disk may have other uses for the room
+    return [stage]
+
+
+def by_numpy(args: Memory, folder: Path) -> list[Stage]:
+    began = time.perf_counter()
+    writer, _ = open_writer(str(folder / "own"), "numpy", "auto", lambda _: None)
+    return [_generate("NumPy", writer, args, min(args.tokens, NUMPY_TOKENS), began, LIMITS.get((args.model, "numpy")))]
+
+
+def exported(args: Memory, folder: Path) -> list[Stage]:
+    began = time.perf_counter()
+    (place,) = (folder / "own" / "checkpoints").iterdir()
+    path = export_checkpoint(place, args.precision, portable=False)
+    took, largest = time.perf_counter() - began, 4 * max(map(prod, parameter_shapes(shape(args.model)).values()))
+    size = sum(file.stat().st_size for file in path.parent.glob("model.onnx*")) / 1e9
+    return [Stage("export", _peak(), took, 1 + largest / 1e9, f"{size:.2f} GB of {args.precision}")]
+
+
+def by_onnx(args: Memory, folder: Path) -> list[Stage]:
+    began = time.perf_counter()
+    metadata(folder / "own" / "model.onnx")  # reads all of it, to check it: what follows finds it in the system's cache
     checked = time.perf_counter()
-    writer = onnx_writer(opened(path))
+    writer, _ = open_writer(str(folder / "own"), "onnx", args.precision, lambda _: None)
     loaded, limit = time.perf_counter(), LIMITS.get((args.model, args.precision))
-    stages = [Stage("load", _peak(), loaded - checked, limit, f"after {checked - began:.1f} s of checking the file")]
-    streams = writer.begin(GenerateConfig(tokens=args.tokens, temperature=1.0, seed=1))
-    streams.read("".join(map(chr, range(40, 40 + args.prompt_tokens))))
-    times = [time.perf_counter() for _ in streams.write(GenerateConfig(tokens=args.tokens, temperature=1.0))]
+    stage = Stage("load", _peak(), loaded - checked, limit, f"after {checked - began:.1f} s of checking the file")
+    return [stage, _generate("ONNX Runtime", writer, args, args.tokens, loaded, limit)]
+
+
+def _generate(name: str, writer: Writer, args: Memory, tokens: int, began: float, limit: float | None) -> Stage:
+    config = GenerateConfig(tokens=tokens, temperature=1.0, seed=1)
+    streams = writer.begin(config)
+    streams.read(" ".join(map(str, range(40, 40 + args.prompt_tokens))))
+    times = [time.perf_counter() for _ in streams.write(config)]
     speed = (len(times) - 1) / (times[-1] - times[0])
-    note = f"{speed:.1f} tokens/s; {args.prompt_tokens} read in {times[0] - loaded:.1f} s"
-    return [*stages, Stage("generate", _peak(), times[-1] - loaded, limit, note)]
+    note = f"{speed:.1f} tokens/s; {args.prompt_tokens} read after {times[0] - began:.1f} s"
+    return Stage(name, _peak(), times[-1] - began, limit, note)
 
 
 def _peak() -> float:
@@ -182,11 +179,10 @@ def measure(args: Memory) -> list[Stage]:
     """Every stage in a process of its own, which nothing was in before."""
     stages = []
     with TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        for stage in (exported, generated):
+        for stage in (written, imported, by_numpy, exported, by_onnx):
             with ProcessPoolExecutor(1, get_context("spawn")) as process:
                 try:
-                    stages += process.submit(stage, args, path).result()
+                    stages += process.submit(stage, args, Path(folder)).result()
                 except BrokenProcessPool:
                     raise UserError(f"{stage.__name__}: its process was killed, perhaps for its memory") from None
     return stages
