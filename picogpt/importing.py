@@ -39,12 +39,23 @@ def import_model(
     words = _tokenizer(found, tokenizer or _folder(path), notify)
     config = RunConfig(found.model, DataConfig(tokenizer=words.name), TrainConfig(steps=1))
     weights = _Weights(found, rounded)
-    with run_lock(run_dir, notify):
-        log = RunLog(run_dir / _LOG, {**config.to_dict(), "parameters": parameter_count(found.model)[0]})
-        log.notice(f"imported from {path}")
-        log.save()
-        checkpoint.save(run_dir, 1, weights, {}, _meta(config, words, None))
+    log = RunLog(run_dir / _LOG, {**config.to_dict(), "parameters": parameter_count(found.model)[0]})
+    log.notice(f"imported from {path}")
+    _make(run_dir, log, weights, _meta(config, words, None), notify)
     return f"{found.family}, {parameter_count(found.model)[0]:,} parameters, {weights.kinds()}"
+
+
+def _make(
+    run_dir: Path, log: RunLog, weights: Mapping[str, Array], meta: dict[str, Any], notify: Callable[[str], None]
+) -> None:
+    """Write the run; where that fails or is broken off, nothing of it is left."""
+    with run_lock(run_dir, notify):
+        try:
+            checkpoint.save(run_dir, meta["config"]["train"]["steps"], weights, {}, meta)
+            log.save()
+        except BaseException:
+            checkpoint.clear(run_dir)
+            raise
 
 
 class _Weights(Mapping[str, Array]):
@@ -115,11 +126,12 @@ def _import_log(log: Log, path: Path, run_dir: Path, notify: Callable[[str], Non
             f"{path} has a vocabulary of {log.model.vocab_size}, PicoGPT's has {PicoTokenizer().vocab_size}"
         )
     config = RunConfig(log.model, DataConfig(), TrainConfig(steps=max(1, log.iterations)))
-    with run_lock(run_dir, notify):
-        _evaluations(log, config, run_dir).save()
-        checkpoint.save(run_dir, config.train.steps, log.arrays, {}, _meta(config, PicoTokenizer(), log.best_loss))
+    _make(
+        run_dir, _evaluations(log, config, run_dir), log.arrays, _meta(config, PicoTokenizer(), log.best_loss), notify
+    )
     total, counted = parameter_count(log.model)
-    return f"{total:,} parameters ({counted:,} without the position table), best loss {log.best_loss}"
+    epochs = f"losses of {len(log.val_losses)} epochs, best loss {log.best_loss}"
+    return f"{total:,} parameters ({counted:,} without the position table), {epochs}"
 
 
 def _evaluations(log: Log, config: RunConfig, run_dir: Path) -> RunLog:

@@ -2,13 +2,16 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hf import CONFIGS, GOLDEN, LOGITS, tiny_with_words, weights_of, write_folder
 from vocabularies import write_tables
 
-from picogpt import api, cli
+from picogpt import api, cli, importing
+from picogpt.config import UserError
+from picogpt.data.tokenizer import BpeTokenizer
 from picogpt.interop.picogpt import read_log
 from picogpt.interop.safetensors import read_safetensors
 from picogpt.training import checkpoint, runlog
@@ -168,3 +171,40 @@ def test_a_tokenizer_that_does_not_belong_to_the_model(capsys: pytest.CaptureFix
     write_folder(Path("theirs"), CONFIGS["gpt2"], weights_of("gpt2"))
     assert cli.main(["import", "--from", "theirs", "--run", "own", "--tokenizer", "."]) == 2
     assert "they do not belong together" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
+def test_an_import_that_is_broken_off_leaves_nothing(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_folder(Path("theirs"), CONFIGS["gpt2"], weights_of("gpt2"))
+    made, calls = importing.array_of, []
+
+    def breaking(*how: Any) -> Any:
+        calls.append(how)
+        if len(calls) == 7:
+            raise error
+        return made(*how)
+
+    monkeypatch.setattr(importing, "array_of", breaking)
+    assert cli.main(["import", "--from", str(folder), "--run", "own"]) in (2, 130)
+    assert len(calls) == 7 and not [path for path in Path("logs").rglob("*") if path.suffix == ".safetensors"]
+    assert api.trained_runs() == []
+    monkeypatch.setattr(importing, "array_of", made)
+    call("import", "--from", folder, "--run", "own")
+
+
+def test_tokens_that_were_added_beside_the_vocabulary(tmp_path: Path) -> None:
+    write_tables(tmp_path)
+    size = BpeTokenizer.find(tmp_path).vocab_size
+    added = {"<foo>": size, "<bar>": size + 1}
+    (tmp_path / "added_tokens.json").write_text(json.dumps(added), encoding="utf-8")
+    about = {"added_tokens_decoder": {str(size + 1): {"content": "<bar>", "special": True}}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(about), encoding="utf-8")
+    found = BpeTokenizer.find(tmp_path)
+    assert found.encode("a<foo>b").tolist()[1] == size and found.decode([size]) == "<foo>"
+    assert len(found.encode("<bar>")) > 1 and found.encode_marked("<bar>").tolist() == [size + 1]
+    assert found.end_of_text == size - 1
+    for hostile in ("[]", '{"a": "b"}', "{", '{"<foo>": -1}'):
+        (tmp_path / "added_tokens.json").write_text(hostile, encoding="utf-8")
+        with pytest.raises(UserError) as told:
+            BpeTokenizer.find(tmp_path)
+        assert "\n" not in str(told.value)

@@ -293,3 +293,40 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(UserError, match="No space left on device"):
         write_huggingface(tmp_path / "model", found.model, arrays_of(GOLDEN / "gpt2"), None)
     assert list(tmp_path.iterdir()) == []
+
+
+# Odd files
+
+
+def test_q_k_and_v_of_different_numbers(tmp_path: Path) -> None:
+    weights = weights_of("gpt_neo")
+    state = {name: tensor(array) for name, array in weights.items()}
+    name = "transformer.h.0.attn.attention.q_proj.weight"
+    state[name] = tensor(rounded(weights[name], "bfloat16"), bfloat16=True)
+    folder = write_folder(tmp_path / "model", CONFIGS["gpt_neo"], {})
+    save(folder / "pytorch_model.bin", state)
+    (folder / "model.safetensors").unlink()
+    expected = np.concatenate(
+        [widened(rounded(weights[name], "bfloat16")), *(weights[name.replace("q_", f"{part}_")] for part in "kv")]
+    )
+    assert np.array_equal(arrays_of(folder)["h.0.attn.c_attn.weight"], expected)
+    again = np.asarray(arrays_of(folder, as_bfloat16=True)["h.0.attn.c_attn.weight"])
+    assert np.array_equal(again, widened(rounded(expected, "bfloat16")))
+
+
+@pytest.mark.parametrize("name", ["transformer.h.1.mlp.c_fc.weight", "transformer.h.1.ln_1.bias"])
+def test_numbers_that_are_no_weights_are_refused(tmp_path: Path, name: str) -> None:
+    weights = weights_of("gpt2")
+    state = {key: tensor(array) for key, array in weights.items()}
+    state[name] = tensor(np.ones(weights[name].shape, np.int64))
+    folder = write_folder(tmp_path / "model", CONFIGS["gpt2"], {})
+    save(folder / "pytorch_model.bin", state)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=rf"of other numbers: {name.removeprefix('transformer.')} \(I64\)"):
+        read_huggingface(folder)
+
+
+def test_a_config_stands_for_its_folder_and_prefixes_may_pile_up(tmp_path: Path) -> None:
+    weights = {f"module.{name}": array for name, array in weights_of("gpt2").items()}
+    folder = write_folder(tmp_path / "model", {**CONFIGS["gpt2"], "activation_function": "gelu_python"}, weights)
+    assert read_huggingface(folder / "config.json").model.activation == "gelu"

@@ -40,7 +40,10 @@ def test_the_command_makes_a_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert cli.main(IMPORT) == 0
-    assert "2,520 parameters (2,464 without the position table), best loss 2.5" in capsys.readouterr().out
+    assert (
+        "2,520 parameters (2,464 without the position table), losses of 3 epochs, best loss 2.5"
+        in capsys.readouterr().out
+    )
     model = api.load("old")
     assert np.array_equal(
         model.logits(list(range(5))),

@@ -14,7 +14,10 @@ from typing import Any
 
 import numpy as np
 
-_STORAGES = {"f4": "FloatStorage", "f2": "HalfStorage", "f8": "DoubleStorage", "i8": "LongStorage", "u1": "ByteStorage"}
+_STORAGES = {"f4": "FloatStorage", "f2": "HalfStorage", "f8": "DoubleStorage", "i8": "LongStorage"} | {
+    "u1": "ByteStorage",
+    "i1": "CharStorage",
+}
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,9 @@ class BpeTokenizer(Tokenizer):
             if all(path.is_file() for path in paths):
                 try:
                     first, *merges = map(_read, paths)
-                    return cls(_with_merges(_parsed(first), *merges) if merges else _parsed(first))
+                    if merges:
+                        return cls(_with_merges(_parsed(first), *merges) | {"added_tokens": _added_beside(folder)})
+                    return cls(_parsed(first))
                 except UserError as error:
                     raise UserError(f"{' and '.join(map(str, paths))}: {error}") from None
         return None
@@ -164,6 +166,17 @@ def _parsed(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise _foreign(error) from None
+
+
+def _added_beside(folder: Path) -> list[dict[str, Any]]:
+    """The tokens of added_tokens.json, as tokenizer.json has them, with what tokenizer_config.json says of each."""
+    paths = folder / "added_tokens.json", folder / "tokenizer_config.json"
+    ids, config = (_parsed(_read(path)) if path.is_file() else {} for path in paths)
+    about = config.get("added_tokens_decoder") if isinstance(config, dict) else None
+    if not isinstance(ids, dict) or not isinstance(about or {}, dict):
+        raise _foreign(ValueError("its added tokens are none"))
+    flags = {id: fields for id, fields in (about or {}).items() if isinstance(fields, dict)}
+    return [{**flags.get(str(id), {}), "content": name, "id": id} for name, id in ids.items()]
 
 
 def _with_merges(vocab: Any, merges: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from picogpt.bfloat16 import is_exact, narrowed
 from picogpt.config import AttentionSpan, ModelConfig, UserError
 from picogpt.engine.backend import Array
 from picogpt.engine.kept import Kept
-from picogpt.interop.stored import Stored
+from picogpt.interop.stored import FLOATING, Stored
 from picogpt.model.parameters import parameter_shapes
 
 _AT_ONCE = 1 << 22  # numbers looked at together
@@ -46,10 +46,12 @@ def require_weights(path: Path, model: ModelConfig, weights: Mapping[str, Pieces
     """
     shapes = parameter_shapes(model)
     wrong = {name for name in weights.keys() & shapes if shape_of(weights[name]) != shapes[name]}
+    kinds = {name: {piece.dtype for piece in pieces}.difference(FLOATING) for name, pieces in weights.items()}
     faults = {
         "missing": shapes.keys() - weights.keys(),
         "unexpected": {*(weights.keys() - shapes), *unused},
         "misshapen": {f"{name} {shape_of(weights[name])}, not {shapes[name]}" for name in wrong},
+        "of other numbers": {f"{name} ({', '.join(sorted(others))})" for name, others in kinds.items() if others},
     }
     if any(faults.values()):
         told = "; ".join(f"{what}: {few(names)}" for what, names in faults.items() if names)
@@ -69,24 +71,26 @@ def array_of(pieces: Pieces, rounded: bool = False) -> Array:
     float32 numbers whose lower halves are zero are bfloat16 ones. rounded: to the nearest of those where they are not.
     Raises UserError where a file has no floating numbers, or cannot be read.
     """
-    shape = shape_of(pieces)
-    kinds = {piece.dtype for piece in pieces}
-    if len(shape) != 2:
-        return np.concatenate([piece.read() for piece in pieces])
-    if kinds in ({"F16"}, {"BF16"}):
+    shape, kinds = shape_of(pieces), {piece.dtype for piece in pieces}
+    if len(shape) == 2 and kinds in ({"F16"}, {"BF16"}):
         raw = np.empty(shape, np.float16 if kinds == {"F16"} else np.uint16)
-        for rows, numbers in _rows(pieces):
+        for rows, _, numbers in _rows(pieces):
             raw[rows] = numbers
         return Kept(raw)
-    bits = np.empty(shape, np.uint16)
-    for rows, numbers in _rows(pieces):
-        floats = np.asarray(numbers, np.float32)
-        if not rounded and not is_exact(floats):
-            break
-        bits[rows] = narrowed(floats)
-    else:
+    if len(shape) == 2 and (bits := _as_bfloat16(pieces, rounded)) is not None:
         return Kept(bits)
-    return np.concatenate([piece.read() for piece in pieces])
+    return pieces[0].read() if len(pieces) == 1 else np.concatenate([piece.read() for piece in pieces])
+
+
+def _as_bfloat16(pieces: Pieces, rounded: bool) -> npt.NDArray[np.uint16] | None:
+    """The bits of a matrix's numbers; None where they are no bfloat16 ones, unless they are to be rounded."""
+    bits = np.empty(shape_of(pieces), np.uint16)
+    for rows, piece, numbers in _rows(pieces):
+        floats = piece.floats(numbers)
+        if not rounded and not is_exact(floats):
+            return None
+        bits[rows] = narrowed(floats)
+    return bits
 
 
 def common_kind(arrays: Mapping[str, Array]) -> np.dtype[Any]:
@@ -115,15 +119,15 @@ def in_kind(array: Array, kind: np.dtype[Any]) -> npt.NDArray[Any]:
     return narrowed(floats) if kind == np.uint16 else floats.astype(kind, copy=False)
 
 
-def _rows(pieces: Pieces) -> Iterator[tuple[slice, npt.NDArray[Any]]]:
-    """A few rows of the pieces at a time: where they go, and what their file has."""
+def _rows(pieces: Pieces) -> Iterator[tuple[slice, Stored, npt.NDArray[Any]]]:
+    """A few rows of the pieces at a time: where they go, of which piece they are, and what its file has."""
     start = 0
     for piece in pieces:
         whole = piece.raw()
         step = max(1, _AT_ONCE // max(1, whole.shape[1]))
         for i in range(0, len(whole), step):
             rows = whole[i : i + step]
-            yield slice(start, start + len(rows)), rows
+            yield slice(start, start + len(rows)), piece, rows
             start += len(rows)
 
 

@@ -40,11 +40,13 @@ EPSILON = 1e-5  # of the layer norms
 _JSON_MOST = 64 << 20  # bytes; the index of the largest model has some 100 KB
 _SHARDS_MOST = 1000
 _FILE = re.compile(r"\w[\w.-]*")
+_PREFIX = re.compile(r"^(_orig_mod\.|module\.)*(transformer\.)?")
 _MASK = re.compile(r"(^|\.)attn\.(attention\.)?(bias|masked_bias)$")
 _MATRIX = re.compile(r"h\.\d+\.(attn|mlp)\.c_\w+\.weight")
 _ACTIVATIONS: Mapping[str, Activation] = {
     "relu": "relu",
     "gelu": "gelu",
+    "gelu_python": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -57,17 +59,17 @@ def read_huggingface(path: Path) -> Foreign:
     Raises UserError for what is damaged, of another architecture, or lacks weights or has others.
     """
     folder = path if path.is_dir() else path.parent
-    file = path if path.is_file() else next((folder / name for name in FILES if (folder / name).is_file()), None)
+    file = (
+        path
+        if path.is_file() and path.name != CONFIG
+        else next((folder / name for name in FILES if (folder / name).is_file()), None)
+    )
     if file is None:
         raise UserError(f"{folder} has no weights: one of {', '.join(FILES)} is looked for")
     settings = _Settings(folder / CONFIG)
     family, model = settings.family, settings.model()
     tensors = _named(file, _tensors(file))
-    head = tensors.get("lm_head.weight")
-    if head and model.tied_head:
-        if not _equal(head, tensors.get("wte.weight")):
-            raise UserError(f"{file}: lm_head.weight differs from the token table that {CONFIG} ties it to")
-        del tensors["lm_head.weight"]
+    head = tensors.pop("lm_head.weight", None) if model.tied_head else None
     weights: dict[str, Pieces] = {}
     for name, parts in foreign_names(model, family).items():
         missing = [part for part in parts if part not in tensors]
@@ -77,6 +79,8 @@ def read_huggingface(path: Path) -> Foreign:
             turned, found = family == "gpt2" and _MATRIX.fullmatch(name), [tensors.pop(part) for part in parts]
             weights[name] = tuple(piece.transposed if turned else piece for piece in found)
     require_weights(file, model, weights, tensors)
+    if head and not _equal(head, weights["wte.weight"][0]):
+        raise UserError(f"{file}: lm_head.weight differs from the token table that {CONFIG} ties it to")
     return Foreign(family, model, weights, settings.end_of_text)
 
 
@@ -103,7 +107,7 @@ def _named(file: Path, tensors: Mapping[str, Stored]) -> dict[str, Stored]:
     """By names without a prefix, and without masks. Raises UserError."""
     named: dict[str, Stored] = {}
     for name, tensor in tensors.items():
-        bare = name.removeprefix("transformer.")
+        bare = _PREFIX.sub("", name)
         if bare in named:
             raise UserError(f"{file} has {plain(bare)} twice, with and without a prefix: get it again")
         if not _MASK.search(bare):
@@ -111,9 +115,9 @@ def _named(file: Path, tensors: Mapping[str, Stored]) -> dict[str, Stored]:
     return named
 
 
-def _equal(one: Stored, other: Stored | None) -> bool:
+def _equal(one: Stored, other: Stored) -> bool:
     """The same numbers, compared a few rows at a time."""
-    if other is None or one.shape != other.shape or len(one.shape) != 2 or one.dtype != other.dtype:
+    if one.shape != other.shape or one.dtype != other.dtype:
         return False
     if (one.storage, one.start, one.strides) == (other.storage, other.start, other.strides):
         return True

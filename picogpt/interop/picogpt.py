@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf, isfinite, prod
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from picogpt.config import ModelConfig, UserError
 from picogpt.files import make_folder, unwritten, write_durably
 from picogpt.interop import pickling
 from picogpt.interop.foreign import refuse, require_weights
-from picogpt.interop.stored import Stored
+from picogpt.interop.stored import FLOATING, Stored
 from picogpt.interop.torchfile import read_object
 from picogpt.model.parameters import parameter_shapes
 
@@ -77,9 +77,11 @@ def _arrays(path: Path, model: ModelConfig, weights: Mapping[str, Stored]) -> di
     """The weights, all of them and no others. Raises UserError with the names of those that do not fit."""
     found = _named(weights)
     table, head = found["wte.weight"], found.pop("lm_head.weight", None)  # the head shares the token table
-    if head is not None and not np.array_equal(head.read(), table.read(), equal_nan=True):
-        raise UserError(f"{path} has a head that is not the token table: this is no model of PicoGPT's")
     require_weights(path, model, {name: (value,) for name, value in found.items()})
+    if head is not None and (
+        head.shape != table.shape or not np.array_equal(head.read(), table.read(), equal_nan=True)
+    ):
+        raise UserError(f"{path} has a head that is not the token table: this is no model of PicoGPT's")
     return {name: found[name].read() for name in parameter_shapes(model)}
 
 
@@ -89,15 +91,23 @@ def _losses(rest: Mapping[Any, Any]) -> tuple[list[float], list[float], float | 
     both: list[list[float]] = []
     for side in ("train", "val"):
         values = losses.get(side) if isinstance(losses, dict) else None
-        both.append([float(value) for value in values if _is_number(value)] if isinstance(values, list) else [])
+        numbers = map(_number, values) if isinstance(values, list) else []
+        both.append([value for value in numbers if value is not None])
     count = min(map(len, both))
     done = iterations if type(iterations) is int and 0 <= iterations < 1 << 40 else 0
-    lowest = float(best) if _is_number(best) and isfinite(best) else None  # inf before the first evaluation
+    lowest = _number(best)
+    if lowest is not None and not isfinite(lowest):  # before the first evaluation
+        lowest = None
     return both[0][:count], both[1][:count], lowest, done
 
 
-def _is_number(value: Any) -> TypeGuard[float]:
-    return type(value) is float or (type(value) is int and abs(value) < 1 << 53)
+def _number(value: Any) -> float | None:
+    """As a float, also where it is a tensor of one; None where it is none."""
+    if isinstance(value, Stored) and prod(value.shape) == 1 and value.dtype in FLOATING:
+        return float(value.read().reshape(())[()])
+    if type(value) is float or (type(value) is int and abs(value) < 1 << 53):
+        return float(value)
+    return None
 
 
 def write_log(path: Path, log: Log) -> None:

@@ -20,7 +20,7 @@ from picogpt.bfloat16 import widened
 from picogpt.config import UserError
 from picogpt.engine.kept import Kept
 
-Dtype = Literal["F32", "F16", "BF16", "F64", "I64", "I32", "U8", "BOOL"]
+Dtype = Literal["F32", "F16", "BF16", "F64", "I64", "I32", "I16", "I8", "U8", "BOOL"]
 Array = npt.NDArray[Any]
 
 # As the bytes lie there; NumPy has no bfloat16, whose two bytes are the upper ones of a float32.
@@ -31,6 +31,8 @@ _NUMPY: dict[Dtype, str] = {
     "F64": "f8",
     "I64": "i8",
     "I32": "i4",
+    "I16": "i2",
+    "I8": "i1",
     "U8": "u1",
     "BOOL": "u1",
 }
@@ -38,7 +40,9 @@ ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, KeyError
 """What the library raises for files that are damaged, packed in another way, or encrypted (RuntimeError)."""
 SIZES: dict[Dtype, int] = {name: int(kind[1]) for name, kind in _NUMPY.items()}
 """Bytes of a number."""
-_PACKED_MOST = 1000  # times as large as packed: more is a bomb
+FLOATING = ("F32", "F16", "BF16", "F64")
+_PACKED_MOST = 1100  # times as large as packed, which honest zeros come near to: more is a bomb
+_LENGTH_MOST = 1 << 48
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,9 @@ class Storage:
             entry = file.getinfo(self.packed)
             if entry.file_size > _PACKED_MOST * max(1, entry.compress_size):
                 raise ValueError(f"{self.packed} unpacks to an absurd size")
-            data = file.read(entry)
+            with file.open(entry) as member:
+                data = member.read(size)
+                member.read(1)  # or the checksum of one that ends here would not be looked at
         if len(data) < size:
             raise ValueError(f"{self.packed} is too short")
         return data
@@ -118,11 +124,14 @@ class Stored:
     """Numbers of the storage from one index to the next, along each axis. None: in order."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a tensor that leaves its storage."""
+        """Raises ValueError for a tensor that leaves its storage, or has numbers of it more than once."""
+        if max((self.start, *self.shape, *self._strides)) >= _LENGTH_MOST:
+            raise ValueError("a tensor has an absurd size")
         if self.start < 0 or min(self.shape, default=0) < 0 or min(self._strides, default=0) < 0:
             raise ValueError("a tensor has a negative size")
         last = self.start + sum((length - 1) * step for length, step in zip(self.shape, self._strides, strict=True))
-        if prod(self.shape) and last >= self.storage.count:
+        count = prod(self.shape)
+        if count > self.storage.count or (count and last >= self.storage.count):
             raise ValueError("a tensor is larger than its storage")
 
     @property
@@ -155,9 +164,16 @@ class Stored:
 
     def read(self) -> npt.NDArray[np.float32]:
         """The tensor in float32, in memory of its own. Raises UserError, also where it holds no floating numbers."""
-        raw = self.raw()
+        return self.floats(self.raw())
+
+    def floats(self, raw: Array) -> npt.NDArray[np.float32]:
+        """Some of its `raw` numbers in float32, in memory of their own. Raises UserError as `read` does."""
         if self.dtype == "BF16":
             return widened(raw)
-        if self.dtype not in ("F32", "F16", "F64"):
+        if self.dtype not in FLOATING:
             raise UserError(f"{self.storage.path} has {self.dtype} numbers where weights are expected")
-        return np.array(raw, np.float32, order="C")
+        with np.errstate(over="ignore"):
+            floats = np.array(raw, np.float32, order="C")
+        if self.dtype == "F64" and not np.array_equal(np.isfinite(floats), np.isfinite(raw)):
+            raise UserError(f"{self.storage.path} has float64 numbers that are too large for float32")
+        return floats

@@ -8,11 +8,13 @@ then the storages, each behind its count. Nothing of PyTorch is called: a pickle
 """
 
 import zipfile
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from io import BytesIO
 from pathlib import Path
 from struct import Struct
-from typing import Any
+from typing import Any, BinaryIO
+
+import numpy as np
 
 from picogpt.config import UserError
 from picogpt.interop.stored import SIZES, ZIP_ERRORS, Dtype, Storage, Stored
@@ -29,9 +31,12 @@ _DTYPES: Mapping[str, Dtype] = {
     "DoubleStorage": "F64",
     "LongStorage": "I64",
     "IntStorage": "I32",
+    "ShortStorage": "I16",
+    "CharStorage": "I8",
     "ByteStorage": "U8",
     "BoolStorage": "BOOL",
 }
+_MAGIC_BYTES = 64  # that hold the first pickle of a file of the older kind
 _ENCRYPTED = 1  # a flag of a member
 _LOCAL = Struct("<4s22xHH")  # a member's own header: its signature, and the lengths of its name and extra field
 
@@ -60,15 +65,12 @@ def read_object(path: Path) -> object:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as file:
                 return _unzipped(path, file)
+        with path.open("rb") as raw:
+            if _is_in_a_row(raw.read(_MAGIC_BYTES)):
+                return _in_a_row(raw, lambda dtype, offset, count: Storage(path, offset, count, dtype))
         if path.stat().st_size > _WHOLE_MOST:
             raise ValueError(f"it has more than {_WHOLE_MOST >> 30} GB")
-        data = path.read_bytes()
-        first, end = loads_first(data, _ALONE)
-        if first == MAGIC:
-            return _in_a_row(path, data)
-        if end != len(data):
-            raise ValueError("there is something after its end")
-        return first
+        return loads(path.read_bytes(), _ALONE)
     except ClassNamedError as error:
         raise UserError(f"{path} names {error.args[0][:80]}, which could run code: it is not loaded") from None
     except (ValueError, *ZIP_ERRORS) as error:
@@ -85,7 +87,10 @@ def _unzipped(path: Path, file: zipfile.ZipFile) -> object:
     root = main.removesuffix("data.pkl")
     if file.getinfo(main).file_size > _PICKLE_MOST:
         raise ValueError("its data.pkl is too large")
-    order = file.read(f"{root}byteorder") if f"{root}byteorder" in file.namelist() else b"little"
+    order = b"little"
+    if f"{root}byteorder" in file.namelist():
+        with file.open(f"{root}byteorder") as member:
+            order = member.read(8)
     if order not in (b"little", b"big"):
         raise ValueError("its byte order is neither little nor big")
 
@@ -95,7 +100,7 @@ def _unzipped(path: Path, file: zipfile.ZipFile) -> object:
                 return _storage(path, file, f"{root}data/{key}", count, dtype, order == b"big")
         raise ValueError("it refers to something else than a storage")
 
-    return loads(file.read(main), Names(_NAMES, storage, _KEYS))
+    return loads(file.read(main), Names(_INSIDE, storage, _KEYS))
 
 
 def _storage(path: Path, file: zipfile.ZipFile, member: str, count: int, dtype: Any, big_endian: bool) -> Storage:
@@ -119,21 +124,31 @@ def _storage(path: Path, file: zipfile.ZipFile, member: str, count: int, dtype: 
     return Storage(path, offset, count, dtype, big_endian)
 
 
-def _in_a_row(path: Path, data: bytes) -> object:
-    """The object of a file of the older kind. Raises ValueError."""
-    places: dict[str, Storage] = {}  # at first without their places, which are known behind the object
+def _is_in_a_row(start: bytes) -> bool:
+    """Whether a file of the older kind begins so."""
+    try:
+        return loads_first(start, _ALONE)[0] == MAGIC
+    except (ValueError, ClassNamedError):
+        return False
+
+
+def _in_a_row(file: BinaryIO, placed: Callable[[Any, int, int], Storage]) -> object:
+    """The object of a file of the older kind. placed: a storage of so many numbers at a byte. Raises ValueError."""
+    file.seek(0)
+    start, size = file.read(_PICKLE_MOST), file.seek(0, 2)
+    places: dict[str, Storage] = {}  # at first at the beginning: where they are is known behind the object
 
     def storage(about: Any) -> Storage:
         match about:
-            case ("storage", str(dtype), str(key), str(), int(count), None) if dtype in SIZES and count >= 0:
-                found = places.setdefault(key, Storage(path, 0, count, dtype, held=data))
+            case ("storage", str(dtype), str(key), str(), int(count), None) if dtype in _DTYPES.values() and count >= 0:
+                found = places.setdefault(key, placed(dtype, 0, count))
                 if (found.count, found.dtype) == (count, dtype):
                     return found
         raise ValueError("it refers to something else than a storage")
 
-    names, end, found, begun = Names(_NAMES, storage, _KEYS), 0, list[object](), list[int]()
+    names, end, found, begun = Names(_INSIDE, storage, _KEYS), 0, list[object](), list[int]()
     for _ in range(5):
-        value, length = loads_first(data[end:], names)
+        value, length = loads_first(start[end:], names)
         found.append(value)
         begun.append(end)
         end += length
@@ -142,13 +157,14 @@ def _in_a_row(path: Path, data: bytes) -> object:
         raise ValueError("it does not begin as PyTorch's files do")
     for key in keys:
         about = places[key]
-        if int.from_bytes(data[end : end + 8], "little") != about.count:
+        file.seek(end)
+        if int.from_bytes(file.read(8), "little") != about.count:
             raise ValueError("a storage has another count than was said")
-        places[key] = replace(about, offset=end + 8)
+        places[key] = placed(about.dtype, end + 8, about.count)
         end += 8 + about.count * SIZES[about.dtype]
-    if end != len(data):
+    if end != size:
         raise ValueError("its storages end somewhere else than the file")
-    return loads_first(data[begun[3] :], names)[0]
+    return loads_first(start[begun[3] :], names)[0]
 
 
 def _rebuild(storage: Any, start: Any, shape: Any, strides: Any, *_: Any) -> Stored:
@@ -171,11 +187,28 @@ def _empty(*_: Any) -> dict[Any, Any]:
     return {}
 
 
+def _numpy_kind(code: Any, *_: Any) -> str:
+    """What `numpy.dtype` is called with; the state that is set on it later says no more of these."""
+    if code not in ("f8", "f4", "i8", "i4"):
+        raise ValueError("it has numbers of NumPy's that are not expected")
+    return str(code)
+
+
+def _numpy_scalar(kind: Any, content: Any) -> float | int:
+    """A number of NumPy's, as a loss may be one."""
+    if type(kind) is not str or type(content) is not bytes or len(content) != int(kind[1]):
+        raise ValueError("it has a number of NumPy's that is none")
+    number: float | int = np.frombuffer(content, f"<{kind}").item()
+    return number
+
+
 def _embedded(content: Any) -> Storage:
     """What `torch.storage._load_from_bytes` is called with: a file of the older kind that is a storage alone."""
     if type(content) is not bytes:
         raise ValueError("a storage in it is none")
-    found = _in_a_row(Path("a storage"), content)
+    found = _in_a_row(
+        BytesIO(content), lambda dtype, offset, count: Storage(Path("a storage"), offset, count, dtype, held=content)
+    )
     if not isinstance(found, Storage):
         raise ValueError("a storage in it is none")
     return found
@@ -184,13 +217,20 @@ def _embedded(content: Any) -> Storage:
 _NAMES: Mapping[str, Any] = {
     "torch._utils._rebuild_tensor_v2": _rebuild,
     "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter_with_state": _parameter,
     "torch.storage._load_from_bytes": _embedded,
     "torch.optim.adamw.AdamW": _empty,
     "collections.OrderedDict": _empty,
     "collections.defaultdict": _empty,
     "builtins.dict": _empty,
+    "numpy.dtype": _numpy_kind,
+    "numpy.core.multiarray.scalar": _numpy_scalar,
+    "numpy._core.multiarray.scalar": _numpy_scalar,
+    "__builtin__.dict": _empty,
     **{f"torch.{name}": dtype for name, dtype in _DTYPES.items()},
 }
+# What a file that holds its storages itself may name: one inside another would be read twice at each level.
+_INSIDE = {name: known for name, known in _NAMES.items() if known is not _embedded}
 _KEYS = (Stored,)  # an optimizer's state is by its parameters
 
 
