@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from picogpt.config import ModelConfig, Precision, UserError
 from picogpt.data.tokenizer import CharTokenizer, PicoTokenizer
+from picogpt.inference import dialects
 from picogpt.inference import export as export_module
 from picogpt.inference.decoding import Decoder
 from picogpt.inference.export import IR_VERSION, export
@@ -131,8 +132,10 @@ def test_what_is_written_beside_the_graph(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("portable", [False, True])
-def test_few_bits_are_near(portable: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("block", [32, 64])
+def test_few_bits_are_near(portable: bool, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both dialects hold the same integers; int8 is nearer than int4, and both are no noise."""
+    monkeypatch.setattr(dialects, "block_of", lambda n_embd: block)
     ids = np.arange(6)[None]
     exact = sequence_logits(GPT(CONFIG, as_tensors(lively_arrays(CONFIG))), ids).data[:, -1]
     errors, sizes = [], []

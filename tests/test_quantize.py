@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from picogpt.inference.quantize import BLOCK, packed, quantize
+from picogpt.inference.quantize import packed, quantize
 
 
 def restored(integers: np.ndarray, scales: np.ndarray, inputs: int) -> np.ndarray:
@@ -19,16 +19,19 @@ def restored(integers: np.ndarray, scales: np.ndarray, inputs: int) -> np.ndarra
         np.float32, st.tuples(st.integers(1, 4), st.integers(1, 70)), elements=st.floats(-8, 8, width=32)
     ),
     bits=st.sampled_from([8, 4]),
+    size=st.sampled_from([32, 64]),
 )
-def test_every_weight_is_within_half_a_step_and_the_largest_of_a_block_exact(weight: np.ndarray, bits: int) -> None:
-    integers, scales = quantize(weight, bits)
-    groups = -(-weight.shape[1] // BLOCK)
-    assert integers.shape == (len(weight), groups, BLOCK) and scales.shape == (len(weight), groups)
+def test_every_weight_is_within_half_a_step_and_the_largest_of_a_block_exact(
+    weight: np.ndarray, bits: int, size: int
+) -> None:
+    integers, scales = quantize(weight, bits, size)
+    groups = -(-weight.shape[1] // size)
+    assert integers.shape == (len(weight), groups, size) and scales.shape == (len(weight), groups)
     assert integers.dtype == np.int8 and scales.dtype == np.float32
     assert integers.min() >= -(1 << bits - 1) and integers.max() < 1 << bits - 1
     found = restored(integers, scales, weight.shape[1])
     for group in range(groups):
-        block = slice(group * BLOCK, (group + 1) * BLOCK)
+        block = slice(group * size, (group + 1) * size)
         for row in range(len(weight)):
             step = abs(float(scales[row, group]))
             # A weight of the other sign than the largest may be as large, which is one step out of reach.
@@ -39,13 +42,13 @@ def test_every_weight_is_within_half_a_step_and_the_largest_of_a_block_exact(wei
 
 def test_the_error_is_that_of_the_bits() -> None:
     weight = np.random.default_rng(0).standard_normal((64, 256)).astype(np.float32)
-    for bits, most in ((8, 0.007), (4, 0.12)):
-        error = restored(*quantize(weight, bits), 256) - weight
+    for bits, size, most in ((8, 32, 0.007), (8, 64, 0.008), (4, 32, 0.12), (4, 64, 0.13)):
+        error = restored(*quantize(weight, bits, size), 256) - weight
         assert 0 < np.sqrt((error**2).mean()) < most
 
 
 def test_zeros_stay_zeros() -> None:
-    integers, scales = quantize(np.zeros((2, 40), np.float32), 8)
+    integers, scales = quantize(np.zeros((2, 40), np.float32), 8, 32)
     assert not integers.any() and not scales.any()
 
 

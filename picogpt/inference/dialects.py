@@ -8,7 +8,7 @@ import numpy.typing as npt
 from onnx import TensorProto, helper
 
 from picogpt.inference.graph import EPSILON, MICROSOFT, Graph
-from picogpt.inference.quantize import BLOCK, packed, quantize
+from picogpt.inference.quantize import block_of, packed, quantize
 from picogpt.inference.sliding import LOCAL, spans
 from picogpt.inference.weights import row_blocks
 
@@ -81,16 +81,16 @@ class FusedGraph(Graph):
         return self.node(operator, x, *([self.parameter(bias)] if biased else []), domain=MICROSOFT)
 
     def quantized_product(self, x: str, name: str, weight: Any, out: str) -> str:
-        M, K = weight.shape
+        (M, K), block = weight.shape, block_of(self.config.n_embd)
         scales: list[Floats] = []
 
         def integers() -> Iterator[npt.NDArray[np.uint8]]:
             for rows in row_blocks(weight):
-                some, scale = quantize(rows, self.bits)
+                some, scale = quantize(rows, self.bits, block)
                 scales.append(scale)
                 yield packed(some, self.bits)
 
-        shape = M, -(-K // BLOCK), BLOCK * self.bits // 8
+        shape = M, -(-K // block), block * self.bits // 8
         return self.node(
             "MatMulNBits",
             x,
@@ -101,7 +101,7 @@ class FusedGraph(Graph):
             K=K,
             N=M,
             bits=self.bits,
-            block_size=BLOCK,
+            block_size=block,
             accuracy_level=4,  # the inputs go to 8 bits too
         )
 
@@ -160,10 +160,10 @@ class PortableGraph(Graph):
         return self.node("Gelu", x, approximate="tanh" if self.config.activation == "gelu_tanh" else "none")
 
     def quantized_product(self, x: str, name: str, weight: Any, out: str) -> str:
-        M, K = weight.shape
+        (M, K), block = weight.shape, block_of(self.config.n_embd)
         table, scales, done = np.empty((K, M), np.int8), [], 0
         for rows in row_blocks(weight):
-            some, scale = quantize(rows, self.bits)
+            some, scale = quantize(rows, self.bits, block)
             table[:, done : done + len(rows)] = some.reshape(len(rows), -1)[:, :K].T
             scales.append(scale)
             done += len(rows)
@@ -174,7 +174,7 @@ class PortableGraph(Graph):
             integers,
             self.floats(f"{name}.scales", np.concatenate(scales).T),
             axis=0,
-            block_size=BLOCK,
+            block_size=block,
         )
         return self.node("MatMul", x, floats, out=out)
 

@@ -16,7 +16,7 @@ from picogpt.config import ModelConfig, Precision, UserError
 from picogpt.data.tokenizer import Tokenizer
 from picogpt.files import replace
 from picogpt.inference.dialects import FusedGraph, PortableGraph
-from picogpt.inference.quantize import BLOCK
+from picogpt.inference.quantize import block_of
 from picogpt.inference.weights import Arrays, Beside, Store, inside
 from picogpt.seal import seal_file
 
@@ -71,7 +71,7 @@ def export(
 def _size(config: ModelConfig, arrays: Arrays, precision: Precision) -> float:
     """Bytes that the weights will take, or a little less than this."""
     bits, D = BITS[precision], config.head_size
-    rounded = bits / 8 + (4 / BLOCK if bits < 32 else 0)
+    rounded = bits / 8 + (4 / block_of(config.n_embd) if bits < 32 else 0)
     matrices = sum(prod(array.shape) for name, array in arrays.items() if name.startswith("h.") and array.ndim == 2)
     others = sum(prod(array.shape) for array in arrays.values()) - matrices
     head = config.vocab_size * config.n_embd if bits < 32 else 0

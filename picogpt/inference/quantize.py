@@ -1,24 +1,29 @@
 """Weights in 8 or 4 bits, in blocks along the inputs that share a scale.
 
-M outputs   K inputs   G = K / BLOCK groups of inputs, the last one filled up with zeros
+M outputs   K inputs   S inputs of a block   G = K / S blocks, the last one filled up with zeros
 """
 
 import numpy as np
 import numpy.typing as npt
 
-BLOCK = 32
-
 Floats = npt.NDArray[np.float32]
 
 
-def quantize(weight: Floats, bits: int) -> tuple[npt.NDArray[np.int8], Floats]:  # (M, K) -> (M, G, BLOCK), (M, G)
+def block_of(n_embd: int) -> int:
+    """Weights that share a scale in a model of this width: more in a wide one, for a runtime keeps copies of scales."""
+    return 32 if n_embd < 2048 else 64
+
+
+def quantize(
+    weight: Floats, bits: int, block: int
+) -> tuple[npt.NDArray[np.int8], Floats]:  # (M, K) -> (M, G, S), (M, G)
     """Integers in -2^(bits-1)..2^(bits-1) - 1 and their scales: weight = integers * scale, nearly.
 
     The entry of largest magnitude in a block takes the lowest integer, exactly, whichever its sign: all 2^bits values
     are of use (the scheme of ggml's Q4_0).
     """
     M, K = weight.shape
-    padded = np.zeros((M, -(-K // BLOCK), BLOCK), np.float32)
+    padded = np.zeros((M, -(-K // block), block), np.float32)
     padded.reshape(M, -1)[:, :K] = weight
     largest = np.take_along_axis(padded, np.abs(padded).argmax(axis=2)[:, :, None], axis=2)
     low = -(1 << bits - 1)

@@ -6,9 +6,10 @@ C width   V vocabulary
 from math import prod
 
 from picogpt.config import ModelConfig
+from picogpt.inference.quantize import block_of
 from picogpt.model.parameters import is_hidden_matrix, parameter_shapes
 
-_BLOCK, _SCALE = 32, 4  # weights in 8 or 4 bits that share a scale, and its bytes
+_SCALE = 4  # bytes of the scale that a block of weights in 8 or 4 bits shares
 
 
 def read_flops(config: ModelConfig, position: int) -> int:
@@ -40,17 +41,18 @@ def weight_bytes(config: ModelConfig, bits: int) -> int:
     if bits >= 16:
         return sum(map(prod, shapes.values())) * bits // 8
     table, large = shapes["wte.weight"], config.has_large_head
-    total = _few_bits(table, bits) if large else 0
+    block = block_of(config.n_embd)
+    total = _few_bits(table, bits, block) if large else 0
     for name, shape in shapes.items():
         if is_hidden_matrix(name, shape):
-            total += _few_bits(shape, bits)
+            total += _few_bits(shape, bits, block)
         elif name != "lm_head.weight" or not large:
             total += 4 * prod(shape)
     return total
 
 
-def _few_bits(shape: tuple[int, ...], bits: int) -> int:
-    return shape[0] * -(-shape[1] // _BLOCK) * (_BLOCK * bits // 8 + _SCALE)
+def _few_bits(shape: tuple[int, ...], bits: int, block: int) -> int:
+    return shape[0] * -(-shape[1] // block) * (block * bits // 8 + _SCALE)
 
 
 def cache_bytes(config: ModelConfig) -> int:
