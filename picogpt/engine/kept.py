@@ -62,11 +62,11 @@ class Kept:
         """Its rows from the first to the last: which they are, and what they hold until the next ones come."""
         M, K = self.shape
         height = max(1, BLOCK * min(N, _BLOCKS_MOST) // max(1, K))
-        buffer = workspace.empty((min(height, M), K), np.float32)
+        as_it_is = self.raw.dtype == np.float32
+        buffer = workspace.empty((0 if as_it_is else min(height, M), K), np.float32)
         for start in range(0, M, height):
             rows = slice(start, min(start + height, M))
-            raw = self.raw[rows]
-            yield rows, raw if raw.dtype == np.float32 else _floats(raw, buffer[: rows.stop - start])
+            yield rows, self.raw[rows] if as_it_is else _floats(self.raw[rows], buffer[: rows.stop - start])
         self.let_go()
 
     def times(self, x: Floats, out: Floats) -> Floats:  # (N, M) -> (N, K)
@@ -78,10 +78,8 @@ class Kept:
 
     def times_transposed(self, x: Floats, out: Floats) -> Floats:  # (N, K) -> (N, M)
         """x @ matrix.T"""
-        columns = workspace.empty((self.shape[0], len(x)), np.float32)  # BLAS writes whole rows many times as fast
         for rows, floats in self.blocks(len(x)):
-            np.matmul(floats, x.T, out=columns[rows])
-        out[...] = columns.T
+            out[:, rows] = (floats @ x.T).T  # BLAS writes whole rows many times as fast as parts of them
         return out
 
     def let_go(self) -> None:
