@@ -5,7 +5,7 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal, Optional
 
@@ -152,7 +152,9 @@ def train(argv: Sequence[str]) -> None:
     if first.init_from:  # the other run is needed once
         own = None if first.fresh else checkpoint.newest(LOGS / name)
         origin = own or find_checkpoint(first.init_from)
-        start = fine_tuning(config_of(origin), start, first.train)
+        before = config_of(origin)
+        start = replace(before, data=start.data) if own else fine_tuning(before, start, first.train)
+        start = replace(start, data=replace(start.data, tokenizer=before.data.tokenizer))
     args = parse(TrainArgs, "picogpt train", argv, TrainArgs(config=start))
     Run(args.config, LOGS / name, DATASET, args.fresh, origin).train()
 

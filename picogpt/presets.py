@@ -119,7 +119,7 @@ _FEW = 10  # times the learning rate, where little is trained beside frozen matr
 
 
 def fine_tuning(origin: RunConfig, start: RunConfig, train: str) -> RunConfig:
-    """What the defaults of a run are that begins from `origin`: its shape and tokenizer, and the settings of `start`.
+    """What the defaults of a run are that begins from `origin`: its shape, and the settings of `start`.
 
     Those are for training from scratch. Where tokens are not characters the model knows a language from a large text,
     and they would wreck it: then the settings are of another kind. train: what is trained.
@@ -129,7 +129,7 @@ def fine_tuning(origin: RunConfig, start: RunConfig, train: str) -> RunConfig:
         rate = _FINE_TUNING.learning_rate * (_FEW if train in ("biases", "lora") else 1)
         context = _FINE_TUNING_CONTEXT if model.context_len > _FINE_TUNING_CONTEXT else 0
         settings = replace(_FINE_TUNING, learning_rate=rate, context=context)
-    return RunConfig(model, replace(start.data, tokenizer=origin.data.tokenizer), settings)
+    return RunConfig(model, start.data, settings)
 
 
 def preset(name: str) -> RunConfig:

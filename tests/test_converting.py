@@ -115,6 +115,17 @@ def test_fine_tuning_an_imported_model(train: str, kind: str, no_plots: None) ->
     call("export", "--run", "own", "--format", "huggingface", "--out", "back")
 
 
+def test_a_model_without_words_learns_those_of_a_text(no_plots: None, capsys: pytest.CaptureFixture[str]) -> None:
+    call("import", "--from", GOLDEN / "gpt2", "--run", "bare")
+    Path("text.txt").write_text("the shell, the shells and the sea: " * 400, encoding="utf-8")
+    tune = ["train", "--init-from", "bare", "--data", "text.txt", "--run", "own", "--steps", "2", "--context", "64"]
+    assert cli.main(tune) == 2
+    assert "takes the numbers of tokens" in capsys.readouterr().err
+    for _ in range(2):  # the second time it goes on
+        call(*tune, "--tokenizer", "chars")
+    call("generate", "--run", "own", "--prompt", "the sea", "--tokens", "5")
+
+
 def trains(train: str, name: str) -> bool:
     match train:
         case "last-2":

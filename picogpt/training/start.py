@@ -7,7 +7,7 @@ from typing import Any
 
 from picogpt.config import RunConfig, UserError
 from picogpt.data.feed import Feed, open_feed
-from picogpt.data.tokenizer import from_dict
+from picogpt.data.tokenizer import IdsTokenizer, from_dict
 from picogpt.model.parameters import Arrays, initial_arrays, is_large, merged, parameter_count, parameter_shapes
 from picogpt.training import checkpoint
 from picogpt.training.checks import fit_vocabulary, refuse_differences, require_memory, require_meta, require_shapes
@@ -54,6 +54,8 @@ def find_start(
     if found:
         require_meta(found)
     tokenizer = from_dict(found.meta["tokenizer"]) if found and init_from else None
+    if tokenizer and tokenizer.name == IdsTokenizer.name and not resumed:
+        tokenizer = tokenizer if config.data.tokenizer == tokenizer.name else None  # it has no words of its own
     if tokenizer and tokenizer.name != config.data.tokenizer:
         raise UserError(f"{init_from} was trained with the tokenizer {tokenizer.name}: leave --tokenizer out")
     steps_worth = EVALUATION_SHARE * 3 * config.train.eval_interval  # forward is a third of a step
