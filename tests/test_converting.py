@@ -12,9 +12,12 @@ from vocabularies import write_tables
 from picogpt import api, cli, importing
 from picogpt.config import UserError
 from picogpt.data.tokenizer import BpeTokenizer
+from picogpt.engine.kept import Kept
 from picogpt.interop.picogpt import read_log
 from picogpt.interop.safetensors import read_safetensors
+from picogpt.model import parameters
 from picogpt.training import checkpoint, runlog
+from picogpt.training.trainer import Trainer
 
 PICOGPT = Path(__file__).parent / "golden" / "picogpt_log.pkl"
 
@@ -113,6 +116,28 @@ def test_fine_tuning_an_imported_model(train: str, kind: str, no_plots: None) ->
         if array.ndim == 2 and "lora" not in name and name not in changed:
             assert array.raw.dtype == (np.uint16 if kind == "bfloat16" else np.float32) or train == "lora", name
     call("export", "--run", "own", "--format", "huggingface", "--out", "back")
+
+
+def test_of_a_large_model_what_is_frozen_stays_in_its_file(no_plots: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parameters, "LARGE", 0)
+    call("import", "--from", GOLDEN / "gpt_neo", "--run", "neo")
+    assert isinstance(api.load("neo").model.h[0].mlp.c_fc.weight.data, Kept)
+    Path("text.txt").write_text("the shell, the shells and the sea: " * 400, encoding="utf-8")
+    kept, made = [], Trainer.__init__
+
+    def looked_at(self: Trainer, config: Any, arrays: Any, lanes: Any) -> None:
+        kept.append({name for name, array in arrays.items() if isinstance(array, Kept)})
+        made(self, config, arrays, lanes)
+
+    monkeypatch.setattr(Trainer, "__init__", looked_at)
+    for steps in ("2", "4"):
+        tune = ("train", "--init-from", "neo", "--data", "text.txt", "--run", "own", "--train", "last-1")
+        call(*tune, "--tokenizer", "chars", "--context", "64", "--steps", steps, "--eval-interval", "2")
+    assert len(kept) == 2 and all("h.0.attn.c_attn.weight" in names for names in kept)
+    losses = runlog.read_log(Path("logs/own/log.pkl"))["losses"]["val"]
+    assert len(losses) == 2 and losses[1] < losses[0]
+    texts = [api.load("own").generate("the sea", tokens=8, temperature=0, seed=1) for _ in range(2)]
+    assert texts[0] == texts[1]
 
 
 def test_a_model_without_words_learns_those_of_a_text(no_plots: None, capsys: pytest.CaptureFixture[str]) -> None:

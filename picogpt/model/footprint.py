@@ -7,7 +7,7 @@ from math import prod
 from picogpt.config import RunConfig
 from picogpt.engine.ops.attention import QUERY_BLOCK
 from picogpt.engine.ops.loss import LOGITS_BLOCK
-from picogpt.model.parameters import is_hidden_matrix, last_blocks, parameter_count, trained_shapes
+from picogpt.model.parameters import is_hidden_matrix, is_large, last_blocks, parameter_count, trained_shapes
 
 FLOAT = 4  # bytes
 PROGRAM = 46 << 20  # bytes of Python, the libraries and this package in memory
@@ -42,7 +42,8 @@ def footprint(config: RunConfig) -> Footprint:
     matrices = FLOAT * sum(prod(shape) for name, shape in shapes if is_hidden_matrix(name, shape))
     return Footprint(
         program=PROGRAM + train.lanes * (LANE_PROGRAM + (LANE_BLAS if config.model.n_layer else 0)),
-        weights=FLOAT * parameter_count(config.model)[0],
+        # Of a large model those that are frozen stay in their file.
+        weights=trained if is_large(config.model) else FLOAT * parameter_count(config.model)[0],
         gradients=train.lanes * trained,
         optimizer=2 * trained - (matrices if train.optimizer == "muon" else 0),
         activations=train.lanes * (train.micro_batch * sequence_bytes(config) + _head_bytes(config)),

@@ -125,12 +125,12 @@ def newest(run_dir: Path) -> Path | None:
     return folders[-1] if folders else None
 
 
-def latest(run_dir: Path, skipped: Callable[[str], None] = lambda _: None) -> Checkpoint | None:
+def latest(run_dir: Path, skipped: Callable[[str], None] = lambda _: None, mapped: bool = False) -> Checkpoint | None:
     """The run's newest checkpoint that verifies, read. `skipped` is told what is wrong with every newer one.
 
-    Raises UserError for files that are not damaged but cannot be read.
+    mapped: leave the matrices where they lie. Raises UserError for files that are not damaged but cannot be read.
     """
-    return next(_sound(_folders(run_dir / FOLDER)[::-1], skipped), None)
+    return next(_sound(_folders(run_dir / FOLDER)[::-1], skipped, mapped), None)
 
 
 def best(run_dir: Path) -> Path | None:
@@ -217,11 +217,13 @@ def _step(folder: Path) -> int:
     return int(folder.name.partition(".")[0])
 
 
-def _sound(folders: list[Path], skipped: Callable[[str], None] = lambda _: None) -> Iterator[Checkpoint]:
+def _sound(
+    folders: list[Path], skipped: Callable[[str], None] = lambda _: None, mapped: bool = False
+) -> Iterator[Checkpoint]:
     """Those of the folders that verify, read one after the other."""
     for folder in folders:
         try:
-            yield read(folder)
+            yield read(folder, mapped=mapped)
         except DamageError as damage:
             skipped(str(damage))
 

@@ -43,7 +43,7 @@ def find_start(
 ) -> Start:
     """As `Run` has it. Raises UserError for everything the user can put right."""
     damages: list[str] = []
-    resumed = None if fresh else checkpoint.latest(run_dir, damages.append)
+    resumed = None if fresh else checkpoint.latest(run_dir, damages.append, is_large(config.model))
     if damages and not resumed:
         raise UserError(f"{damages[0]}, and there is no other to go on from: start over with --fresh")
     if resumed and init_from:
