@@ -1,6 +1,7 @@
 """`picogpt generate`: prompts in, text out; once, in a loop, or as questions and answers."""
 
 import json
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from dataclasses import dataclass, replace
 from picogpt.config import GenerateConfig, UserError
 from picogpt.inference.writer import Streams, Writer
 from picogpt.training.monitor import to_stderr
+from picogpt.training.runlog import visible
 
 LONGEST = 12_800  # characters of a prompt that are read, ten times as far as PicoGPT looked back
 QUESTION, STOP = "<Q>{}</Q>\n<A>", "</A>"  # as `--qa` makes documents of two fields
@@ -55,13 +57,13 @@ class Writing:
             return
         shown = "" if self.chat or go_on else read
         if self.config.samples == 1:
-            print(shown, end="", flush=True)
+            _show(shown)
             for (piece,) in steps:
-                print(piece, end="", flush=True)
+                _show(piece)
             print()
             return
         for i, text in enumerate(self._texts(list(steps)), start=1):
-            print(f"--- {i} of {self.config.samples} ---\n{shown}{text}", flush=True)
+            _show(f"--- {i} of {self.config.samples} ---\n{shown}{text}\n")
 
     def _texts(self, steps: list[list[str]]) -> list[str]:
         return ["".join(step[i] for step in steps) for i in range(self.config.samples)]
@@ -85,6 +87,13 @@ class Writing:
                 "engine": self.engine,
             }
             print(json.dumps(fields, ensure_ascii=False), flush=True)
+
+
+def _show(text: str) -> None:
+    """As it is, but that a terminal is not given what it would obey."""
+    if sys.stdout.isatty():
+        text = re.sub(r"[^\n\t]+", lambda line: visible(line[0], sys.stdout.encoding), text)
+    print(text, end="", flush=True)
 
 
 def write(writing: Writing, prompt: str | None) -> None:

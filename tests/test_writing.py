@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from commands import TINY, TRAIN, is_one_line, shell
 from running import status_of, typed
 
 import picogpt
+from picogpt import writing
 from picogpt.config import GenerateConfig, RunConfig
 from picogpt.data.tokenizer import PicoTokenizer
 from picogpt.inference.writer import Streams
@@ -248,3 +250,12 @@ def test_rolling_needs_a_slot(home: Path, capsys: pytest.CaptureFixture[str]) ->
     error = capsys.readouterr().err
     assert is_one_line(error) and "no context slot" in error
     assert len(generated(capsys, "--run", "plain", "--prompt", "she")[0]) >= 24
+
+
+def test_a_terminal_is_given_nothing_that_it_would_obey(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for terminal, shown in ((True, "a\n\tb\\x1b[2J\\x07 é\n"), (False, "a\n\tb\x1b[2J\x07 é\n")):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda terminal=terminal: terminal)
+        writing._show("a\n\tb\x1b[2J\x07 é\n")
+        assert capsys.readouterr().out == shown
