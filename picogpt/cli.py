@@ -179,12 +179,16 @@ def export(argv: Sequence[str]) -> None:
         return
     from picogpt.api import find_checkpoint, newest_run
     from picogpt.exporting import export_checkpoint
+    from picogpt.inference.modelfile import weights_beside
     from picogpt.inference.session import why_not
     from picogpt.quality import quality
 
     place = find_checkpoint(args.run or newest_run())
     path = export_checkpoint(place, args.precision, args.portable)
-    print(f"wrote {path}: {args.precision}{', portable' * args.portable}, {path.stat().st_size / 1e6:,.1f} MB")
+    files = [path, *weights_beside(path)]
+    size = sum(file.stat().st_size for file in files) / 1e6
+    beside = f" in {len(files)} files, {files[1].name} beside it" if files[1:] else ""
+    print(f"wrote {path}: {args.precision}{', portable' * args.portable}, {size:,.1f} MB{beside}")
     if args.precision != "fp32":
         reason = why_not()
         print(f"what that loses was not measured: {reason}" if reason else quality(place, path, print))

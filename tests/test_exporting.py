@@ -233,3 +233,13 @@ def test_a_text_that_is_gone_is_replaced_by_the_sample(home: Path, capsys: pytes
 def test_token_losses() -> None:
     logits = np.log(np.array([[[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]]], np.float32)) + 50
     np.testing.assert_allclose(token_losses(logits, np.array([[1, 2]])), -np.log([[0.25, 0.8]]), rtol=1e-5)
+
+
+def test_weights_beside_the_file_count(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export_module, "_INSIDE", 1000)
+    assert status_of("export") == 0
+    (weights,) = FILE.parent.glob("model.onnx.*.weights")
+    size = (weights.stat().st_size + FILE.stat().st_size) / 1e6
+    assert f"{size:,.1f} MB in 2 files, {weights.name} beside it" in capsys.readouterr().out

@@ -5,6 +5,7 @@ matter here the numbers are below; the others, with the weights among them, are 
 """
 
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,12 +23,24 @@ def metadata(path: Path) -> dict[str, str]:
     check_file(path)
     with path.open("rb") as file:
         size = file.seek(0, 2)
-        for fields in _EXTERNAL:
-            for name in {value for key, value in _pairs(file, size, fields) if key == "location"}:
-                if not name or Path(name).name != name or "\\" in name or "\0" in name:
-                    raise ValueError(f"it has weights in another folder, {name[:80]!r}")
-                check_file(path.with_name(name))
+        for place in _beside(path, file, size):
+            check_file(place)
         return dict(_pairs(file, size, _METADATA))
+
+
+def weights_beside(path: Path) -> set[Path]:
+    """The files that the weights of an exported file lie in, if not in itself. Raises OSError and ValueError."""
+    with path.open("rb") as file:
+        return _beside(path, file, file.seek(0, 2))
+
+
+def _beside(path: Path, file: BinaryIO, size: int) -> set[Path]:
+    pairs = chain.from_iterable(_pairs(file, size, fields) for fields in _EXTERNAL)
+    names = {value for key, value in pairs if key == "location"}
+    for name in names:
+        if not name or Path(name).name != name or "\\" in name or "\0" in name:
+            raise ValueError(f"it has weights in another folder, {name[:80]!r}")
+    return {path.with_name(name) for name in names}
 
 
 def _pairs(file: BinaryIO, size: int, fields: tuple[int, ...]) -> Iterator[tuple[str, str]]:
