@@ -143,6 +143,7 @@ def train(argv: Sequence[str]) -> None:
     from picogpt.api import DATASET, LOGS, find_checkpoint
     from picogpt.training import checkpoint
     from picogpt.training.checks import config_of
+    from picogpt.training.monitor import to_stderr
     from picogpt.training.run import Run
 
     first = first_of(_TrainFirst, "picogpt train", argv)
@@ -153,8 +154,10 @@ def train(argv: Sequence[str]) -> None:
         own = None if first.fresh else checkpoint.newest(LOGS / name)
         origin = own or find_checkpoint(first.init_from)
         before = config_of(origin)
-        start = replace(before, data=start.data) if own else fine_tuning(before, start, first.train)
-        start = replace(start, data=replace(start.data, tokenizer=before.data.tokenizer))
+        tuned = replace(before, data=start.data) if own else fine_tuning(before, start, first.train)
+        if not own and first.preset_name != Preset.preset and tuned.train != start.train:
+            to_stderr("from a model of another program the settings are fine-tuning's, and not those of the preset")
+        start = replace(tuned, data=replace(start.data, tokenizer=before.data.tokenizer))
     args = parse(TrainArgs, "picogpt train", argv, TrainArgs(config=start))
     Run(args.config, LOGS / name, DATASET, args.fresh, origin).train()
 
@@ -177,6 +180,8 @@ def export(argv: Sequence[str]) -> None:
     if args.format != "onnx":
         _give_back(args, args.format)
         return
+    if args.out:
+        raise UserError("--out is for the other formats; an ONNX file goes to logs/RUN/model.onnx: leave it out")
     from picogpt.api import find_checkpoint, newest_run
     from picogpt.exporting import export_checkpoint
     from picogpt.inference.modelfile import weights_beside
@@ -230,13 +235,16 @@ def prepare(argv: Sequence[str]) -> None:
 def info(argv: Sequence[str]) -> None:
     from picogpt.api import find_checkpoint
     from picogpt.report import print_costs, print_report
-    from picogpt.training.checks import config_of
+    from picogpt.training.checks import config_of, is_imported
 
     name = first_of(Preset, "picogpt info", argv).preset_name
     args = parse(InfoArgs, "picogpt info", argv, InfoArgs(config=preset(name)))
     if args.run:
-        name = args.run
-        args = parse(InfoArgs, "picogpt info", argv, InfoArgs(config=config_of(find_checkpoint(name))))
+        name, place = args.run, find_checkpoint(args.run)
+        config = config_of(place)
+        if is_imported(place):
+            config = fine_tuning(config, RunConfig(), TrainConfig.train)
+        args = parse(InfoArgs, "picogpt info", argv, InfoArgs(config=config))
     print_report(name, args.config)
     if args.flops:
         print_costs(name, args.config.model)

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from picogpt.api import LanguageModel, find_checkpoint, load, read_model
 from picogpt.config import Precision, UserError
+from picogpt.data.coding import LibraryMissingError
 from picogpt.inference.session import OnnxModel, OnnxReader, why_not
 from picogpt.inference.writer import Writer
 from picogpt.model.parameters import LARGE, parameter_count
@@ -107,6 +108,8 @@ def _current(place: Path, precision: Precision | Literal["auto"], notify: Notify
     if path.is_file():
         try:
             model = opened(path)
+        except LibraryMissingError:
+            raise
         except UserError as error:
             notify(f"{error}; exporting it again")
         else:

@@ -34,9 +34,11 @@ def import_model(
     if checkpoint.newest(run_dir) or (run_dir / _LOG).exists():
         raise UserError(f"there is a run {run_dir.name} already: give another --run NAME")
     if theirs := _picogpt_log(path):
+        if tokenizer or rounded:
+            raise UserError("a log of PicoGPT's has one tokenizer and float32: leave --tokenizer and --bfloat16 out")
         return _import_log(read_log(theirs, n_head), theirs, run_dir, notify)
     found = read_dat(_folder(path)) if (_folder(path) / PROPERTIES).is_file() else read_huggingface(path)
-    words = _tokenizer(found, tokenizer or _folder(path), notify)
+    words = _tokenizer(found, _folder(tokenizer or path), tokenizer is not None, notify)
     config = RunConfig(found.model, DataConfig(tokenizer=words.name), TrainConfig(steps=1))
     weights = _Weights(found, rounded)
     log = RunLog(run_dir / _LOG, {**config.to_dict(), "parameters": parameter_count(found.model)[0]})
@@ -86,7 +88,7 @@ class _Weights(Mapping[str, Array]):
 
 
 def _folder(path: Path) -> Path:
-    return path if path.is_dir() else path.parent
+    return path.parent if path.is_file() else path
 
 
 def _picogpt_log(path: Path) -> Path | None:
@@ -102,9 +104,13 @@ def _picogpt_log(path: Path) -> Path | None:
     raise UserError(f"{path} holds no model that is known: {CONFIG} with weights, {PROPERTIES} or {_LOG} is looked for")
 
 
-def _tokenizer(found: Foreign, folder: Path, notify: Callable[[str], None]) -> Tokenizer:
-    """The model's tokenizer, or where there is none, one of bare numbers."""
+def _tokenizer(found: Foreign, folder: Path, asked: bool, notify: Callable[[str], None]) -> Tokenizer:
+    """The model's tokenizer, or where there is none, one of bare numbers, unless this folder was asked for."""
     tokenizer = BpeTokenizer.find(folder)
+    if tokenizer is None and asked:
+        raise UserError(
+            f"there is no tokenizer in {folder}: tokenizer.json, or vocab.json and merges.txt, is looked for"
+        )
     if tokenizer is None:
         notify(
             f"no tokenizer in {folder} (tokenizer.json, or vocab.json and merges.txt): text is numbers of tokens then; "

@@ -10,7 +10,7 @@ from picogpt.api import DATASET, load
 from picogpt.config import RunConfig, UserError
 from picogpt.data.feed import SAMPLE, open_feed
 from picogpt.data.loader import Batch
-from picogpt.data.tokenizer import from_dict
+from picogpt.data.tokenizer import IdsTokenizer, from_dict
 from picogpt.exporting import Floats, Notify, opened
 from picogpt.inference.session import OnnxReader
 from picogpt.model.parameters import is_large
@@ -50,6 +50,8 @@ def _validation(place: Path, notify: Notify) -> tuple[str, Batch]:  # -> (name, 
     """Windows of the text that the run is validated with; of the embedded sample where that is not to be had."""
     meta = checkpoint.load(place, optimizer=False, mapped=True).meta
     config, tokenizer = RunConfig.from_dict(meta["config"]), from_dict(meta["tokenizer"])
+    if tokenizer.name == IdsTokenizer.name:
+        raise UserError("this model came without a tokenizer, so there is no text for it")
     config = replace(config, train=replace(config.train, context=min(_SEQUENCE, config.model.context_len)))
     windows = max(2, (_MEASURED_LARGE if is_large(config.model) else _MEASURED) // config.context)
     try:

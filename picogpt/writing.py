@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from picogpt.config import GenerateConfig, UserError
+from picogpt.data.tokenizer import IdsTokenizer
 from picogpt.inference.writer import Streams, Writer
 from picogpt.training.monitor import to_stderr
 from picogpt.training.runlog import visible
@@ -42,6 +43,8 @@ class Writing:
         if len(prompt) > LONGEST:
             to_stderr(f"the prompt has {len(prompt):,} characters: the last {LONGEST:,} are read")
             prompt = prompt[-LONGEST:]
+            if tokenizer.name == IdsTokenizer.name:  # what is left of a number is another
+                prompt = prompt.partition(" ")[2]
         text = QUESTION.format(prompt) if self.chat and (prompt or not go_on) else prompt
         read = text
         if unknown := tokenizer.unknown(text):

@@ -244,3 +244,48 @@ def test_tokens_that_were_added_beside_the_vocabulary(tmp_path: Path) -> None:
         with pytest.raises(UserError) as told:
             BpeTokenizer.find(tmp_path)
         assert "\n" not in str(told.value)
+
+
+MISTAKES = [
+    (["import", "--from", "words", "--run", "x", "--tokenizer", "nowhere"], "there is no tokenizer in nowhere"),
+    (["import", "--from", str(PICOGPT), "--run", "x", "--bfloat16"], "leave --tokenizer and --bfloat16 out"),
+    (["export", "--run", "neo", "--out", "x.onnx"], "--out is for the other formats"),
+    (["train", "--run", "neo", "--data", "text.txt"], "is an imported model: --init-from neo --run ANOTHER"),
+    (["train", "--run", "neo", "--fresh", "--data", "text.txt"], "is an imported model: --init-from neo --run ANOTHER"),
+]
+
+
+@pytest.mark.parametrize(("command", "said"), MISTAKES)
+def test_mistakes_with_an_imported_model(command: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_folder(Path("words"), **tiny_with_words("gpt_neo"))
+    write_tables(folder)
+    call("import", "--from", folder, "--run", "neo")
+    Path("text.txt").write_text("the shell, the shells and the sea: " * 400, encoding="utf-8")
+    capsys.readouterr()
+    assert cli.main(command) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+    assert api.load("neo").config.n_layer == 4  # it is still there
+
+
+def test_what_is_said_of_an_imported_model(no_plots: None, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_folder(Path("words"), **tiny_with_words("gpt_neo"))
+    write_tables(folder)
+    call("import", "--from", folder, "--run", "neo", "--tokenizer", folder / "vocab.json")
+    call("logs", "neo")
+    call("info", "--run", "neo")
+    said = capsys.readouterr().out
+    assert "imported from words" in said and "adamw" in said
+    Path("text.txt").write_text("the shell, the shells and the sea: " * 400, encoding="utf-8")
+    call("train", "--init-from", "neo", "--data", "text.txt", "--run", "own", "--steps", "2", "--context", "64")
+    call("logs", "own")
+    assert "bits/token" in capsys.readouterr().out
+
+
+def test_few_bits_of_a_model_without_words_are_not_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    call("import", "--from", GOLDEN / "gpt2", "--run", "bare")
+    call("export", "--run", "bare", "--precision", "int8")
+    said = capsys.readouterr()
+    assert "was not measured: this model came without a tokenizer" in said.out and said.out.count("\n") == 3
+    call("generate", "--run", "bare", "--prompt", "12 " * 5000, "--tokens", "2", "--json")
+    assert set(json.loads(capsys.readouterr().out)["prompt"].split()) == {"12"}

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from picogpt.config import UserError, shown
-from picogpt.data.coding import BORDER, Ids, Tokenizer, smallest_dtype
+from picogpt.data.coding import BORDER, Ids, LibraryMissingError, Tokenizer, smallest_dtype
 
 ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>")
 _FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
@@ -140,7 +140,9 @@ def _load(text: str) -> Any:
     try:
         from tokenizers import Tokenizer as Library
     except ImportError:
-        raise UserError("a byte-level BPE tokenizer takes a package more: pip install 'picogpt[bpe]'") from None
+        raise LibraryMissingError(
+            "a byte-level BPE tokenizer takes a package more: pip install 'picogpt[bpe]'"
+        ) from None
     try:
         return Library.from_str(text)
     except Exception as error:  # the library's exceptions have no other class in common

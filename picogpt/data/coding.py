@@ -11,13 +11,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from picogpt.config import TokenizerName
+from picogpt.config import TokenizerName, UserError
 
 # A text may be parted before white space that follows something else, and the ids stay the same: no number goes over
 # it, and no piece that GPT-2's pattern finds.
 BORDER = re.compile(r"(?<=\S)[ \n]")
 
 Ids = npt.NDArray[np.unsignedinteger[Any]]
+
+
+class LibraryMissingError(UserError):
+    """A tokenizer needs a package that is not there."""
 
 
 class Tokenizer(ABC):

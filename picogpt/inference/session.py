@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from picogpt.config import ModelConfig, Precision, UserError
+from picogpt.data.coding import LibraryMissingError
 from picogpt.data.tokenizer import Tokenizer, from_dict
 from picogpt.inference.modelfile import metadata
 from picogpt.inference.sliding import LOCAL, Sliding, spans
@@ -62,6 +63,8 @@ class OnnxModel:
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
         try:
             self._describe(metadata(path))
+        except LibraryMissingError:
+            raise
         except (OSError, KeyError, ValueError, RecursionError, UserError) as error:
             raise _foreign(path, error) from None
         try:

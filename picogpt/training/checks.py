@@ -76,6 +76,14 @@ def config_of(place: Path) -> RunConfig:
         raise UserError(f"{place} is no checkpoint of a run: give another") from None
 
 
+def is_imported(place: Path) -> bool:
+    """Whether a checkpoint is another program's model, as it was imported. Raises UserError."""
+    try:
+        return bool(read_record(place)["meta"].get("data") == "")
+    except DamageError as damage:
+        raise UserError(f"{damage}: delete {place}, or give another") from None
+
+
 def require_meta(found: Checkpoint) -> None:
     """Raises UserError where a checkpoint does not say all that a run goes on from."""
     match found.meta:

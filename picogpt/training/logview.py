@@ -21,8 +21,14 @@ def summary(log: dict[str, Any], name: str) -> Group:
     """The table, the curve and the last sample of a log from `read_log`, for a terminal."""
     axis, points = entries(log)
     if not points:
-        return Group(_Visible(name, "bold"), Text("no evaluation yet"))
-    parts: list[Any] = [_Visible(name, "bold"), _table(axis, points), _Curve(axis, points)]
+        notices = [_Visible(notice, "") for notice in log["notices"][-1:]]
+        return Group(_Visible(name, "bold"), Text("no evaluation yet"), *notices)
+    match log["config"]:
+        case {"data": {"tokenizer": "bpe" | "ids"}}:
+            bits = "bits/token"
+        case _:
+            bits = "bits/char"
+    parts: list[Any] = [_Visible(name, "bold"), _table(axis, points, bits), _Curve(axis, points)]
     sample = points[-1].get("sample")
     if sample:
         parts += [Text("last sample", "bold"), _Visible(sample, "")]
@@ -39,14 +45,14 @@ class _Visible:
         yield Text(visible(self._text, options.encoding), self._style)
 
 
-def _table(axis: str, points: list[dict[str, Any]]) -> Table:
+def _table(axis: str, points: list[dict[str, Any]], bits: str) -> Table:
     """About _TABLE_ROWS of the evaluations, the first, the best (starred) and the last among them."""
     columns = {
         axis: ("step", "{:,}", 1),
         "tokens": ("tokens", "{:,}", 1),
         "train": ("train_loss", "{:.4f}", 1),
         "val": ("val_loss", "{:.4f}", 1),
-        "bits/char": ("val_loss", "{:.3f}", 1 / ln(2)),
+        bits: ("val_loss", "{:.3f}", 1 / ln(2)),
         "lr": ("lr", "{:.2g}", 1),
         "tok/s": ("tokens_per_second", "{:,.0f}", 1),
         "MB": ("memory_mb", "{:,.0f}", 1),

@@ -10,7 +10,14 @@ from picogpt.data.feed import Feed, open_feed
 from picogpt.data.tokenizer import IdsTokenizer, from_dict
 from picogpt.model.parameters import Arrays, initial_arrays, is_large, merged, parameter_count, parameter_shapes
 from picogpt.training import checkpoint
-from picogpt.training.checks import fit_vocabulary, refuse_differences, require_memory, require_meta, require_shapes
+from picogpt.training.checks import (
+    fit_vocabulary,
+    is_imported,
+    refuse_differences,
+    require_memory,
+    require_meta,
+    require_shapes,
+)
 from picogpt.training.device import fitted_here
 from picogpt.training.runlog import RunLog
 from picogpt.training.snapshot import Checkpoint
@@ -42,6 +49,11 @@ def find_start(
     notify: Callable[[str], None],
 ) -> Start:
     """As `Run` has it. Raises UserError for everything the user can put right."""
+    own = checkpoint.newest(run_dir)
+    if own and is_imported(own):
+        raise UserError(
+            f"run {run_dir.name} is an imported model: --init-from {run_dir.name} --run ANOTHER begins a run from it"
+        )
     damages: list[str] = []
     resumed = None if fresh else checkpoint.latest(run_dir, damages.append, is_large(config.model))
     if damages and not resumed:
