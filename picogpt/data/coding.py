@@ -5,6 +5,7 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import cache
 from hashlib import sha256
 from typing import Any
 
@@ -58,7 +59,7 @@ class Tokenizer(ABC):
 
     def speller(self) -> "Speller":
         """For the ids of one text, one after the other."""
-        return Speller(self.spell)
+        return Speller(cache(self.spell))  # few of the ids make most of a text
 
     @abstractmethod
     def unknown(self, text: str) -> str:

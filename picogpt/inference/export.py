@@ -12,9 +12,9 @@ from typing import Any
 import onnx
 from onnx import GraphProto, ModelProto, helper
 
-from picogpt.config import ModelConfig, Precision, UserError
+from picogpt.config import ModelConfig, Precision
 from picogpt.data.tokenizer import Tokenizer
-from picogpt.files import replace
+from picogpt.files import replace, unwritten
 from picogpt.inference.dialects import FusedGraph, PortableGraph
 from picogpt.inference.quantize import block_of
 from picogpt.inference.weights import Arrays, Beside, Store, inside
@@ -62,8 +62,7 @@ def export(
             with suppress(OSError):
                 left.unlink(missing_ok=True)  # a full disk needs the space back
         if isinstance(error, OSError):
-            what = "free some disk space or look at the folder's permissions"
-            raise UserError(f"cannot write {path} ({error.strerror or error}): {what}") from error
+            raise unwritten(path, error) from error
         raise
     _tidy(path, weights)
 
