@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Optional
 
 from tyro.conf import Positional, arg
 
-from picogpt.config import DataConfig, GenerateConfig, Precision, RunConfig, TrainConfig, UserError
+from picogpt.config import DataConfig, GenerateConfig, Precision, RunConfig, TrainConfig, UserError, WatchConfig
 from picogpt.options import Preset, first_of, parse
 from picogpt.presets import fine_tuning, preset
 
@@ -58,6 +58,7 @@ class TrainArgs(TrainStart):
     """Train a run, or go on with it: the same command continues where it stopped."""
 
     config: RunConfig = field(default_factory=RunConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ def train(argv: Sequence[str]) -> None:
             to_stderr("from a model of another program the settings are fine-tuning's, and not those of the preset")
         start = replace(tuned, data=replace(start.data, tokenizer=before.data.tokenizer))
     args = parse(TrainArgs, "picogpt train", argv, TrainArgs(config=start))
-    Run(args.config, LOGS / name, DATASET, args.fresh, origin).train()
+    Run(args.config, LOGS / name, DATASET, args.fresh, origin, args.watch).train()
 
 
 def generate(argv: Sequence[str]) -> None:

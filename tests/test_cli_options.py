@@ -9,7 +9,7 @@ import pytest
 from running import status_of
 
 from picogpt import cli
-from picogpt.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from picogpt.config import DataConfig, ModelConfig, RunConfig, TrainConfig, WatchConfig
 from picogpt.presets import PRESETS, preset
 
 # Help
@@ -51,7 +51,13 @@ class Recorder:
     asked: tuple[RunConfig, str, bool]
 
     def __init__(
-        self, config: RunConfig, run_dir: Path, dataset_dir: Path, fresh: bool, init_from: Path | None
+        self,
+        config: RunConfig,
+        run_dir: Path,
+        dataset_dir: Path,
+        fresh: bool,
+        init_from: Path | None,
+        watch: WatchConfig,
     ) -> None:
         Recorder.asked = config, run_dir.as_posix(), fresh
 

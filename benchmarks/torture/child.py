@@ -20,7 +20,7 @@ from typing import Any
 
 from picogpt import cli
 from picogpt.data.shards import Shards
-from picogpt.training import checkpoint, monitor, run, saver, snapshot
+from picogpt.training import checkpoint, monitor, run, sample, saver, snapshot
 from picogpt.training.plot import Plotter
 from picogpt.training.trainer import Trainer
 
@@ -302,7 +302,7 @@ FAULTS: dict[str, Callable[[Saboteur], None]] = {
 def main(argv: list[str]) -> int:
     plan = Plan(**json.loads(argv[0]))
     Plotter.redraw = lambda self: None  # type: ignore[method-assign]  # a picture takes longer than the training
-    run.SAMPLE = replace(run.SAMPLE, tokens=6)
+    sample.SAMPLE = replace(sample.SAMPLE, tokens=6)
     for module in (run, saver):
         vars(module)["RETRY_SECONDS"] = 0.2
     saboteur = Saboteur(plan)

@@ -3,19 +3,15 @@
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
 from math import inf, isfinite, nan
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from picogpt.config import GenerateConfig, RunConfig, UserError
+from picogpt.config import RunConfig, UserError, WatchConfig
 from picogpt.data.loader import Batch
-from picogpt.data.tokenizer import IdsTokenizer
 from picogpt.engine.backend import to_host
-from picogpt.inference.writer import Writer
-from picogpt.model.reader import NumpyReader
 from picogpt.rng import generator
 from picogpt.training import checkpoint, monitor
 from picogpt.training.checks import require_meta, require_shapes
@@ -25,14 +21,14 @@ from picogpt.training.divergence import RETURNS, SKIPS, SLOWER, Divergence
 from picogpt.training.lock import run_lock
 from picogpt.training.optim import learning_rate_factor
 from picogpt.training.plot import Plotter
+from picogpt.training.sample import sample
 from picogpt.training.saver import RETRY_SECONDS, Saver
 from picogpt.training.screen import Screen
 from picogpt.training.snapshot import fingerprint
 from picogpt.training.start import find_start, way_of
 from picogpt.training.trainer import NotFiniteError, Trainer
 
-SAMPLE = GenerateConfig(tokens=128, temperature=0.5)
-SAMPLE_PROMPT = "He is a"
+WATCH = WatchConfig()
 FIRST_SAVE = 2.0  # seconds that training waits for it, to know whether it works
 SLOW_DISK = 10.0  # seconds
 
@@ -41,13 +37,22 @@ class Run:
     """One training run. `train()` brings it to its last step.
 
     config: as asked for; its vocabulary may grow to the corpus. run_dir: logs/<name>. init_from: a checkpoint folder
-    whose weights and tokenizer the run starts with. Making one changes nothing in run_dir. Raises UserError for
-    everything the user can put right.
+    whose weights and tokenizer the run starts with. after_evaluation: told of each one, as the log has it, when it is
+    being saved; returns whether to go on. Making one changes nothing in run_dir. Raises UserError for everything the
+    user can put right.
     """
 
     def __init__(
-        self, config: RunConfig, run_dir: Path, dataset_dir: Path, fresh: bool = False, init_from: Path | None = None
+        self,
+        config: RunConfig,
+        run_dir: Path,
+        dataset_dir: Path,
+        fresh: bool = False,
+        init_from: Path | None = None,
+        watch: WatchConfig = WATCH,
+        after_evaluation: Callable[[dict[str, Any]], bool] = lambda _: True,
     ) -> None:
+        self.watch, self._after_evaluation, self.given_up = watch, after_evaluation, False
         self.dir, self.screen, self._fresh = run_dir, Screen(), fresh
         self._seen = _newest(run_dir)
         start = find_start(config, run_dir, dataset_dir, fresh, init_from, self.screen.notice)
@@ -149,7 +154,7 @@ class Run:
             self._save(trainer)
             if self.saver.wait(FIRST_SAVE) and self.saver.problem:
                 raise UserError(self.saver.problem)  # nothing is lost yet
-        while self._progress() < 1 and not stopped():
+        while self._progress() < 1 and not stopped() and not self.given_up:
             try:
                 batch = self._batch(clock, stopped)
             except UserError:
@@ -262,6 +267,7 @@ class Run:
         if not isfinite(val_loss):  # the weights are spoilt, and not worth a line in the log
             self._go_back(trainer, NotFiniteError(self.done - 1, f"validation loss {val_loss}"))
             return
+        seed = int(generator(self.config.train.seed, "sample", self.done).integers(1 << 31))
         entry: dict[str, Any] = {
             "step": self.done,
             "tokens": self.done * self.config.train.batch_size * self.config.context,
@@ -270,7 +276,7 @@ class Run:
             "val_loss": val_loss,
             "tokens_per_second": clock.tokens_per_second,
             "memory_mb": monitor.peak_memory() / 2**20,
-            "sample": self._sample(trainer),
+            "sample": sample(trainer.replicas[0], self.feed.tokenizer, seed),
             **({"text": self.feed.text} if self.feed.text else {}),
         }
         self.seconds += clock.lap()
@@ -283,15 +289,9 @@ class Run:
         self.screen.evaluation(entry)
         self._save(trainer)
         self._undrawn = True
+        self.given_up = not self._after_evaluation(entry)
         self.seconds += clock.lap()
         clock.reset()
-
-    def _sample(self, trainer: Trainer) -> str:
-        tokenizer = self.feed.tokenizer
-        writer = Writer(self.config.model, tokenizer, lambda batch: NumpyReader(trainer.replicas[0], batch))
-        seed = int(generator(self.config.train.seed, "sample", self.done).integers(1 << 31))
-        prompt = "" if tokenizer.name == IdsTokenizer.name else SAMPLE_PROMPT
-        return tokenizer.decode(tokenizer.encode(prompt)) + "".join(writer.stream(prompt, replace(SAMPLE, seed=seed)))
 
     def _save(self, trainer: Trainer) -> bool:
         """Begin to save what is now, but never what diverged. `_look_at_saves` tells how it ended.

@@ -1,0 +1,19 @@
+"""What a model writes while it trains: always after the same words, so that its progress shows."""
+
+from dataclasses import replace
+
+from picogpt.config import GenerateConfig
+from picogpt.data.tokenizer import IdsTokenizer, Tokenizer
+from picogpt.inference.writer import Writer
+from picogpt.model.gpt import GPT
+from picogpt.model.reader import NumpyReader
+
+PROMPT = "He is a"
+SAMPLE = GenerateConfig(tokens=128, temperature=0.5)
+
+
+def sample(model: GPT, tokenizer: Tokenizer, seed: int, prompt: str = PROMPT) -> str:
+    """The prompt, as the tokenizer has it, and 128 tokens after it; a model without words begins with nothing."""
+    prompt = "" if tokenizer.name == IdsTokenizer.name else prompt
+    writer = Writer(model.config, tokenizer, lambda batch: NumpyReader(model, batch))
+    return tokenizer.decode(tokenizer.encode(prompt)) + "".join(writer.stream(prompt, replace(SAMPLE, seed=seed)))
