@@ -20,7 +20,6 @@ from picogpt.config import GenerateConfig, ModelConfig
 from picogpt.data import remote
 from picogpt.model.parameters import Arrays, parameter_shapes
 from picogpt.rng import generator
-from picogpt.training import run as run_module
 from picogpt.training.plot import Plotter
 
 
@@ -56,7 +55,7 @@ def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
 def short_samples() -> Iterator[None]:
     """Evaluations write a few characters only."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_module, "SAMPLE", GenerateConfig(tokens=6))
+        patch.setattr("picogpt.training.sample.SAMPLE", GenerateConfig(tokens=6))
         yield
 
 
