@@ -144,7 +144,7 @@ def stand_before(owner: Any, name: str, call: Callable[..., Any]) -> None:
 
 def in_evaluation(saboteur: Saboteur) -> None:
     saboteur.kills_at(Trainer, "evaluate")
-    saboteur.kills_at(run.Run, "_sample")
+    saboteur.kills_at(run, "sample")
 
 
 def between_log_and_checkpoint(saboteur: Saboteur) -> None:
