@@ -184,6 +184,11 @@ class DataConfig:
         return self.data if isinstance(self.data, tuple) else (self.data,)
 
     @property
+    def unit(self) -> str:
+        """What a token is."""
+        return "char" if self.tokenizer in ("picogpt", "chars") else "token"
+
+    @property
     def limit_bytes(self) -> int:
         """data_limit in bytes; 0 for none, or for one that is no size."""
         match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)I?B?", self.data_limit.strip().upper())

@@ -78,7 +78,7 @@ def test_somebody_at_a_terminal_can_make_room(
     monkeypatch.setattr(run_module, "sleep", make_room)
     monkeypatch.setattr(run.screen, "close", lambda: None)
     before_step(monkeypatch, 11, lambda: setattr(run.screen, "interactive", True))
-    monkeypatch.setattr(run.screen, "evaluation", lambda entry: None)
+    monkeypatch.setattr(run.screen, "evaluation", lambda *_: None)
     run.train()
     assert len(waits) == 1 and "step 12 is not saved yet" in capsys.readouterr().out
     assert result_of(run) == undisturbed

@@ -16,7 +16,8 @@ L0   fields  config  presets  files  rng  seal  unpickle  bfloat16  engine.works
      inference
 L1   interop.stored  interop.safetensors  engine.tape  engine.tensor  data.formats  data.hub  data.corpora  data.shards
      training.snapshot  training.checkpoint  training.runlog  training.logview  training.plot  training.monitor
-     training.status  training.screen  training.divergence  training.clock  training.lock  training.saver
+     training.status  training.panel  training.screen  training.background  training.dashboard  training.events
+     training.divergence  training.clock  training.lock  training.saver
 L2   engine.lanes  engine.ops.linear  engine.ops.activation  engine.ops.norm  engine.ops.attention  engine.ops.loss
      engine.ops  engine  data.prepare  data.loader  data.stream  data.feed  data
 L3   model.layers  model.parameters  model.arithmetic
@@ -24,7 +25,7 @@ L4   model.gpt  model.rolling  model.reader  model.footprint  model
      interop.foreign  interop.torchfile  interop.huggingface  interop.dat
      interop.pickling  interop.picogpt  interop
 L5   training.optim  training.checks  training.device  training.start  training.trainer
-     training.sample  training.run  training
+     training.care  training.roof  training.gauges  training.watch  training.sample  training.run  training
 L6   options  api  report  preparing  importing  converting  exporting  quality  writing
 L7   bench.roof  bench.train  bench.time_to_loss  bench.data  bench.generate  bench.command  bench
 top  __init__  cli  __main__
@@ -41,6 +42,7 @@ DOORS = {
     "pyarrow": ("data.formats",),
     "urllib3": ("data.remote",),
     "tokenizers": ("data.bpe",),
+    "tensorboardX": ("training.events",),
     "torch": (),
     "tensorflow": (),
     "jax": (),

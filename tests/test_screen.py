@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from picogpt.training import screen as screen_module
 from picogpt.training.screen import Screen
@@ -52,12 +53,11 @@ ENTRY: dict[str, Any] = {
 }
 
 
-def run(stream: Stream, width: int = 120, minutes: float = 0.0, **changes: Any) -> str:
+def run(stream: Stream, width: int = 120, eta: float | None = 93.6, **changes: Any) -> str:
     screen = Screen(Console(file=stream, width=width))
-    screen.start(0, 200, minutes)
-    for step in range(1, 51):
-        screen.step(step, 2.9, 3412.0, step * 0.624)
-    screen.evaluation({**ENTRY, **changes})
+    screen.start()
+    screen.draw(Text("what is drawn"))
+    screen.evaluation({**ENTRY, **changes}, 200, eta, "char")
     screen.notice("the picture [of it] was not drawn")
     screen.close()
     screen.close()
@@ -72,7 +72,7 @@ def test_plain_lines_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch,
         monkeypatch.setenv("CI", "true")
     text = run(Stream(terminal=reason != "pipe"), width=40)
     assert text.splitlines() == [
-        "step 50/200  train 2.913  val 2.801  3,412 tokens/s  lr 0.0040  0:00:31  ETA 0:01:34  312 MB",
+        "step 50/200  train 2.913  val 2.801  4.041 bits/char  3,412 tokens/s  lr 0.0040  0:00:31  ETA 0:01:34  312 MB",
         "    the [bold]roman[/bold] [/] empire",
         "note: the picture [of it] was not drawn",
     ]
@@ -87,18 +87,20 @@ def test_forced_colours_on_a_pipe_do_not_animate(monkeypatch: pytest.MonkeyPatch
 def test_lines_are_flushed_at_once() -> None:
     stream = Stream(terminal=False)
     screen = Screen(Console(file=stream))
-    screen.start(0, 10, 0.0)
-    screen.evaluation({"step": 0, "train_loss": None, "val_loss": 4.5, "sample": ""})
+    screen.start()
+    screen.evaluation({"step": 0, "train_loss": None, "val_loss": 4.5, "sample": ""}, 10, None, "token")
     assert isinstance(stream.buffer, io.BytesIO)
-    assert stream.buffer.getvalue() == b"step 0/10  val 4.500\n"
+    assert stream.buffer.getvalue() == b"step 0/10  val 4.500  6.492 bits/token\n"
 
 
-def test_a_terminal_gets_a_line_that_moves_and_evaluations_above_it() -> None:
+def test_a_terminal_gets_a_panel_that_goes_and_evaluations_above_it() -> None:
     text = run(Stream(terminal=True))
-    assert "step 1/200  loss 2.900  3,412 tokens/s  0:00:01  ETA ?" in text
-    assert "step 50/200  train 2.913  val 2.801  3,412 tokens/s  lr 0.0040  0:00:31  ETA 0:01:34  312 MB" in text
-    assert "the [bold]roman[/bold] [/] empire" in text and "the picture [of it] was not drawn" in text
-    assert "\r" in text and text.endswith("\x1b[2K")  # the moving line is wiped at the end
+    assert text.count("what is drawn") == 4  # again below each line, and before it goes
+    assert "step 50/200  train 2.913  val 2.801  4.041 bits/char  3,412 tokens/s" in text
+    assert "lr" not in text and "ETA" not in text  # the panel has them
+    assert "the picture [of it] was not drawn" in text
+    assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1  # the cursor is back
+    assert text.rindex("the [bold]roman[/bold] [/] empire") > text.rindex("\x1b[2K")  # the last sample stays
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
@@ -112,33 +114,36 @@ def test_a_sample_can_hold_anything(encoding: str, terminal: bool, width: int) -
     assert "\x07" not in text and shown.count("y") < 200
 
 
-def test_eta_is_the_sooner_of_steps_and_minutes() -> None:
-    assert "ETA 0:01:34" in run(Stream(terminal=False), minutes=60.0)
-    assert "ETA 0:00:29" in run(Stream(terminal=False), minutes=1.0)
-    assert "ETA 0:00:00" in run(Stream(terminal=False), minutes=0.1)
+def test_a_terminal_is_drawn_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four times a second, or where that takes long, for half of a hundredth of the time."""
+    now = 100.0
+    monkeypatch.setattr(screen_module, "time", SimpleNamespace(monotonic=lambda: now))
+    screen = Screen(Console(file=Stream(terminal=True), width=100))
+    assert not screen.is_due()  # before it is started
+    screen.start()
+    assert screen.is_due()
+    screen.draw(Text("quick"))
+    for now, due in ((100.2, False), (100.3, True)):  # noqa: B007
+        assert screen.is_due() == due
 
+    class Slow:
+        def __rich__(self) -> str:
+            nonlocal now
+            now += 0.01
+            return "slow"
 
-def test_a_resumed_run_counts_its_own_steps_for_the_eta() -> None:
-    stream = Stream(terminal=False)
-    screen = Screen(Console(file=stream))
-    screen.start(1000, 2000, 0.0)
-    for step in range(1001, 1052):
-        screen.step(step, 2.0, 1.0, 9000.0 + step - 1000)  # 9 s a step before, 1 s a step now
-    screen.evaluation({"step": 1051, "train_loss": 2.0, "val_loss": 2.0, "seconds": 9051.0})
-    assert "ETA 0:15:49" in stream.text()
-
-
-@pytest.mark.parametrize("terminal", [False, True])
-def test_steps_are_drawn_four_times_a_second(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    milliseconds = itertools.count()
-    monkeypatch.setattr(screen_module, "time", SimpleNamespace(monotonic=lambda: next(milliseconds) / 1000))
-    stream = Stream(terminal)
-    screen = Screen(Console(file=stream, width=100))
-    screen.start(0, 20_000, 5.0)
-    for step in range(1, 10_001):
-        screen.step(step, 2.0, 3412.0, step * 0.01)
+    screen.draw(Slow())
+    drawn = now
+    for now, due in ((drawn + 0.9, False), (drawn + 8.1, True)):  # noqa: B007
+        assert screen.is_due() == due
     screen.close()
-    assert stream.text().count("loss") in ((40, 41, 42) if terminal else (0,))  # once more at the end
+    assert not screen.is_due()
+
+
+def test_nothing_is_drawn_where_there_is_no_terminal() -> None:
+    screen = Screen(Console(file=Stream(terminal=False)))
+    screen.start()
+    assert not screen.is_due()
 
 
 def test_a_screen_that_cannot_be_written_to_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,17 +152,17 @@ def test_a_screen_that_cannot_be_written_to_is_none(monkeypatch: pytest.MonkeyPa
         with Path(os.devnull).open("wb") as sink:
             stream = Stream(terminal)
             screen = Screen(Console(file=stream, width=100))
-            screen.start(0, 100, 0.0)
+            screen.start()
 
             def gone(_: str) -> int:
                 raise OSError(5, "Input/output error")
 
             monkeypatch.setattr(stream, "write", gone)
             monkeypatch.setattr(stream, "fileno", sink.fileno)
-            screen.step(1, 2.0, 1.0, 1.0)
+            screen.draw(Text("a panel"))
             screen.notice("something")
             screen.warning("something worse")
-            screen.evaluation(ENTRY)
+            screen.evaluation(ENTRY, 100, None, "char")
             screen.close()
 
 

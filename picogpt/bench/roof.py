@@ -15,24 +15,17 @@ from picogpt.config import ModelConfig, RunConfig
 from picogpt.engine.backend import Array
 from picogpt.engine.lanes import Lanes
 from picogpt.rng import generator
+from picogpt.training.roof import sgemm_gflops
 
 SGEMM_SIZE = 2048
 
 Operands = tuple[Array, Array, Array]  # left, right, out
 
 
-def sgemm_gflops(threads: int) -> float:
+def sgemm_on(threads: int) -> float:
     """Billions of float32 operations a second of this many BLAS threads in a large matrix product."""
-    a = generator(0, "sgemm").standard_normal((SGEMM_SIZE, SGEMM_SIZE), np.float32)
-    c = np.empty_like(a)
     with threadpool_limits(threads, user_api="blas"):
-        np.matmul(a, a, out=c)
-        times = []
-        for _ in range(5):
-            began = time.perf_counter()
-            np.matmul(a, a, out=c)
-            times.append(time.perf_counter() - began)
-    return 2 * SGEMM_SIZE**3 / float(np.median(times)) / 1e9
+        return sgemm_gflops(SGEMM_SIZE, 5)
 
 
 class MatmulBound:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from picogpt.bench.roof import MatmulBound, sgemm_gflops
+from picogpt.bench.roof import MatmulBound, sgemm_on
 from picogpt.config import RunConfig, UserError
 from picogpt.engine.lanes import Lanes
 from picogpt.model.parameters import flops_per_token, initial_arrays
@@ -38,7 +38,7 @@ def measure(config: RunConfig, seconds: float) -> dict[str, Any]:
         for _ in range(rounds):
             speeds.append(training.tokens_per_second(seconds / rounds))
             if config.train.device == "cpu":
-                roofs.append(sgemm_gflops(lanes.count * lanes.blas_threads))
+                roofs.append(sgemm_on(lanes.count * lanes.blas_threads))
                 bounds.append(bound.tokens_per_second(seconds / rounds / 4))
     flops = flops_per_token(config.model)
     possible = [limit for limit in bounds if limit is not None]

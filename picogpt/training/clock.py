@@ -19,6 +19,8 @@ class Clock:
 
     def __init__(self, notify: Callable[[str], None]) -> None:
         self._notify, self._longest = notify, 0.0
+        self.last_lap = 0.0
+        """Seconds, as they count."""
         self._last = time.perf_counter()
         self.reset()
 
@@ -27,12 +29,12 @@ class Clock:
 
     def lap(self) -> float:
         now = time.perf_counter()
-        self._lap, self._last = now - self._last, now
-        if self._longest and self._lap > max(_PAUSE, _FACTOR * self._longest):
-            self._notify(f"nothing was done for {self._lap / 60:,.0f} minutes, as if asleep: they are not counted")
-            self._lap = self._longest
-        self._longest = max(self._longest, self._lap)
-        return self._lap
+        self.last_lap, self._last = now - self._last, now
+        if self._longest and self.last_lap > max(_PAUSE, _FACTOR * self._longest):
+            self._notify(f"nothing was done for {self.last_lap / 60:,.0f} minutes, as if asleep: they are not counted")
+            self.last_lap = self._longest
+        self._longest = max(self._longest, self.last_lap)
+        return self.last_lap
 
     def skip(self) -> None:
         """What was since the last look does not count."""
@@ -41,7 +43,7 @@ class Clock:
     def trained(self, tokens: int) -> None:
         """The last lap trained on so many tokens."""
         self._tokens += tokens
-        self._seconds += self._lap
+        self._seconds += self.last_lap
 
     @property
     def tokens_per_second(self) -> float:

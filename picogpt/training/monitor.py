@@ -8,10 +8,13 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 _LEAST_FREE = 0.03  # of the machine's memory: with less, systems begin to swap
+_PROCESSOR_SENSORS = ("coretemp", "k10temp", "zenpower", "cpu_thermal", "soc_thermal", "acpitz")
+_SENSIBLE = 0.0, 150.0  # degrees; broken sensors tell of thousands
 _LOOK, _AFTER_SHORTAGE = 2.0, 15.0  # seconds to the next look
 
 
@@ -83,13 +86,40 @@ def resident_memory() -> int:
 
 def peak_memory() -> int:
     """The most bytes of memory this process has ever held, and what its lanes hold now; shared pages count once."""
+    return _own_peak() - resident_memory() + held_memory()
+
+
+def held_memory() -> int:
+    """Bytes that this process and its lanes hold now; shared pages count once, where the system tells."""
     lanes = multiprocessing.active_children()
     if not lanes:
-        return _own_peak()
-    shares = sum(
-        int(psutil.Process(pid).memory_full_info().pss) for pid in (os.getpid(), *(lane.pid for lane in lanes))
-    )
-    return _own_peak() - resident_memory() + shares
+        return resident_memory()
+    return sum(int(psutil.Process(pid).memory_full_info().pss) for pid in (os.getpid(), *(lane.pid for lane in lanes)))
+
+
+def processor_load() -> float:
+    """Share of all processors that was busy since this was last asked, with whatever else runs."""
+    return float(psutil.cpu_percent()) / 100
+
+
+def temperature() -> tuple[float, float | None] | None:
+    """Degrees Celsius of the processor, and those its sensor calls critical; None where there is no sensor."""
+    if not hasattr(psutil, "sensors_temperatures"):  # Windows, macOS
+        return None
+    sensors: dict[str, list[Any]] = psutil.sensors_temperatures()
+    readings = next((sensors[chip] for chip in _PROCESSOR_SENSORS if sensors.get(chip)), [])
+    hottest = max(readings, key=lambda reading: float(reading.current), default=None)
+    if hottest is None or not _SENSIBLE[0] < hottest.current < _SENSIBLE[1]:
+        return None
+    critical = hottest.critical or hottest.high or 0.0
+    return float(hottest.current), float(critical) if 60 <= critical < _SENSIBLE[1] else None
+
+
+def battery() -> tuple[int, bool] | None:
+    """Percent of the battery that is left, and whether the machine is on the mains; None where there is no battery."""
+    if not hasattr(psutil, "sensors_battery") or (found := psutil.sensors_battery()) is None:
+        return None
+    return round(found.percent), found.power_plugged is not False  # None: not known, and nothing to wait for
 
 
 def _own_peak() -> int:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from math import inf, isfinite, nan
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import numpy as np
@@ -14,19 +15,20 @@ from picogpt.data.loader import Batch
 from picogpt.engine.backend import to_host
 from picogpt.rng import generator
 from picogpt.training import checkpoint, monitor
+from picogpt.training.care import Care
 from picogpt.training.checks import require_meta, require_shapes
 from picogpt.training.clock import Clock, sleep, stop_signals
-from picogpt.training.device import gpu_in_words, lanes_in_words, open_lanes, trained_in_words
+from picogpt.training.device import open_lanes
 from picogpt.training.divergence import RETURNS, SKIPS, SLOWER, Divergence
 from picogpt.training.lock import run_lock
 from picogpt.training.optim import learning_rate_factor
-from picogpt.training.plot import Plotter
 from picogpt.training.sample import sample
 from picogpt.training.saver import RETRY_SECONDS, Saver
 from picogpt.training.screen import Screen
 from picogpt.training.snapshot import fingerprint
 from picogpt.training.start import find_start, way_of
 from picogpt.training.trainer import NotFiniteError, Trainer
+from picogpt.training.watch import EVENTS, Watch, announcement
 
 WATCH = WatchConfig()
 FIRST_SAVE = 2.0  # seconds that training waits for it, to know whether it works
@@ -52,17 +54,18 @@ class Run:
         watch: WatchConfig = WATCH,
         after_evaluation: Callable[[dict[str, Any]], bool] = lambda _: True,
     ) -> None:
-        self.watch, self._after_evaluation, self.given_up = watch, after_evaluation, False
+        self._spared, self._after_evaluation, self.given_up = watch, after_evaluation, False
         self.dir, self.screen, self._fresh = run_dir, Screen(), fresh
-        self._seen = _newest(run_dir)
+        self._seen = fingerprint(checkpoint.newest(run_dir))
         start = find_start(config, run_dir, dataset_dir, fresh, init_from, self.screen.notice)
         self.config, self.fitted, self.feed, self.log = start.config, start.fitted, start.feed, start.log
         self.arrays, self.resumed = start.arrays, start.resumed
         self.done: int = self.resumed.step if self.resumed else 0
+        self.watch = Watch(watch, run_dir, self.screen, self.log)
         for notice in start.notices:
-            self._tell(notice)
+            self.watch.tell(notice)
         meta = self.resumed.meta if self.resumed else {}
-        self.plotter, self.saver = Plotter(run_dir / "log.pkl", run_dir / "log.png"), Saver(run_dir)
+        self.saver = Saver(run_dir)
         self.seconds: float = meta.get("seconds", 0.0)
         self.depth = self.config.model.n_layer  # blocks that train
         self._memory_told = self._undrawn = False
@@ -101,14 +104,14 @@ class Run:
         with ExitStack() as stack:
             stack.callback(self.feed.close)
             for notice in self.feed.begin(self.done * self.config.train.batch_size):
-                self._tell(notice)
-            stack.enter_context(run_lock(self.dir, self._tell))
-            if _newest(self.dir) != self._seen:
+                self.watch.tell(notice)
+            stack.enter_context(run_lock(self.dir, self.watch.tell))
+            if fingerprint(checkpoint.newest(self.dir)) != self._seen:
                 raise UserError(f"run {self.dir.name} was trained by another process meanwhile: give the command again")
             stopped = stack.enter_context(stop_signals(self.screen.interrupt))
             lanes = stack.enter_context(open_lanes(self.fitted))
             stack.push(self._close)
-            trainer = Trainer(self.fitted, self.arrays, lanes)
+            trainer, roof = Trainer(self.fitted, self.arrays, lanes), self.watch.measure(lanes, self.fitted)
             if self.resumed:
                 trainer.restore(self.resumed.model, self.resumed.optimizer)
                 self.resumed.optimizer.clear()
@@ -116,10 +119,12 @@ class Run:
             self.arrays.clear()  # the trainer has its own
             self._clear_the_way()
             lanes.begin()  # before a thread saves
-            self._announce(trainer)
+            self.screen.notice(announcement(self.config, self.fitted, self.feed, trainer.micro_batch))
+            if self.resumed:
+                self.screen.notice(f"going on with run {self.dir.name} after step {self.done}")
             if self.feed.warning:
-                self.screen.warning(self.feed.warning)
-                self.log.notice(self.feed.warning)
+                self.watch.warn(self.feed.warning)
+            self.watch.begin(self.config, self.feed.source, self.done, trainer.work(self.config.train.steps), roof())
             self._train(trainer, stopped)
         self._farewell(stopped())
 
@@ -129,10 +134,7 @@ class Run:
         try:
             self.saver.wait(1.0 if at_once else inf)
         finally:
-            self.screen.close()
-        self.plotter.close(0.0 if at_once else 60.0)
-        if self.plotter.problem and not at_once:
-            self.screen.notice(self.plotter.problem)
+            self.watch.close(at_once)
 
     def _clear_the_way(self) -> None:
         """Take away what the run does not go on from, and write the log: a folder that refuses is found now."""
@@ -140,6 +142,7 @@ class Run:
             checkpoint.clear(self.dir)
             for name in ("log.pkl", "log.png"):
                 (self.dir / name).unlink(missing_ok=True)
+            rmtree(self.dir / EVENTS, ignore_errors=True)
         elif self.resumed:
             checkpoint.set_aside(self.dir, self.done)  # damaged ones
             checkpoint.prune(self.dir)  # and what a save left that was killed: the room may be wanted
@@ -147,9 +150,8 @@ class Run:
         self._log_saved = self.log.to_bytes()
 
     def _train(self, trainer: Trainer, stopped: Callable[[], bool]) -> None:
-        train = self.config.train
-        self.screen.start(self.done, train.steps, train.minutes, trainer.work(train.steps))
-        clock, watch = Clock(self._tell), monitor.MemoryWatch()
+        train, clock, memory = self.config.train, Clock(self.watch.tell), monitor.MemoryWatch()
+        care = Care(self._spared, self.watch.tell, self.watch.pausing)
         if self._saved < 0:
             self._save(trainer)
             if self.saver.wait(FIRST_SAVE) and self.saver.problem:
@@ -169,9 +171,20 @@ class Run:
             elif self.saver.is_due(train.save_minutes):
                 self._save(trainer)
             self._look_at_saves()
-            if watch.is_short():
+            if memory.is_short():
                 self._shrink(trainer)
+            if care.is_battery_low():
+                self._wait_for_mains(trainer, care, stopped)
+                clock.skip()
+            care.cool(stopped)
         self._last_save(trainer, stopped)
+
+    def _wait_for_mains(self, trainer: Trainer, care: Care, stopped: Callable[[], bool]) -> None:
+        if self._saved != self.done:
+            self._save(trainer)
+        self.saver.wait()
+        self._look_at_saves()
+        care.wait_for_mains(stopped)
 
     def _progress(self) -> float:
         """Share of the run that is done, by steps or by minutes, whichever is further."""
@@ -184,11 +197,13 @@ class Run:
         while not stopped():
             try:
                 for notice in self.feed.look(position):
-                    self._tell(notice)
+                    self.watch.tell(notice)
                 return self.feed.batch(position, self.config.train.batch_size)
             except OSError as error:
                 if not told:
-                    self._tell(f"the text cannot be read ({error.strerror or error}): waiting for it; Ctrl-C stops")
+                    self.watch.tell(
+                        f"the text cannot be read ({error.strerror or error}): waiting for it; Ctrl-C stops"
+                    )
                 told = True
                 sleep(RETRY_SECONDS, stopped)
                 clock.skip()
@@ -217,7 +232,8 @@ class Run:
             self._tell_smaller(trainer, "there was no memory left")
         self.seconds += clock.lap()
         clock.trained(y.size)
-        self.screen.step(self.done, loss, clock.tokens_per_second, self.seconds, self.feed.status())
+        took, progress, data = clock.last_lap, self._progress(), self.feed.status()
+        self.watch.step(self.done, loss, took, self.seconds, progress, self.factor, depth, data)
         return further
 
     def _leave_out(self, error: NotFiniteError) -> bool:
@@ -257,11 +273,6 @@ class Run:
         self.screen.notice(text)
         self.log.diverged(self.done, text)
 
-    def _tell(self, notice: str) -> None:
-        """What the user should know now, and find in the log again."""
-        self.screen.notice(notice)
-        self.log.notice(notice)
-
     def _evaluate(self, trainer: Trainer, clock: Clock) -> None:
         val_loss = trainer.evaluate(*self.feed.validation)
         if not isfinite(val_loss):  # the weights are spoilt, and not worth a line in the log
@@ -286,7 +297,7 @@ class Run:
             self.divergence.returns = 0
         self._evaluated = self.done, val_loss
         self.log.evaluation(**entry)
-        self.screen.evaluation(entry)
+        self.watch.evaluation(entry)
         self._save(trainer)
         self._undrawn = True
         self.given_up = not self._after_evaluation(entry)
@@ -332,10 +343,10 @@ class Run:
     def _look_at_saves(self) -> None:
         """Tell what there is to say of them, and draw what was saved."""
         if news := self.saver.news():
-            self._tell(news)
+            self.watch.tell(news)
         if self._undrawn and self.saver.is_through:
             self._undrawn = False
-            self.plotter.redraw()
+            self.watch.saved()
 
     def _last_save(self, trainer: Trainer, stopped: Callable[[], bool]) -> None:
         """Raises UserError where it cannot be and nobody is at the terminal to make room."""
@@ -362,23 +373,11 @@ class Run:
             self._tell_smaller(trainer, free)
         elif not self._memory_told:
             self._memory_told = True
-            self._tell(f"{free} and there is no smaller way to train: close other programs")
+            self.watch.tell(f"{free} and there is no smaller way to train: close other programs")
 
     def _tell_smaller(self, trainer: Trainer, why: str) -> None:
         how = f"{trainer.micro_batch} at a time in each lane{', recomputed' * trainer.recompute}"
-        self._tell(f"{why}: until the next start {how}, which changes the last bits")
-
-    def _announce(self, trainer: Trainer) -> None:
-        train = self.config.train
-        place = gpu_in_words(self.fitted) if self.fitted.train.device == "cuda" else lanes_in_words(trainer.lanes.count)
-        trains = "" if train.train == "all" else f", which trains {trained_in_words(self.config)}"
-        micro = f"{trainer.micro_batch} at a time" + (", recomputed" if self.fitted.train.recompute else "")
-        self.screen.notice(
-            f"{self.feed.describe()}; a step is "
-            f"{train.batch_size} sequences of {self.config.context}, {micro}, on {place}{trains}"
-        )
-        if self.resumed:
-            self.screen.notice(f"going on with run {self.dir.name} after step {self.done}")
+        self.watch.tell(f"{why}: until the next start {how}, which changes the last bits")
 
     def _farewell(self, stopped: bool) -> None:
         if stopped:
@@ -392,9 +391,3 @@ class Run:
             self.screen.notice(
                 f"done: best validation loss {best:.3f}; sample it with: python inference.py --run {self.dir.name}"
             )
-
-
-def _newest(run_dir: Path) -> str:
-    """Which checkpoint is the newest; "" for none."""
-    found = checkpoint.newest(run_dir)
-    return fingerprint(found) if found else ""

@@ -92,8 +92,10 @@ def read(folder: Path, optimizer: bool = True, mapped: bool = False) -> Checkpoi
     return Checkpoint(folder, record["step"], loaded[MODEL], loaded[OPTIMIZER], record["meta"])
 
 
-def fingerprint(folder: Path) -> str:
-    """Tells this checkpoint from every other, without reading its arrays."""
+def fingerprint(folder: Path | None) -> str:
+    """Tells this checkpoint from every other, without reading its arrays; "" for none."""
+    if folder is None:
+        return ""
     try:
         return f"{folder.name}-{crc32(read_bytes(folder / META)):08x}"
     except OSError as error:
