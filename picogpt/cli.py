@@ -15,6 +15,8 @@ from picogpt.config import DataConfig, GenerateConfig, Precision, RunConfig, Tra
 from picogpt.options import Preset, first_of, parse
 from picogpt.presets import fine_tuning, preset
 
+DASHBOARD_PORT = "8050"
+
 
 @dataclass(frozen=True)
 class TrainPreset(Preset):
@@ -133,11 +135,30 @@ class PrepareArgs:
 
 
 @dataclass(frozen=True)
-class LogsArgs:
-    """Show the log of a run: a table and a curve."""
+class _Runs:
+    runs: Positional[tuple[str, ...]]
+    """A run in logs/, its folder, or a log.pkl; or several. A folder of runs stands for all of them. The first is what
+    the others are compared with."""
 
-    path: Positional[str]
-    """A run in logs/, its folder, or a log.pkl."""
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise UserError("give one run or more (see picogpt logs --help)")
+
+
+@dataclass(frozen=True)
+class LogsArgs(_Runs):
+    """Show the log of a run, a table and a curve, or compare several."""
+
+    out: str = ""
+    """Draw the losses as a picture, too: FILE.png or FILE.svg."""
+
+
+@dataclass(frozen=True)
+class ReportArgs(_Runs):
+    """Write one page of runs, which any browser opens without a network: curves, settings, samples, the machine."""
+
+    out: str = ""
+    """The .html file to write. Default: report.html in the folder that is named, or here where several are."""
 
 
 def train(argv: Sequence[str]) -> None:
@@ -147,6 +168,7 @@ def train(argv: Sequence[str]) -> None:
     from picogpt.training.monitor import to_stderr
     from picogpt.training.run import Run
 
+    argv = _with_port(argv)
     first = first_of(_TrainFirst, "picogpt train", argv)
     start, origin = preset(first.preset_name), None
     data = DataConfig(first.data) if first.data else start.data
@@ -161,6 +183,13 @@ def train(argv: Sequence[str]) -> None:
         start = replace(tuned, data=replace(start.data, tokenizer=before.data.tokenizer))
     args = parse(TrainArgs, "picogpt train", argv, TrainArgs(config=start))
     Run(args.config, LOGS / name, DATASET, args.fresh, origin, args.watch).train()
+
+
+def _with_port(argv: Sequence[str]) -> list[str]:
+    """Give --dashboard its value where it has none, which the parser cannot."""
+    following = [*argv[1:], "-"]
+    bare = [i for i, word in enumerate(argv) if word == "--dashboard" and following[i].startswith("-")]
+    return [part for i, word in enumerate(argv) for part in ([word, DASHBOARD_PORT] if i in bare else [word])]
 
 
 def generate(argv: Sequence[str]) -> None:
@@ -235,7 +264,7 @@ def prepare(argv: Sequence[str]) -> None:
 
 def info(argv: Sequence[str]) -> None:
     from picogpt.api import find_checkpoint
-    from picogpt.report import print_costs, print_report
+    from picogpt.infoview import print_costs, print_report
     from picogpt.training.checks import config_of, is_imported
 
     name = first_of(Preset, "picogpt info", argv).preset_name
@@ -255,16 +284,42 @@ def logs(argv: Sequence[str]) -> None:
     from rich.console import Console
 
     from picogpt.api import LOGS
+    from picogpt.files import unwritten
+    from picogpt.reports.compare import Comparison, draw_runs
+    from picogpt.reports.summary import find_logs, read_runs
     from picogpt.training.logview import summary
-    from picogpt.training.runlog import read_log
 
     args = parse(LogsArgs, "picogpt logs", argv)
-    places = [LOGS / args.path, Path(args.path)]
-    path = next((place for place in places if place.exists()), None)
-    if path is None:
-        raise UserError(f"there is no log at {places[0]} or {places[1]}")
-    path = path / "log.pkl" if path.is_dir() else path
-    Console().print(summary(read_log(path), path.parent.name))
+    out = _out(args.out, ".png", ".svg")
+    runs = read_runs(find_logs(args.runs, LOGS))
+    Console().print(Comparison(runs) if runs[1:] else summary(runs[0].log, runs[0].name))
+    if out:
+        try:
+            draw_runs(runs, out)
+        except OSError as error:
+            raise unwritten(out, error) from error
+        print(f"wrote {out}")
+
+
+def report(argv: Sequence[str]) -> None:
+    from picogpt.api import LOGS
+    from picogpt.reports.page import write_page
+    from picogpt.reports.summary import find_logs, read_runs
+
+    args = parse(ReportArgs, "picogpt report", argv)
+    out, paths = _out(args.out, ".html", ".htm"), find_logs(args.runs, LOGS)
+    if not out:
+        inside = paths[0].parent if len(paths) == 1 else paths[0].parent.parent if len(args.runs) == 1 else Path()
+        out = inside / "report.html"
+    write_page(read_runs(paths), out)
+    print(f"wrote {out}: open it in a browser")
+
+
+def _out(name: str, *kinds: str) -> Path | None:
+    """The file to write, of one of these kinds, so that a slip overwrites nothing else. Raises UserError."""
+    if name and Path(name).suffix.lower() not in kinds:
+        raise UserError(f"--out {name} is not the name of a {' or '.join(kinds)} file: give one")
+    return Path(name) if name else None
 
 
 def bench(argv: Sequence[str]) -> None:
@@ -282,6 +337,7 @@ COMMANDS = {
     "prepare": prepare,
     "info": info,
     "logs": logs,
+    "report": report,
     "bench": bench,
 }
 
@@ -322,7 +378,7 @@ def _complain(line: str) -> None:
 
 
 def _usage() -> str:
-    documented = (TrainArgs, GenerateArgs, ExportArgs, ImportArgs, PrepareArgs, InfoArgs, LogsArgs, bench)
+    documented = (TrainArgs, GenerateArgs, ExportArgs, ImportArgs, PrepareArgs, InfoArgs, LogsArgs, ReportArgs, bench)
     lines = [f"  {name:10}{thing.__doc__}" for name, thing in zip(COMMANDS, documented, strict=True)]
     return "\n".join(["usage: picogpt COMMAND [options]    (each command has --help)", "", *lines])
 

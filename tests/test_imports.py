@@ -15,8 +15,9 @@ L0   fields  config  presets  files  rng  seal  unpickle  bfloat16  engine.works
      inference.weights  inference.graph  inference.dialects  inference.export  inference.modelfile  inference.session
      inference
 L1   interop.stored  interop.safetensors  engine.tape  engine.tensor  data.formats  data.hub  data.corpora  data.shards
-     training.snapshot  training.checkpoint  training.runlog  training.logview  training.plot  training.monitor
-     training.status  training.screen  training.divergence  training.clock  training.lock  training.saver
+     training.snapshot  training.checkpoint  training.runlog  training.logview  training.background  training.plot
+     training.monitor  training.status  training.dashboard  training.screen  training.divergence  training.clock
+     training.lock  training.saver
 L2   engine.lanes  engine.ops.linear  engine.ops.activation  engine.ops.norm  engine.ops.attention  engine.ops.loss
      engine.ops  engine  data.prepare  data.loader  data.stream  data.feed  data
 L3   model.layers  model.parameters  model.arithmetic
@@ -25,7 +26,8 @@ L4   model.gpt  model.rolling  model.reader  model.footprint  model
      interop.pickling  interop.picogpt  interop
 L5   training.optim  training.checks  training.device  training.start  training.trainer
      training.sample  training.run  training
-L6   options  api  report  preparing  importing  converting  exporting  quality  writing
+L6   reports.summary  reports.chart  reports.compare  reports.page  reports.server  reports
+     options  api  infoview  preparing  importing  converting  exporting  quality  writing
 L7   bench.roof  bench.train  bench.time_to_loss  bench.data  bench.generate  bench.command  bench
 top  __init__  cli  __main__
 """
@@ -37,10 +39,12 @@ DOORS = {
     "cupyx": ("engine.backend",),
     "onnx": ("inference.weights", "inference.graph", "inference.dialects", "inference.export"),
     "onnxruntime": ("inference.session",),
+    "jinja2": ("reports.page",),
     "matplotlib": ("training.plot",),
     "pyarrow": ("data.formats",),
     "urllib3": ("data.remote",),
     "tokenizers": ("data.bpe",),
+    "waitress": ("reports.server",),
     "torch": (),
     "tensorflow": (),
     "jax": (),

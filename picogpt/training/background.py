@@ -1,0 +1,38 @@
+"""Processes beside training, that must not disturb it: they have a low priority, and an interpreter of their own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+
+_ROOT = Path(__file__).parents[2]  # the folder picogpt is imported from
+
+
+def start(
+    module: str, *arguments: str, stdin: int = subprocess.DEVNULL, stdout: int = subprocess.DEVNULL
+) -> subprocess.Popen[bytes]:
+    """`python -m module arguments`, which Ctrl-C in the terminal does not reach. Raises OSError as the system does."""
+    search = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    flags = 0
+    if sys.platform == "win32":
+        flags = subprocess.CREATE_NEW_PROCESS_GROUP
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *arguments],
+        bufsize=0,
+        stdin=stdin,
+        stdout=stdout,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(search)},
+        start_new_session=True,
+        creationflags=flags,
+    )
+
+
+def give_way() -> None:
+    """Have this process run when no other wants to."""
+    if sys.platform == "win32":
+        psutil.Process().nice(psutil.IDLE_PRIORITY_CLASS)
+    else:
+        os.nice(10)
