@@ -11,7 +11,7 @@ from math import ceil, floor, log10
 
 import numpy as np
 
-from picogpt.training.runlog import Values, visible
+from picogpt.training.runlog import Values
 
 SIZE = 1000  # of the box that is stretched to the page
 _MOST_POINTS = 400  # of a line: more than a page has places
@@ -66,15 +66,17 @@ def chart(curves: Sequence[Curve], axis: str) -> Chart | None:
     top = float(values[steps >= left + _EARLY * (right - left)].max())
     cut = top if top - bottom < (highest - bottom) / 2 else None
     top = highest if cut is None else top
-    room = 0.04 * (top - bottom) or 0.5  # for the width of the lines; one value has no scale of its own
+    room = 0.04 * (top - bottom) if top > bottom else 0.5  # for the width of the lines; one value has no scale
+    room = max(room, 1e-6 * max(1.0, abs(top)))
     bottom, top = bottom - room, top + room
-    left, right = (left - 1, right + 1) if left == right else (left, right + 0.008 * (right - left))
+    more = max(0.008 * (right - left), 1e-6 * abs(right), 1e-3)
+    left, right = (left - more, right + more) if left == right else (left, right + more)
 
     def place(curve: Curve) -> Path:
         x, y = _thinned(curve.values)
         across, down = (x - left) / (right - left) * SIZE, (top - y) / (top - bottom) * SIZE
         points = [f"{a:.1f},{b:.1f}" for a, b in zip(across, np.maximum(down, -SIZE), strict=True)]
-        return Path(visible(curve.label, "utf-8"), curve.look, " ".join(points), points[-1])
+        return Path(curve.label, curve.look, " ".join(points), points[-1])
 
     return Chart(
         axis,

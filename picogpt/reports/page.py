@@ -20,9 +20,22 @@ from picogpt.reports.summary import Summary
 from picogpt.training.runlog import visible
 from picogpt.training.status import Status
 
+
+def _readable(value: Any) -> Any:
+    """What a template is to show: of text, lines in which no character hides or turns around what others say."""
+    if not isinstance(value, str) or hasattr(value, "__html__"):  # a number, or HTML that is safe
+        return value
+    return "\n".join(visible(line, "utf-8") for line in value.split("\n"))
+
+
 _FOLDER = Path(__file__).parent / "templates"
 _TEMPLATES = Environment(
-    loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    loader=FileSystemLoader(_FOLDER),
+    autoescape=True,
+    finalize=_readable,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
 )
 _STYLE, _SCRIPT = ((_FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "live.js"))
 _COLOURS, _DASHES = 6, 5  # that the style sheet has
@@ -73,7 +86,7 @@ def page(runs: Sequence[Summary]) -> str:
 
 def live_page(name: str, live: str, report: str, version: int) -> str:
     """The page that follows a run, from its two parts; `version` is the report's."""
-    head = {"title": visible(name, "utf-8"), "policy": LIVE_POLICY, "style": _STYLE, "script": _SCRIPT}
+    head = {"title": name, "policy": LIVE_POLICY, "style": _STYLE, "script": _SCRIPT}
     return _render("page.html", **head, live=live, report=report, version=version)
 
 
@@ -83,7 +96,7 @@ def report(runs: Sequence[Summary], problem: str = "") -> str:
     return _render(
         "report.html",
         runs=[_shown(i, run, runs[0]) for i, run in enumerate(runs)],
-        problem=visible(problem, "utf-8"),
+        problem=problem,
         chart=_losses(runs) if runs else None,
         chart_title=compare.axis_in_words(runs) if several else "training and validation loss",
         columns=compare.columns(runs) if several else [],
@@ -105,8 +118,8 @@ def _render(template: str, **what: Any) -> str:
 
 def _shown(i: int, run: Summary, first: Summary) -> Shown:
     best, difference = run.best, summary.difference(run, first) if i else None
-    events = [f"step {event['step']:,}: {visible(event['text'], 'utf-8')}" for event in run.log["divergence"]]
-    notices = [visible(notice, "utf-8") for notice in run.log["notices"]]
+    events = [f"step {event['step']:,}: {event['text']}" for event in run.log["divergence"]]
+    notices = run.log["notices"]
     figures = {
         "best": best and f"{best[1]:.4f} at {run.axis} {best[0]:,.0f}",
         "training loss": summary.number(run.train_loss, ".4f"),
@@ -136,13 +149,11 @@ def _shown(i: int, run: Summary, first: Summary) -> Shown:
 def _samples(run: Summary) -> list[tuple[str, str]]:
     written = [point for point in run.points if point.get("sample")]
     ends = written[:1] + written[1:][-1:]
-    return [(f"{run.axis} {point['step']:,}", _readable(point["sample"])) for point in ends]
+    return [(f"{run.axis} {point['step']:,}", _cut(point["sample"])) for point in ends]
 
 
-def _readable(text: str) -> str:
-    """Text in lines, in which no character hides or turns around what others say."""
-    cut = text[:_SAMPLE_CHARACTERS] + ("..." if len(text) > _SAMPLE_CHARACTERS else "")
-    return "\n".join(visible(line, "utf-8") for line in cut.split("\n"))
+def _cut(text: str) -> str:
+    return text[:_SAMPLE_CHARACTERS] + ("..." if len(text) > _SAMPLE_CHARACTERS else "")
 
 
 def _losses(runs: Sequence[Summary]) -> Chart | None:

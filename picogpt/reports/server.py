@@ -24,7 +24,7 @@ from picogpt.config import UserError
 from picogpt.reports.page import LIVE_POLICY, live, live_page, report
 from picogpt.reports.summary import Summary
 from picogpt.training.background import give_way
-from picogpt.training.runlog import read_log, visible
+from picogpt.training.runlog import read_log
 from picogpt.training.status import Status
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class LivePage:
 
     def _render(self) -> str:
         try:
-            return report([Summary(visible(self._name, "utf-8"), read_log(self._path))])
+            return report([Summary(self._name, read_log(self._path))])
         except UserError as error:
             return report([], str(error))
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from picogpt.config import RunConfig, UserError
-from picogpt.training.runlog import Values, entries, is_finite, read_log, series, visible
+from picogpt.training.runlog import Values, entries, is_finite, read_log, series
 
 MOST_RUNS = 52  # a letter for each
 _ABOUT = ("parameters", "machine")  # what a log's config holds beside the settings
@@ -46,7 +46,7 @@ class Summary:
     def machine(self) -> str:
         """One line, or "" for a log that does not tell."""
         told = self.log["config"].get("machine")
-        return visible(told, "utf-8")[:_VALUE_CHARACTERS] if isinstance(told, str) else ""
+        return told[:_VALUE_CHARACTERS] if isinstance(told, str) else ""
 
     @property
     def unit(self) -> str:
@@ -145,7 +145,7 @@ def read_runs(paths: Sequence[Path]) -> list[Summary]:
     """
     names = [path.absolute().parent.name for path in paths]
     long = [path.parent.as_posix() if names.count(name) > 1 else name for path, name in zip(paths, names, strict=True)]
-    return [Summary(visible(name, "utf-8"), read_log(path)) for path, name in zip(paths, long, strict=True)]
+    return [Summary(name, read_log(path)) for path, name in zip(paths, long, strict=True)]
 
 
 def common_axis(runs: Sequence[Summary]) -> str:
@@ -279,7 +279,7 @@ def _flat(config: dict[str, Any]) -> Iterable[tuple[str, Any]]:
 def _shown(value: object) -> str:
     if isinstance(value, list | tuple):
         value = " ".join(map(str, value[:100]))
-    return visible(str(value)[:_VALUE_CHARACTERS], "utf-8")
+    return str(value)[:_VALUE_CHARACTERS]
 
 
 def _number(value: Any) -> float | None:
