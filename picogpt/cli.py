@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal, Optional
 
-from tyro.conf import Positional, arg
+from tyro.conf import arg
 
 from picogpt.config import DataConfig, GenerateConfig, Precision, RunConfig, TrainConfig, UserError, WatchConfig
 from picogpt.options import Preset, first_of, parse
@@ -134,33 +134,6 @@ class PrepareArgs:
     config: DataConfig
 
 
-@dataclass(frozen=True)
-class _Runs:
-    runs: Positional[tuple[str, ...]]
-    """A run in logs/, its folder, or a log.pkl; or several. A folder of runs stands for all of them. The first is what
-    the others are compared with."""
-
-    def __post_init__(self) -> None:
-        if not self.runs:
-            raise UserError("give one run or more (see picogpt logs --help)")
-
-
-@dataclass(frozen=True)
-class LogsArgs(_Runs):
-    """Show the log of a run, a table and a curve, or compare several."""
-
-    out: str = ""
-    """Draw the losses as a picture, too: FILE.png or FILE.svg."""
-
-
-@dataclass(frozen=True)
-class ReportArgs(_Runs):
-    """Write one page of runs, which any browser opens without a network: curves, settings, samples, the machine."""
-
-    out: str = ""
-    """The .html file to write. Default: report.html in the folder that is named, or here where several are."""
-
-
 def train(argv: Sequence[str]) -> None:
     from picogpt.api import DATASET, LOGS, find_checkpoint
     from picogpt.training import checkpoint
@@ -281,45 +254,17 @@ def info(argv: Sequence[str]) -> None:
 
 
 def logs(argv: Sequence[str]) -> None:
-    from rich.console import Console
+    """Show the log of a run, or compare several: a table, and their losses as a plot."""
+    from picogpt.reports.command import logs
 
-    from picogpt.api import LOGS
-    from picogpt.files import unwritten
-    from picogpt.reports.compare import Comparison, draw_runs
-    from picogpt.reports.summary import find_logs, read_runs
-    from picogpt.training.logview import summary
-
-    args = parse(LogsArgs, "picogpt logs", argv)
-    out = _out(args.out, ".png", ".svg")
-    runs = read_runs(find_logs(args.runs, LOGS))
-    Console().print(Comparison(runs) if runs[1:] else summary(runs[0].log, runs[0].name))
-    if out:
-        try:
-            draw_runs(runs, out)
-        except OSError as error:
-            raise unwritten(out, error) from error
-        print(f"wrote {out}")
+    logs(argv)
 
 
 def report(argv: Sequence[str]) -> None:
-    from picogpt.api import LOGS
-    from picogpt.reports.page import write_page
-    from picogpt.reports.summary import find_logs, read_runs
+    """Write one page of a run or several, which any browser opens without a network."""
+    from picogpt.reports.command import report
 
-    args = parse(ReportArgs, "picogpt report", argv)
-    out, paths = _out(args.out, ".html", ".htm"), find_logs(args.runs, LOGS)
-    if not out:
-        inside = paths[0].parent if len(paths) == 1 else paths[0].parent.parent if len(args.runs) == 1 else Path()
-        out = inside / "report.html"
-    write_page(read_runs(paths), out)
-    print(f"wrote {out}: open it in a browser")
-
-
-def _out(name: str, *kinds: str) -> Path | None:
-    """The file to write, of one of these kinds, so that a slip overwrites nothing else. Raises UserError."""
-    if name and Path(name).suffix.lower() not in kinds:
-        raise UserError(f"--out {name} is not the name of a {' or '.join(kinds)} file: give one")
-    return Path(name) if name else None
+    report(argv)
 
 
 def bench(argv: Sequence[str]) -> None:
@@ -378,7 +323,7 @@ def _complain(line: str) -> None:
 
 
 def _usage() -> str:
-    documented = (TrainArgs, GenerateArgs, ExportArgs, ImportArgs, PrepareArgs, InfoArgs, LogsArgs, ReportArgs, bench)
+    documented = (TrainArgs, GenerateArgs, ExportArgs, ImportArgs, PrepareArgs, InfoArgs, logs, report, bench)
     lines = [f"  {name:10}{thing.__doc__}" for name, thing in zip(COMMANDS, documented, strict=True)]
     return "\n".join(["usage: picogpt COMMAND [options]    (each command has --help)", "", *lines])
 

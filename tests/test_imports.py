@@ -26,8 +26,8 @@ L4   model.gpt  model.rolling  model.reader  model.footprint  model
      interop.pickling  interop.picogpt  interop
 L5   training.optim  training.checks  training.device  training.start  training.trainer
      training.sample  training.run  training
-L6   reports.summary  reports.chart  reports.compare  reports.page  reports.server  reports
-     options  api  infoview  preparing  importing  converting  exporting  quality  writing
+L6   options  api  infoview  preparing  importing  converting  exporting  quality  writing
+     reports.summary  reports.chart  reports.compare  reports.page  reports.server  reports.command  reports
 L7   bench.roof  bench.train  bench.time_to_loss  bench.data  bench.generate  bench.command  bench
 top  __init__  cli  __main__
 """
