@@ -81,7 +81,7 @@ def chart(curves: Sequence[Curve], axis: str) -> Chart | None:
     return Chart(
         axis,
         [place(curve) for curve in drawn],
-        [Tick(100 * (top - at) / (top - bottom), text) for at, text in _ticks(bottom, top, 5)],
+        [Tick(100 * (top - at) / (top - bottom), text) for at, text in _ticks(bottom, top, 6)],
         [Tick(100 * (at - left) / (right - left), text) for at, text in _ticks(left, right, 4)],
         cut,
     )

@@ -102,7 +102,7 @@ def report(runs: Sequence[Summary], problem: str = "") -> str:
         columns=compare.columns(runs) if several else [],
         rows=[compare.row(run, runs) for run in runs] if several else [],
         legend=compare.LEGEND,
-        notes=summary.notes(runs),
+        notes=summary.notes(runs) if several else [],
         differing=summary.differing_settings(runs) if runs else {},
     )
 
@@ -120,12 +120,13 @@ def _shown(i: int, run: Summary, first: Summary) -> Shown:
     best, difference = run.best, summary.difference(run, first) if i else None
     events = [f"step {event['step']:,}: {event['text']}" for event in run.log["divergence"]]
     notices = run.log["notices"]
+    whole = f" ({run.share:.0%} of the run)" if run.share is not None and run.share < 1 else ""
     figures = {
         "best": best and f"{best[1]:.4f} at {run.axis} {best[0]:,.0f}",
         "training loss": summary.number(run.train_loss, ".4f"),
         f"bits a {'character' if run.unit == 'char' else 'token'}": summary.number(run.bits, ".3f"),
         "parameters": summary.number(run.parameters, ",.0f"),
-        "steps": summary.number(run.steps, ",.0f"),
+        "steps": summary.number(run.steps, ",.0f") + whole,
         "tokens": summary.number(run.tokens, ",.0f"),
         "time": summary.clock(run.seconds),
         "tokens/s": summary.number(run.tokens_per_second, ",.0f"),

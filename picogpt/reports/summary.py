@@ -178,7 +178,7 @@ def notes(runs: Sequence[Summary]) -> list[str]:
         if run.share is not None and run.share < 1
     ]
     tokenizers = "the losses do not compare, their tokens are of different kinds"
-    found += _differing(runs, tokenizers, lambda run: " ".join(map(str, filter(None, _tokenizer(run)))))
+    found += _differing(runs, tokenizers, lambda run: ", vocabulary ".join(_tokenizer(run)))
     found += _differing(runs, "different text, so the losses are of different tasks", _text)
     trained = "they have not trained on equally many tokens, which is part of the difference"
     found += _differing(runs, trained, lambda run: "" if run.tokens is None else f"{run.tokens:,.0f}")
@@ -247,7 +247,7 @@ def _names(names: list[str]) -> str:
     return ", ".join(names) if len(names) < 4 else f"{names[0]} and {len(names) - 1} more"
 
 
-def _tokenizer(run: Summary) -> tuple[Any, ...]:
+def _tokenizer(run: Summary) -> tuple[str, ...]:
     """Two runs of the same have tokens of the same kind: characters of the corpus are, if there are equally many."""
     return tuple(_shown(run.settings[name]) for name in ("data.tokenizer", "model.vocab_size") if name in run.settings)
 
