@@ -95,7 +95,7 @@ def draw_runs(runs: Sequence[Summary], path: Path) -> None:
         draw(runs[0].log, runs[0].name, path)
         return
     axis = common_axis(runs)
-    draw_comparison([(run.name, run.curve("val_loss", axis)) for run in runs], axis_in_words(runs), axis, path)
+    draw_comparison([(run.name, run.curve("val_loss", axis)) for run in runs], "validation loss", axis, path)
 
 
 def _style(i: int) -> str:
