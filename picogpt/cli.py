@@ -9,11 +9,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal, Optional
 
-from tyro.conf import Positional, arg
+from tyro.conf import arg
 
 from picogpt.config import DataConfig, GenerateConfig, Precision, RunConfig, TrainConfig, UserError, WatchConfig
 from picogpt.options import Preset, first_of, parse
 from picogpt.presets import fine_tuning, preset
+
+DASHBOARD_PORT = "8050"
 
 
 @dataclass(frozen=True)
@@ -132,14 +134,6 @@ class PrepareArgs:
     config: DataConfig
 
 
-@dataclass(frozen=True)
-class LogsArgs:
-    """Show the log of a run: a table and a curve."""
-
-    path: Positional[str]
-    """A run in logs/, its folder, or a log.pkl."""
-
-
 def train(argv: Sequence[str]) -> None:
     from picogpt.api import DATASET, LOGS, find_checkpoint
     from picogpt.training import checkpoint
@@ -147,6 +141,7 @@ def train(argv: Sequence[str]) -> None:
     from picogpt.training.monitor import to_stderr
     from picogpt.training.run import Run
 
+    argv = _with_port(argv)
     first = first_of(_TrainFirst, "picogpt train", argv)
     start, origin = preset(first.preset_name), None
     data = DataConfig(first.data) if first.data else start.data
@@ -161,6 +156,13 @@ def train(argv: Sequence[str]) -> None:
         start = replace(tuned, data=replace(start.data, tokenizer=before.data.tokenizer))
     args = parse(TrainArgs, "picogpt train", argv, TrainArgs(config=start))
     Run(args.config, LOGS / name, DATASET, args.fresh, origin, args.watch).train()
+
+
+def _with_port(argv: Sequence[str]) -> list[str]:
+    """Give --dashboard its value where it has none, which the parser cannot."""
+    following = [*argv[1:], "-"]
+    bare = [i for i, word in enumerate(argv) if word == "--dashboard" and following[i].startswith("-")]
+    return [part for i, word in enumerate(argv) for part in ([word, DASHBOARD_PORT] if i in bare else [word])]
 
 
 def generate(argv: Sequence[str]) -> None:
@@ -235,7 +237,7 @@ def prepare(argv: Sequence[str]) -> None:
 
 def info(argv: Sequence[str]) -> None:
     from picogpt.api import find_checkpoint
-    from picogpt.report import print_costs, print_report
+    from picogpt.infoview import print_costs, print_report
     from picogpt.training.checks import config_of, is_imported
 
     name = first_of(Preset, "picogpt info", argv).preset_name
@@ -252,19 +254,17 @@ def info(argv: Sequence[str]) -> None:
 
 
 def logs(argv: Sequence[str]) -> None:
-    from rich.console import Console
+    """Show the log of a run, or compare several: a table, and their losses as a plot."""
+    from picogpt.reports.command import logs
 
-    from picogpt.api import LOGS
-    from picogpt.training.logview import summary
-    from picogpt.training.runlog import read_log
+    logs(argv)
 
-    args = parse(LogsArgs, "picogpt logs", argv)
-    places = [LOGS / args.path, Path(args.path)]
-    path = next((place for place in places if place.exists()), None)
-    if path is None:
-        raise UserError(f"there is no log at {places[0]} or {places[1]}")
-    path = path / "log.pkl" if path.is_dir() else path
-    Console().print(summary(read_log(path), path.parent.name))
+
+def report(argv: Sequence[str]) -> None:
+    """Write one page of a run or several, which any browser opens without a network."""
+    from picogpt.reports.command import report
+
+    report(argv)
 
 
 def bench(argv: Sequence[str]) -> None:
@@ -282,6 +282,7 @@ COMMANDS = {
     "prepare": prepare,
     "info": info,
     "logs": logs,
+    "report": report,
     "bench": bench,
 }
 
@@ -322,7 +323,7 @@ def _complain(line: str) -> None:
 
 
 def _usage() -> str:
-    documented = (TrainArgs, GenerateArgs, ExportArgs, ImportArgs, PrepareArgs, InfoArgs, LogsArgs, bench)
+    documented = (TrainArgs, GenerateArgs, ExportArgs, ImportArgs, PrepareArgs, InfoArgs, logs, report, bench)
     lines = [f"  {name:10}{thing.__doc__}" for name, thing in zip(COMMANDS, documented, strict=True)]
     return "\n".join(["usage: picogpt COMMAND [options]    (each command has --help)", "", *lines])
 

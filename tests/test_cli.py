@@ -16,6 +16,8 @@ from running import status_of
 from picogpt import cli
 from picogpt.model.parameters import parameter_count
 from picogpt.presets import PRESETS, preset
+from picogpt.training import monitor
+from picogpt.training.runlog import read_log
 
 # Bad input
 
@@ -52,6 +54,13 @@ BAD = {
     "not a log": (["logs", "easy.txt"], "easy.txt is damaged or not a log"),
     "no log inside": (["logs", "folder"], "cannot read the log"),
     "hostile log": (["logs", "hostile"], "names the class"),
+    "one of the logs": (["logs", "pico-easy", "nobody"], "there is no log at"),
+    "a picture of what kind": (["logs", "pico-easy", "--out", "easy.txt"], "not the name of a .png or .svg file"),
+    "a picture nowhere": (["logs", "pico-easy", "--out", "no/x.png"], "cannot write no/x.png (No such file"),
+    "no run to report": (["report", "nobody"], "there is no log at"),
+    "a hostile report": (["report", "pico-easy", "hostile"], "names the class"),
+    "a report of what kind": (["report", "pico-easy", "--out", "easy.txt"], "not the name of a .html or .htm file"),
+    "a report nowhere": (["report", "pico-easy", "--out", "no/x.html"], "cannot write no/x.html (No such file"),
     "bench what": (["bench", "tea"], "picogpt bench measures one of: train, time-to-loss, data, generate"),
     "bench nothing": (["bench"], "picogpt bench measures one of: train"),
     "bench no time": (["bench", "train", "--seconds", "0"], "seconds must be positive, not 0.0"),
@@ -220,6 +229,48 @@ def test_logs_prints_a_table(place: str, home: Path, capsys: pytest.CaptureFixtu
     assert all(column in out for column in ("step", "train", "val", "tok/s", "last sample"))
 
 
+def test_logs_compares_several(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("10", "9"):
+        shutil.copytree(home / "logs/pico-easy", home / "logs/sweep" / name)
+    assert status_of("logs", "pico-easy", "sweep", "--out", "both.svg") == 0
+    out = capsys.readouterr().out
+    assert out.index("a pico-easy") < out.index("b 9 ") < out.index("c 10 ") and "0.00 %" in out
+    assert out.endswith("wrote both.svg\n")
+    picture = (home / "both.svg").read_text(encoding="utf-8")
+    assert picture.startswith("<?xml") and "pico-easy" in picture and "validation loss<" in picture
+
+
+def test_the_picture_of_one_run_is_the_run_s_own(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of("logs", "pico-easy", "--out", "one.PNG") == 0
+    assert "last sample" in capsys.readouterr().out
+    assert (home / "one.PNG").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("argv", "path"),
+    [
+        (["pico-easy"], "logs/pico-easy/report.html"),
+        (["logs/pico-easy/log.pkl"], "logs/pico-easy/report.html"),
+        (["pico-easy", "logs/pico-easy"], "report.html"),
+        (["logs"], "logs/report.html"),
+        (["pico-easy", "--out", "page.htm"], "page.htm"),
+    ],
+)
+def test_report_is_where_it_is_looked_for(
+    argv: list[str], path: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(home / "logs/pico-easy", home / "logs/second")
+    assert status_of("report", *argv) == 0
+    assert capsys.readouterr().out == f"wrote {Path(path)}: open it in a browser\n"
+    page = (home / path).read_text(encoding="utf-8")
+    assert "pico-easy" in page and ("Comparison" in page) == (argv in (["logs"], ["pico-easy", "logs/pico-easy"]))
+
+
+def test_a_log_tells_the_machine(home: Path) -> None:
+    about = read_log(home / "logs/pico-easy/log.pkl")["config"]
+    assert about["machine"] == monitor.machine() and about["parameters"] > 1000
+
+
 # A reader that goes away
 
 
@@ -228,6 +279,7 @@ def test_logs_prints_a_table(place: str, home: Path, capsys: pytest.CaptureFixtu
     "argv",
     [
         ["logs", "pico-easy"],
+        ["logs", "pico-easy", "pico-easy"],
         ["generate", "--prompt", "she\n", "--tokens", "3000"],
         ["info"],
         [*TRAIN, "--run", "piped"],

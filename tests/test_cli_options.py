@@ -33,7 +33,8 @@ def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
         (["bench", "time-to-loss"], ["--seeds", "--target", "--data", "--steps", "--json", "(default: race)"]),
         (["bench", "data"], ["--megabytes", "--tokenizer", "--batch-size", "--json"]),
         (["bench", "generate"], ["--tokens", "--preset", "--run", "--json"]),
-        (["logs"], ["A run in logs/"]),
+        (["logs"], ["A run in logs/", "--out"]),
+        (["report"], ["A run in logs/", "--out"]),
     ],
 )
 def test_help(argv: list[str], options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -49,6 +50,7 @@ class Recorder:
     """In place of Run: notes what it was asked for."""
 
     asked: tuple[RunConfig, str, bool]
+    watch: WatchConfig
 
     def __init__(
         self,
@@ -59,7 +61,7 @@ class Recorder:
         init_from: Path | None,
         watch: WatchConfig,
     ) -> None:
-        Recorder.asked = config, run_dir.as_posix(), fresh
+        Recorder.asked, Recorder.watch = (config, run_dir.as_posix(), fresh), watch
 
     def train(self) -> None:
         pass
@@ -118,12 +120,36 @@ def test_an_empty_run_name_is_the_default(recorder: type[Recorder]) -> None:
         ("bench", "data", "--terabytes", "1"),
         ("bench", "generate", "--n-layer", "1"),
         ("logs",),
+        ("report",),
     ],
 )
 def test_a_wrong_option_is_one_line(argv: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert status_of(*argv) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("picogpt: ") and line.endswith("--help)")
+
+
+@pytest.mark.parametrize(
+    ("argv", "dashboard", "steps"),
+    [
+        ([], "", 2000),
+        (["--dashboard"], "8050", 2000),
+        (["--dashboard", "9000"], "9000", 2000),
+        (["--dashboard=9000"], "9000", 2000),
+        (["--dashboard", "--steps", "5"], "8050", 5),
+        (["--dashboard", "-s", "--steps", "5"], "8050", 5),
+        (["--steps", "5", "--dashboard"], "8050", 5),
+        (["--dashboard", "0.0.0.0:9000", "--steps", "5"], "0.0.0.0:9000", 5),
+        (["--dashboard=[::1]:0"], "[::1]:0", 2000),
+        (["--dashboard", "--dashboard", "7"], "7", 2000),
+        (["--run", "dashboard", "--data", "dashboard"], "", 2000),
+    ],
+)
+def test_dashboard_with_and_without_a_port(
+    argv: list[str], dashboard: str, steps: int, recorder: type[Recorder]
+) -> None:
+    assert status_of("train", *argv) == 0
+    assert (recorder.watch.dashboard, recorder.asked[0].train.steps) == (dashboard, steps)
 
 
 # Fine-tuning

@@ -15,8 +15,8 @@ L0   fields  config  presets  files  rng  seal  unpickle  bfloat16  engine.works
      inference.weights  inference.graph  inference.dialects  inference.export  inference.modelfile  inference.session
      inference
 L1   interop.stored  interop.safetensors  engine.tape  engine.tensor  data.formats  data.hub  data.corpora  data.shards
-     training.snapshot  training.checkpoint  training.runlog  training.logview  training.plot  training.monitor
-     training.status  training.panel  training.screen  training.background  training.dashboard  training.events
+     training.snapshot  training.checkpoint  training.runlog  training.logview  training.background  training.plot
+     training.monitor  training.status  training.panel  training.screen  training.dashboard  training.events
      training.divergence  training.clock  training.lock  training.saver
 L2   engine.lanes  engine.ops.linear  engine.ops.activation  engine.ops.norm  engine.ops.attention  engine.ops.loss
      engine.ops  engine  data.prepare  data.loader  data.stream  data.feed  data
@@ -26,7 +26,8 @@ L4   model.gpt  model.rolling  model.reader  model.footprint  model
      interop.pickling  interop.picogpt  interop
 L5   training.optim  training.checks  training.device  training.start  training.trainer
      training.care  training.roof  training.gauges  training.watch  training.sample  training.run  training
-L6   options  api  report  preparing  importing  converting  exporting  quality  writing
+L6   options  api  infoview  preparing  importing  converting  exporting  quality  writing
+     reports.summary  reports.chart  reports.compare  reports.page  reports.server  reports.command  reports
 L7   bench.roof  bench.train  bench.time_to_loss  bench.data  bench.generate  bench.command  bench
 top  __init__  cli  __main__
 """
@@ -38,11 +39,13 @@ DOORS = {
     "cupyx": ("engine.backend",),
     "onnx": ("inference.weights", "inference.graph", "inference.dialects", "inference.export"),
     "onnxruntime": ("inference.session",),
+    "jinja2": ("reports.page",),
     "matplotlib": ("training.plot",),
     "pyarrow": ("data.formats",),
     "urllib3": ("data.remote",),
     "tokenizers": ("data.bpe",),
     "tensorboardX": ("training.events",),
+    "waitress": ("reports.server",),
     "torch": (),
     "tensorflow": (),
     "jax": (),

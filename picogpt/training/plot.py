@@ -3,22 +3,23 @@
 python -m picogpt.training.plot LOG.pkl LOG.png
 """
 
-import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 
 from picogpt.config import UserError
 from picogpt.files import replace
-from picogpt.training.runlog import entries, is_finite, read_log, series, visible
+from picogpt.training.background import give_way, start
+from picogpt.training.runlog import Values, entries, is_finite, read_log, series, visible
 
-_ROOT = Path(__file__).parents[2]  # the folder picogpt is imported from
+_COLOURS, _DASHES = ("#c8501e", "#2f6fb0", "#2d8a4e", "#8a4fb5", "#b08900", "#5b6770"), ("-", "--", "-.", ":")
 _TRAIN_COLOUR, _VAL_COLOUR, _INK = "#8fb3d9", "#c8501e", "#333333"
 
 
@@ -84,42 +85,56 @@ class Plotter:
 
 def start_plot(log_path: Path, png_path: Path) -> subprocess.Popen[bytes]:
     """Draw `png_path` in a background process of low priority that Ctrl-C in the terminal does not reach."""
-    search = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    flags = 0
-    if sys.platform == "win32":
-        flags = subprocess.CREATE_NEW_PROCESS_GROUP
-    return subprocess.Popen(
-        [sys.executable, "-m", "picogpt.training.plot", str(log_path), str(png_path)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(search)},
-        start_new_session=True,
-        creationflags=flags,
-    )
+    return start("picogpt.training.plot", str(log_path), str(png_path))
 
 
-def draw(log: dict[str, Any], name: str, png_path: Path) -> None:
+@dataclass(frozen=True)
+class _Curve:
+    label: str
+    values: Values
+    colour: str
+    dashes: str = "-"
+
+
+def draw(log: dict[str, Any], name: str, path: Path) -> None:
     """Draw a log from `read_log` under the title `name`, 900 x 540 pixels. Raises OSError as the disk does."""
-    from matplotlib.figure import Figure  # only here: who asks for a Plotter does not pay for matplotlib
+    axis, points = entries(log)
+    val = _Curve("validation", series(points, "val_loss"), _VAL_COLOUR)
+    curves = [_Curve("train", series(points, "train_loss"), _TRAIN_COLOUR), val]
+    _draw(path, name, _facts(log["config"]), axis, curves, best=val.values)
+
+
+def draw_comparison(losses: Sequence[tuple[str, Values]], title: str, axis: str, path: Path) -> None:
+    """Draw the losses of several runs, by name, each in a colour and with dashes of its own. Raises OSError."""
+    curves = [
+        _Curve(name, values, _COLOURS[i % len(_COLOURS)], _DASHES[(i + i // len(_COLOURS)) % len(_DASHES)])
+        for i, (name, values) in enumerate(losses)
+    ]
+    _draw(path, title, "", axis, curves)
+
+
+def _draw(path: Path, title: str, facts: str, axis: str, curves: Sequence[_Curve], best: Values | None = None) -> None:
+    """A .png or .svg, by the name of `path`. best: values whose lowest is marked."""
+    import matplotlib  # only here: who asks for a Plotter does not pay for it
+    from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    axis, points = entries(log)
     figure = Figure(figsize=(9, 5.4), dpi=100, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1))
     axes = figure.add_subplot()
-    for field, label, colour in (("train_loss", "train", _TRAIN_COLOUR), ("val_loss", "validation", _VAL_COLOUR)):
-        steps, values = series(points, field)
+    for curve in curves:
+        steps, values = curve.values
         if steps.size:
-            marker = "o" if steps.size <= 30 else ""
-            width = 1.8 if steps.size <= 1000 else 0.9
-            axes.plot(steps, values, color=colour, linewidth=width, marker=marker, markersize=3.5, label=label)
+            look: dict[str, Any] = {"marker": "o" if steps.size <= 30 else "", "markersize": 3.5}
+            look |= {"linewidth": 1.8 if steps.size <= 1000 else 0.9, "linestyle": curve.dashes}
+            axes.plot(steps, values, color=curve.colour, label=_plain(curve.label), **look)
     if axes.lines:
-        _mark_best(axes, axis, *series(points, "val_loss"))
+        if best:
+            _mark_best(axes, axis, *best)
         axes.legend(loc="upper right", frameon=False, fontsize=10, labelcolor=_INK)
     else:
         axes.text(0.5, 0.5, "no finite loss yet", transform=axes.transAxes, ha="center", color=_INK)
-    axes.set_title(visible(name, "utf-8").replace("$", r"\$"), loc="left", fontsize=13, fontweight="bold", color=_INK)
-    axes.set_title(_facts(log["config"]).replace("$", r"\$"), loc="right", fontsize=10, color="#777777")
+    axes.set_title(_plain(title), loc="left", fontsize=13, fontweight="bold", color=_INK)
+    axes.set_title(_plain(facts), loc="right", fontsize=10, color="#777777")
     axes.set_xlabel(axis, color=_INK)
     axes.set_ylabel("loss, nats a token", color=_INK)
     axes.xaxis.set_major_formatter("{x:,.0f}")
@@ -129,9 +144,16 @@ def draw(log: dict[str, Any], name: str, png_path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#bbbbbb")
     axes.tick_params(colors="#555555", labelsize=9)
-    temporary = png_path.with_name(f".{png_path.name}.tmp")
-    figure.savefig(temporary, format="png")
-    replace(temporary, png_path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with matplotlib.rc_context({"svg.fonttype": "none"}):  # text that can be searched
+        figure.savefig(temporary, format="svg" if path.suffix.lower() == ".svg" else "png")
+    replace(temporary, path)
+
+
+def _plain(text: str) -> str:
+    """Text as it is, in which matplotlib is not to see mathematics, or a label to leave out."""
+    shown = visible(text, "utf-8").replace("$", r"\$")
+    return f" {shown}" if shown.startswith("_") else shown
 
 
 def _mark_best(axes: Any, axis: str, steps: npt.NDArray[np.float64], values: npt.NDArray[np.float64]) -> None:
@@ -179,8 +201,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    if sys.platform == "win32":
-        psutil.Process().nice(psutil.IDLE_PRIORITY_CLASS)
-    else:
-        os.nice(10)
+    give_way()
     sys.exit(main(sys.argv[1:]))

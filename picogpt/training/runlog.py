@@ -24,6 +24,9 @@ _SIZE_LIMIT = 32 << 20  # bytes; ten thousand evaluations are about 6 MB
 _NUMBERS = ("step", "tokens", "seconds", "lr", "train_loss", "val_loss", "tokens_per_second", "memory_mb")
 _SCALARS = (str, int, float, bool, type(None))
 
+Values = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
+"""Steps (N,), or what else is counted, and what there is at each (N,)."""
+
 
 class RunLog:
     """The log being written, in memory; `to_bytes` is the file as a whole, and `save` replaces it."""
@@ -149,7 +152,7 @@ def entries(log: dict[str, Any]) -> tuple[str, list[dict[str, Any]]]:
     return "evaluation", [{"step": i, "train_loss": train, "val_loss": val} for i, (train, val) in pairs]
 
 
-def series(points: list[dict[str, Any]], name: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def series(points: list[dict[str, Any]], name: str) -> Values:
     """Steps (N,) in order and the finite values (N,) of field `name` at them."""
     pairs = sorted((point["step"], point[name]) for point in points if is_finite(point.get(name)))
     steps, values = np.array(pairs, dtype=np.float64).reshape(-1, 2).T

@@ -9,7 +9,7 @@ from picogpt.config import RunConfig, UserError
 from picogpt.data.feed import Feed, open_feed
 from picogpt.data.tokenizer import IdsTokenizer, from_dict
 from picogpt.model.parameters import Arrays, initial_arrays, is_large, merged, parameter_count, parameter_shapes
-from picogpt.training import checkpoint
+from picogpt.training import checkpoint, monitor
 from picogpt.training.checks import (
     fit_vocabulary,
     is_imported,
@@ -99,7 +99,7 @@ def _begin_with(found: Checkpoint, config: RunConfig) -> Arrays:
 
 
 def _log(run_dir: Path, config: RunConfig, fresh: bool, resumed: Checkpoint | None) -> RunLog:
-    about = {**config.to_dict(), "parameters": parameter_count(config.model)[0]}
+    about = {**config.to_dict(), "parameters": parameter_count(config.model)[0], "machine": monitor.machine()}
     log = RunLog(run_dir / "log.pkl", about) if fresh else RunLog.open(run_dir / "log.pkl", about)
     if log.evaluations and not resumed:
         raise UserError(f"{run_dir} has a log but no checkpoint to go on from: start over with --fresh")

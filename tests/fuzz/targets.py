@@ -27,6 +27,8 @@ from picogpt.data.tokenizer import BpeTokenizer, CharTokenizer, IdsTokenizer, Pi
 from picogpt.inference.modelfile import metadata
 from picogpt.interop.torchfile import read_torch
 from picogpt.presets import PRESETS
+from picogpt.reports.page import page
+from picogpt.reports.summary import Summary
 from picogpt.seal import check_file, seal_file, sealed, unsealed
 from picogpt.training import checkpoint, snapshot
 from picogpt.training.logview import summary
@@ -48,6 +50,7 @@ def log(folder: Path, data: bytes) -> None:
     path.write_bytes(data)
     found = read_log(path)
     Console(file=io.TextIOWrapper(io.BytesIO(), encoding="ascii"), width=80).print(summary(found, "name"))
+    assert page([Summary("name", found), Summary("other", found)])
     RunLog.open(path, {}).save()
 
 
