@@ -267,6 +267,13 @@ def report(argv: Sequence[str]) -> None:
     report(argv)
 
 
+def sweep(argv: Sequence[str]) -> None:
+    """Train every combination of some settings with several seeds, and compare them."""
+    from picogpt.sweep.command import sweep
+
+    sweep(argv, run_name)
+
+
 def bench(argv: Sequence[str]) -> None:
     """Measure speed: of training, to a loss, of reading text, of writing it."""
     from picogpt.bench.command import bench
@@ -283,6 +290,7 @@ COMMANDS = {
     "info": info,
     "logs": logs,
     "report": report,
+    "sweep": sweep,
     "bench": bench,
 }
 
@@ -323,7 +331,7 @@ def _complain(line: str) -> None:
 
 
 def _usage() -> str:
-    documented = (TrainArgs, GenerateArgs, ExportArgs, ImportArgs, PrepareArgs, InfoArgs, logs, report, bench)
+    documented = (TrainArgs, GenerateArgs, ExportArgs, ImportArgs, PrepareArgs, InfoArgs, logs, report, sweep, bench)
     lines = [f"  {name:10}{thing.__doc__}" for name, thing in zip(COMMANDS, documented, strict=True)]
     return "\n".join(["usage: picogpt COMMAND [options]    (each command has --help)", "", *lines])
 

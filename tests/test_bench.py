@@ -13,7 +13,7 @@ from running import EASY, config_for, open_run, status_of
 
 from picogpt.bench import time_to_loss
 from picogpt.bench.roof import MatmulBound
-from picogpt.bench.time_to_loss import full_loss, race
+from picogpt.bench.time_to_loss import race
 from picogpt.config import ModelConfig, RunConfig
 from picogpt.data.loader import validation_windows
 from picogpt.data.prepare import prepare
@@ -23,7 +23,8 @@ from picogpt.model.gpt import GPT
 from picogpt.model.parameters import as_tensors, flops_per_token, parameter_shapes
 from picogpt.model.rolling import sequence_logits
 from picogpt.presets import PRESETS, preset
-from picogpt.training import checkpoint
+from picogpt.training import checkpoint, fullloss
+from picogpt.training.fullloss import full_loss
 from picogpt.training.trainer import Trainer
 
 SHAPE = ["--context-len", "16", "--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--lanes", "2"]
@@ -129,7 +130,7 @@ def shards(folder: Path, ids: np.ndarray) -> Shards:
 def test_the_full_loss_counts_every_token_once(
     count: int, pass_tokens: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(time_to_loss, "PASS_TOKENS", pass_tokens)
+    monkeypatch.setattr(fullloss, "PASS_TOKENS", pass_tokens)
     config = config_for(tmp_path, context=32, micro_batch=2)
     arrays = lively_arrays(config.model)
     ids = np.random.default_rng(count).integers(0, 88, count)

@@ -25,9 +25,11 @@ L4   model.gpt  model.rolling  model.reader  model.footprint  model
      interop.foreign  interop.torchfile  interop.huggingface  interop.dat
      interop.pickling  interop.picogpt  interop
 L5   training.optim  training.checks  training.device  training.start  training.trainer
-     training.care  training.roof  training.gauges  training.watch  training.sample  training.run  training
+     training.care  training.roof  training.gauges  training.watch  training.sample  training.fullloss  training.run
+     training
 L6   options  api  infoview  preparing  importing  converting  exporting  quality  writing
      reports.summary  reports.chart  reports.compare  reports.page  reports.server  reports.command  reports
+     sweep.cases  sweep.worker  sweep.study  sweep.result  sweep.command  sweep
 L7   bench.roof  bench.train  bench.time_to_loss  bench.data  bench.generate  bench.command  bench
 top  __init__  cli  __main__
 """
@@ -46,6 +48,7 @@ DOORS = {
     "tokenizers": ("data.bpe",),
     "tensorboardX": ("training.events",),
     "waitress": ("reports.server",),
+    "optuna": ("sweep.study",),
     "torch": (),
     "tensorflow": (),
     "jax": (),

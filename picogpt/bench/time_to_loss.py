@@ -8,23 +8,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-
 from picogpt.config import DataConfig, RunConfig, UserError
 from picogpt.data.corpora import open_corpus
 from picogpt.data.loader import Loader, validation_windows
 from picogpt.data.prepare import prepare
-from picogpt.data.shards import Shards
 from picogpt.model.parameters import initial_arrays, parameter_count
 from picogpt.training import monitor
 from picogpt.training.checks import fit_vocabulary
 from picogpt.training.device import fitted_here, open_lanes
+from picogpt.training.fullloss import full_loss
 from picogpt.training.optim import learning_rate_factor
 from picogpt.training.trainer import Trainer
 
 SLICE = 16  # one validation window in so many is looked at along the way
 NEAR = 0.03  # nats from the target at which all of them are
-PASS_TOKENS = 1 << 20  # validated at once
 
 
 @dataclass(frozen=True)
@@ -113,24 +110,3 @@ def race(config: RunConfig, target: float, dataset_dir: Path) -> Outcome:
                 if loss <= target or progress >= 1:
                     total = seconds() + evaluating
                     return Outcome(loss <= target, done, loss, seconds(), total, monitor.peak_memory())
-
-
-def full_loss(trainer: Trainer, tokens: Shards) -> float:
-    """The mean loss over every token but the first, each once, in nats a token.
-
-    Windows lie side by side; the last one may be shorter and counts by its own tokens. Raises UserError for fewer than
-    two tokens.
-    """
-    if len(tokens) < 2:
-        raise UserError("the validation text has no token to predict: use more text or a larger --val-fraction")
-    context, targets = trainer.config.context, len(tokens) - 1
-    whole = targets // context * context
-    step = max(1, PASS_TOKENS // context) * context
-    spans = [(start, min(start + step, whole)) for start in range(0, whole, step)]
-    spans += [(whole, targets)] if whole < targets else []
-    total = 0.0
-    for start, stop in spans:
-        ids = tokens.read(start, stop + 1).astype(np.int32)
-        width = min(context, stop - start)
-        total += trainer.evaluate(ids[:-1].reshape(-1, width), ids[1:].reshape(-1, width)) * (stop - start)
-    return total / targets

@@ -94,7 +94,7 @@ class Run:
         Raises UserError where another process trains the run, and for what goes wrong on the way; what was saved
         before is then sound.
         """
-        if self._progress() >= 1:
+        if self.progress() >= 1:
             self.screen.notice(
                 f"run {self.dir.name} has trained its {self.done} steps already: raise --steps or --minutes to go on, "
                 "or start over with --fresh"
@@ -156,7 +156,7 @@ class Run:
             self._save(trainer)
             if self.saver.wait(FIRST_SAVE) and self.saver.problem:
                 raise UserError(self.saver.problem)  # nothing is lost yet
-        while self._progress() < 1 and not stopped() and not self.given_up:
+        while self.progress() < 1 and not stopped() and not self.given_up:
             try:
                 batch = self._batch(clock, stopped)
             except UserError:
@@ -166,7 +166,7 @@ class Run:
                 break
             if not self._step(trainer, clock, batch):
                 continue  # it went back, to where all is saved
-            if self.done % train.eval_interval == 0 or self._progress() >= 1:
+            if self.done % train.eval_interval == 0 or self.progress() >= 1:
                 self._evaluate(trainer, clock)
             elif self.saver.is_due(train.save_minutes):
                 self._save(trainer)
@@ -186,7 +186,7 @@ class Run:
         self._look_at_saves()
         care.wait_for_mains(stopped)
 
-    def _progress(self) -> float:
+    def progress(self) -> float:
         """Share of the run that is done, by steps or by minutes, whichever is further."""
         train = self.config.train
         return max(self.done / train.steps, self.seconds / (60 * train.minutes) if train.minutes else 0.0)
@@ -211,7 +211,7 @@ class Run:
 
     def _step(self, trainer: Trainer, clock: Clock, batch: Batch) -> bool:
         """Returns whether the run is a step further, and not back where all was well."""
-        (x, y), progress, further = batch, self._progress(), True
+        (x, y), progress, further = batch, self.progress(), True
         factor, depth = learning_rate_factor(self.config.train, self.done, progress), trainer.depth_at(progress)
         self.factor = factor * self.divergence.rate
         if depth != self.depth:
@@ -232,7 +232,7 @@ class Run:
             self._tell_smaller(trainer, "there was no memory left")
         self.seconds += clock.lap()
         clock.trained(y.size)
-        took, progress, data = clock.last_lap, self._progress(), self.feed.status()
+        took, progress, data = clock.last_lap, self.progress(), self.feed.status()
         self.watch.step(self.done, loss, took, self.seconds, progress, self.factor, depth, data)
         return further
 
@@ -388,6 +388,7 @@ class Run:
                 f"training diverged before its time was over: run {self.dir.name} has it up to step {self._saved}"
             )
         elif (best := self.log.best_loss) is not None:
+            name = self.dir.as_posix().removeprefix("logs/")  # a sweep's run has its folder in the sweep's
             self.screen.notice(
-                f"done: best validation loss {best:.3f}; sample it with: python inference.py --run {self.dir.name}"
+                f"done: best validation loss {best:.3f}; sample it with: python inference.py --run {name}"
             )

@@ -1,0 +1,1 @@
+"""Experiments that compare themselves: one command, several cases, several seeds, one table."""

@@ -1,0 +1,160 @@
+"""One run of a sweep, in a process of its own: its memory is its own, and so is what goes wrong."""
+
+import os
+import signal
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from picogpt.config import RunConfig, UserError, WatchConfig
+from picogpt.data.prepare import prepare
+from picogpt.data.shards import Shards, Span
+from picogpt.data.tokenizer import from_dict
+from picogpt.model.gpt import GPT
+from picogpt.model.parameters import as_tensors, initial_arrays, merged, parameter_count
+from picogpt.training import checkpoint
+from picogpt.training.device import open_lanes
+from picogpt.training.fullloss import full_loss
+from picogpt.training.run import Run
+from picogpt.training.sample import sample
+from picogpt.training.trainer import Trainer
+
+MOST_TOKENS = 1_000_000  # that a loss at the end is taken over
+SAMPLE_SEED = 1  # of what every run of a sweep writes
+_GIVE_UP = 20.0  # seconds after a second Ctrl-C
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be trained, where, and how it is watched."""
+
+    config: RunConfig
+    run_dir: Path
+    dataset_dir: Path
+    watch: WatchConfig
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How it ended: "done" with its figures, "pruned", "stopped", or "failed" with a reason."""
+
+    state: str
+    figures: dict[str, Any]
+    reason: str = ""
+
+
+class Worker:
+    """The process. It tells of every evaluation, and asks whether to go on."""
+
+    def __init__(self, order: Order) -> None:
+        context = get_context("spawn")
+        self.link, theirs = context.Pipe()
+        self._process = context.Process(target=_work, args=(theirs, order))
+        self._process.start()
+        theirs.close()
+        self._asked = False
+
+    def next(self, stopped: bool) -> tuple[float, float] | Outcome | None:
+        """Share of the run that is done and its validation loss, or how it ended; None: nothing new yet.
+
+        stopped: ask it to save and end. Raises UserError where it ended without a word.
+        """
+        if stopped and not self._asked:
+            self._asked = True
+            self._interrupt()
+        try:
+            if not self.link.poll(0.2):
+                return None
+            news: tuple[float, float] | Outcome = self.link.recv()
+        except (EOFError, OSError):
+            self._process.join()
+            status = self._process.exitcode
+            return Outcome("failed", {}, f"its process ended with status {status}, perhaps for want of memory")
+        return news
+
+    def answer(self, goes_on: bool) -> None:
+        with suppress(OSError):  # it has ended, which `next` will tell
+            self.link.send(goes_on)
+
+    def close(self) -> None:
+        """Wait for the process; one that is still training is ended at once."""
+        if self._process.is_alive() and sys.exc_info()[0]:
+            self._interrupt()
+            self._interrupt()
+            self._process.join(_GIVE_UP)
+            self._process.kill()
+        self._process.join()
+        self.link.close()
+
+    def _interrupt(self) -> None:
+        if sys.platform != "win32" and self._process.pid:  # there, Ctrl-C has reached it already
+            with suppress(ProcessLookupError):
+                os.kill(self._process.pid, signal.SIGINT)
+
+
+def _work(link: Connection, order: Order) -> None:
+    if hasattr(os, "setsid"):
+        os.setsid()  # Ctrl-C is for who has made this process, which hands it on
+    try:
+        link.send(_trained(link, order))
+    except UserError as error:
+        link.send(Outcome("failed", {}, str(error)))
+    except MemoryError:
+        link.send(Outcome("failed", {}, "out of memory"))
+    except KeyboardInterrupt:
+        link.send(Outcome("stopped", {}))
+
+
+def _trained(link: Connection, order: Order) -> Outcome:
+    pruned = False
+
+    def ask(entry: dict[str, Any]) -> bool:
+        nonlocal pruned
+        try:
+            link.send((run.progress(), entry["val_loss"]))
+            pruned = not link.recv()
+        except (EOFError, OSError):
+            return False  # nobody is there any more: it is saved, and goes on another time
+        return not pruned
+
+    run = Run(order.config, order.run_dir, order.dataset_dir, watch=order.watch, after_evaluation=ask)
+    run.train()
+    if pruned and run.progress() < 1:
+        return Outcome("pruned", {})
+    if run.progress() < 1:
+        return Outcome("stopped", {})
+    return Outcome("done", _figures(order, run))
+
+
+def _figures(order: Order, run: Run) -> dict[str, Any]:
+    """Of a run that is at its end: losses over many tokens, and what it wrote before and after."""
+    place = checkpoint.newest(order.run_dir)
+    assert place is not None
+    found, last = checkpoint.load(place, optimizer=False), run.log.evaluations[-1]
+    config, arrays = merged(run.config.model, found.model)
+    tokenizer, seed = from_dict(found.meta["tokenizer"]), run.config.train.seed
+    untrained = GPT(config, as_tensors(initial_arrays(config, seed)))
+    with open_lanes(run.fitted) as lanes:
+        trainer = Trainer(run.fitted, found.model, lanes)
+        data = prepare(order.config.data, order.dataset_dir, lambda _: None)
+        val = _part(data.val, MOST_TOKENS)
+        losses = {"val_loss": full_loss(trainer, val), "train_loss": full_loss(trainer, _part(data.train, len(val)))}
+    return {
+        **losses,
+        "parameters": parameter_count(run.config.model)[0],
+        "tokens": last["tokens"],
+        "seconds": run.seconds,
+        "tokens_per_second": median(entry["tokens_per_second"] for entry in run.log.evaluations),
+        "memory_mb": last["memory_mb"],
+        "before": sample(untrained, tokenizer, SAMPLE_SEED),
+        "after": sample(GPT(config, as_tensors(arrays)), tokenizer, SAMPLE_SEED),
+    }
+
+
+def _part(tokens: Shards, most: int) -> Span:
+    return Span(tokens, 0, min(len(tokens), most))
