@@ -171,7 +171,7 @@ def test_any_number_of_a_log_can_be_shown(tmp_path: Path, seconds: float) -> Non
     [
         (None, "-"),
         (0, "0"),
-        (9_999, "9,999"),
+        (9_990, "9,990"),
         (17_664, "17.7k"),
         (6_341_120, "6.34M"),
         (999_960, "1M"),
