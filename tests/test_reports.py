@@ -88,8 +88,8 @@ def test_losses_of_other_tokens_have_no_difference(tmp_path: Path) -> None:
         ({"batch_size": 8}, "not trained on equally many tokens, which is part of the difference (a: 204,800; b: 102"),
         ({"context_len": 64}, "different windows of the validation text"),
         ({"eval_interval": 7}, "different windows of the validation text"),
-        ({"steps": 200}, "b is not at its end: 50% of its steps or minutes"),
-        ({"minutes": 2.0, "steps": 1000}, "b is not at its end: 50% of its steps or minutes"),
+        ({"steps": 200}, "b is not at its end: 50 % of its steps or minutes"),
+        ({"minutes": 2.0, "steps": 1000}, "b is not at its end: 50 % of its steps or minutes"),
         ({"about": {}}, "b tells no settings"),
         ({"about": {"machine": "another"}}, "different machines (a: Old i3, 2 cores, 8 GB, Linux; b: another)"),
     ],
@@ -168,7 +168,16 @@ def test_any_number_of_a_log_can_be_shown(tmp_path: Path, seconds: float) -> Non
 
 @pytest.mark.parametrize(
     ("number", "told"),
-    [(None, "-"), (0, "0"), (9_999, "9,999"), (17_664, "17.7k"), (6_341_120, "6.34M"), (2.5e9, "2.5G"), (3e12, "3T")],
+    [
+        (None, "-"),
+        (0, "0"),
+        (9_990, "9,990"),
+        (17_664, "17.7k"),
+        (6_341_120, "6.34M"),
+        (999_960, "1M"),
+        (2.5e9, "2.5G"),
+        (3e12, "3T"),
+    ],
 )
 def test_counts_are_short(number: float | None, told: str) -> None:
     assert summary.count(number) == told

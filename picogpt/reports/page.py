@@ -120,7 +120,7 @@ def _shown(i: int, run: Summary, first: Summary) -> Shown:
     best, difference = run.best, summary.difference(run, first) if i else None
     events = [f"step {event['step']:,}: {event['text']}" for event in run.log["divergence"]]
     notices = run.log["notices"]
-    whole = f" ({run.share:.0%} of the run)" if run.share is not None and run.share < 1 else ""
+    whole = f" ({100 * run.share:.0f} % of the run)" if run.share is not None and run.share < 1 else ""
     figures = {
         "best": best and f"{best[1]:.4f} at {run.axis} {best[0]:,.0f}",
         "training loss": summary.number(run.train_loss, ".4f"),

@@ -173,7 +173,7 @@ def notes(runs: Sequence[Summary]) -> list[str]:
     found = [f"{run.name} has no evaluation yet" for run in runs if not run.points]
     runs = [run for run in runs if run.points]
     found += [
-        f"{run.name} is not at its end: {run.share:.0%} of its steps or minutes"
+        f"{run.name} is not at its end: {100 * run.share:.0f} % of its steps or minutes"
         for run in runs
         if run.share is not None and run.share < 1
     ]
@@ -208,7 +208,7 @@ def all_settings(run: Summary) -> dict[str, str]:
 def count(number: float | None) -> str:
     """Three digits of a large number: 6.34M."""
     for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e4)):
-        if number is not None and abs(number) >= size:
+        if number is not None and abs(number) >= 0.9995 * size:  # what would be rounded up to it
             return f"{number / (1e3 if unit == 'k' else size):.3g}{unit}"
     return "-" if number is None else f"{number:,.0f}"
 
