@@ -125,9 +125,9 @@ def _check(base: RunConfig, option: str, name: str, values: list[str]) -> None:
     if name == "seed":
         raise UserError("--vary seed is what --seeds does: give --seeds 3, say")
     if name not in known or "=" not in option:
-        raise UserError(f"--vary {option} is not NAME=VALUE,VALUE,... with the name of an option of train")
+        raise UserError(f"--vary {shown(option)} is not NAME=VALUE,VALUE,... with the name of an option of train")
     if not all(values) or len(set(values)) < len(values):
-        raise UserError(f"--vary {option} has a value that is empty, or twice the same: give each once")
+        raise UserError(f"--vary {shown(option)} has a value that is empty, or twice the same: give each once")
 
 
 def _with(base: RunConfig, values: dict[str, str]) -> RunConfig:

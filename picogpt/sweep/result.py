@@ -113,7 +113,7 @@ def notes(found: Sequence[Result]) -> list[str]:
             ]
             if names:
                 lines.append(
-                    f"trained on {word} tokens than in the first, which is part of the difference: {'; '.join(names)}"
+                    f"trained on {word} tokens than the first, which is part of the difference: {'; '.join(names)}"
                 )
     for result in found:
         for trial in result.trials:
