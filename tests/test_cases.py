@@ -28,7 +28,7 @@ def test_every_combination_comes_and_the_first_values_are_the_base() -> None:
         (8, 5000),
         (8, 10_000),
     ]
-    assert all(re.fullmatch(r"[\w.+-]+", case.folder) for case in cases)
+    assert all(re.fullmatch(r"[\w.+-]+", case.run_folder(1)) for case in cases)
     assert cases[1].config == replace(
         BASE, model=replace(BASE.model, n_head=4), train=replace(BASE.train, steps=10_000)
     )
@@ -87,7 +87,7 @@ def test_any_text_is_cases_or_one_line(options: list[str]) -> None:
     except UserError as error:
         assert len(str(error).splitlines()) == 1
     else:
-        assert len({case.folder for case in cases}) == len(cases)
+        assert len({case.run_folder(1) for case in cases}) == len(cases)
 
 
 @given(
@@ -137,5 +137,7 @@ def test_options_go_to_every_case_and_steps_keep_their_ratio() -> None:
     cases = exercise(shorter)
     assert [case.config.train.steps for case in cases] == [200, 400, 200, 200]
     assert {case.config.train.batch_size for case in cases} == {4}
+    same = exercise(lambda start: replace(start, train=replace(start.train, steps=5000)))
+    assert [case.config.train.steps for case in same] == [5000, 10_000, 5000, 5000]
     with pytest.raises(UserError, match="base and heads are the same"):
         exercise(lambda start: replace(start, model=replace(start.model, n_head=2)))

@@ -33,10 +33,9 @@ class Case:
     config: RunConfig
     published: Published | None = None
 
-    @property
-    def folder(self) -> str:
-        """Its name, as part of a path."""
-        return re.sub(r"[^\w.+-]+", "_", self.name.replace("=", "-"))
+    def run_folder(self, seed: int) -> str:
+        """Of its run with this seed, in that of the sweep."""
+        return re.sub(r"[^\w.+-]+", "_", self.name.replace("=", "-")) + f"-{seed}"
 
 
 # The course's notebook, one seed each. It prints the last difference as an improvement, which it is not.
@@ -85,9 +84,10 @@ def exercise(parsed: Callable[[RunConfig], RunConfig]) -> list[Case]:
     starts = {name: preset(f"exercise-{name}") for name in _STUDY}
     configs = {name: parsed(start) for name, start in starts.items()}
     base = starts["base"].train.steps
+    given = any(configs[name].train.steps != start.train.steps for name, start in starts.items())
     cases = []
     for name, config in configs.items():
-        if configs["base"].train.steps != base:
+        if given:
             steps = configs["base"].train.steps * starts[name].train.steps // base
             config = replace(config, train=replace(config.train, steps=steps))
         cases.append(Case(name, {"case": name}, config, _STUDY[name]))
@@ -161,6 +161,6 @@ def _distinct(cases: list[Case]) -> list[Case]:
         for other in cases[:i]:
             if case.config == other.config:
                 raise UserError(f"the cases {other.name} and {case.name} are the same with these options")
-            if case.folder == other.folder:
+            if case.run_folder(0) == other.run_folder(0):
                 raise UserError(f"the cases {other.name} and {case.name} would have one folder: vary them apart")
     return cases

@@ -18,7 +18,7 @@ from picogpt.options import Preset, first_of, parse
 from picogpt.presets import preset
 from picogpt.sweep.cases import EXERCISE, Budget, Case, exercise, seeded, varied, within
 from picogpt.sweep.result import COLUMNS, Result, markdown, notes, results, table
-from picogpt.sweep.study import Study, clear
+from picogpt.sweep.study import TABLE, Study
 from picogpt.sweep.worker import Order, Outcome, Worker
 from picogpt.training.clock import stop_signals
 from picogpt.training.lock import run_lock
@@ -30,7 +30,8 @@ from picogpt.training.runlog import visible
 class SweepArgs(Preset):
     """Train every combination of some settings with several seeds, and compare them.
 
-    The same command goes on where it stopped. --preset exercise is a course's study of four cases, with its figures.
+    The same command goes on where it stopped; a run that diverges is told of, and the others go on. --preset exercise
+    is a course's study of four cases, with its figures.
     """
 
     vary: UseAppendAction[tuple[str, ...]] = ()
@@ -61,11 +62,9 @@ def sweep(argv: Sequence[str], checked: Callable[[str], str]) -> None:
     default = "-".join(["sweep", args.preset if args.preset == EXERCISE else "-".join(cases[0].values)])
     folder = LOGS / checked(args.run or default)
     seeds = [args.config.train.seed + i for i in range(args.seeds)]
-    if args.fresh:
-        clear(folder)
     make_folder(folder)
     with run_lock(folder, to_stderr):
-        study = Study(folder, cases, seeds)
+        study = Study(folder, cases, seeds, args.prune, args.fresh)
         done = _run_all(study, cases, seeds, folder, args)
         found = results(cases, study.trials())
         _show(found, folder)
@@ -104,20 +103,20 @@ def _run_all(study: Study, cases: Sequence[Case], seeds: Sequence[int], folder: 
             if stopped():
                 return False
             print(f"run {number} of {len(wanted)}: {case.name}, seed {seed}", flush=True)
-            run_dir = folder / f"{case.folder}-{seed}"
-            outcome = _run(
-                study, case, seed, Order(seeded(case.config, seed), run_dir, DATASET, args.watch), args, stopped
-            )
+            order = Order(seeded(case.config, seed), folder / case.run_folder(seed), DATASET, args.watch)
+            outcome = _run(study, case, seed, order, stopped)
             if outcome.state == "failed":
                 print(f"failed: {outcome.reason}", flush=True)
             elif outcome.state == "pruned":
                 print("given up: worse than the median of the runs before", flush=True)
+            elif outcome.state == "refused":
+                raise UserError(outcome.reason)
             elif outcome.state == "stopped":
                 return False
     return True
 
 
-def _run(study: Study, case: Case, seed: int, order: Order, args: SweepArgs, stopped: Callable[[], bool]) -> Outcome:
+def _run(study: Study, case: Case, seed: int, order: Order, stopped: Callable[[], bool]) -> Outcome:
     trial = study.open(case, seed)
     with ExitStack() as stack:
         worker = Worker(order)
@@ -128,7 +127,7 @@ def _run(study: Study, case: Case, seed: int, order: Order, args: SweepArgs, sto
                 study.close(trial, news)
                 return news
             if news is not None:
-                worker.answer(not study.should_prune(trial, *news) or not args.prune)
+                worker.answer(not study.should_prune(trial, *news))
 
 
 def _show(found: Sequence[Result], folder: Path) -> None:
@@ -148,7 +147,7 @@ def _show(found: Sequence[Result], folder: Path) -> None:
             console.print(Text(visible(result.case.name, console.encoding), "bold"))
             for when, text in zip(("before", "after"), samples, strict=True):
                 console.print(Text(f"  {when}: {visible(text, console.encoding)}"))
-    path = folder / "table.md"
+    path = folder / TABLE
     try:
         write_durably(path, markdown(folder.name, found, machine()).encode())
     except OSError as error:

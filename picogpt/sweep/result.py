@@ -57,8 +57,8 @@ def difference(value: Estimate | None, first: Estimate | None) -> float | None:
 def is_clear(value: Estimate, first: Estimate) -> bool | None:
     """Whether two means are further apart than seeds explain: by more than SURE standard errors of their difference.
 
-    That error is sqrt(s1^2 / n1 + s2^2 / n2) (B. L. Welch, 1947). With as few seeds as a sweep has, three of them are
-    about what 95 in 100 differences of nothing but chance keep below. None where one seed has no spread.
+    That error is sqrt(s1^2 / n1 + s2^2 / n2) (B. L. Welch, 1947). With three seeds each, chance alone goes beyond three
+    of them about once in 25 times. None where one seed has no spread.
     """
     if value.spread is None or first.spread is None:
         return None
@@ -67,7 +67,7 @@ def is_clear(value: Estimate, first: Estimate) -> bool | None:
 
 
 COLUMNS = ("case", "seeds", "params", "tokens", "min", "train", "val", "vs first", "tok/s", "MB")
-PUBLISHED = ("published val", "published vs first")
+PUBLISHED = ("published val (train)", "vs first there")
 
 
 def table(found: Sequence[Result]) -> list[list[str]]:
@@ -92,7 +92,8 @@ def table(found: Sequence[Result]) -> list[list[str]]:
         if published:
             theirs = result.case.published
             percent = theirs.difference if theirs else None
-            cells += [f"{theirs.val_loss:.4f}" if theirs else "-", "-" if percent is None else f"{percent:+.2f} %"]
+            losses = f"{theirs.val_loss:.4f} ({theirs.train_loss:.4f})" if theirs else "-"
+            cells += [losses, "-" if percent is None else f"{percent:+.2f} %"]
         rows.append(cells)
     return rows
 
@@ -103,6 +104,8 @@ def notes(found: Sequence[Result]) -> list[str]:
         "train and val: losses in nats a token at the end, over up to a million tokens: the mean over the seeds, and "
         "their standard deviation. vs first: + is worse, - is better; ? is less than seeds alone may explain"
     ]
+    if alone := [result.case.name for result in found if (val := result.figure("val_loss")) and val.count == 1]:
+        lines.append(f"one seed alone tells nothing of chance: {', '.join(alone)}")
     tokens = [result.figure("tokens") for result in found]
     if tokens[0]:
         for word, more in (("more", True), ("fewer", False)):

@@ -12,9 +12,9 @@ from picogpt.config import UserError, shown
 from picogpt.sweep.cases import Case
 from picogpt.sweep.worker import Outcome
 
-DATABASE = "study.db"
+DATABASE, TABLE = "study.db", "table.md"
 _WARMUP, _GRID = 10, 5  # percent of a run that nobody judges, and between two looks
-_FIGURES, _REASON, _CASES = "figures", "reason", "cases"
+_FIGURES, _REASON, _CASES, _FOLDER = "figures", "reason", "cases", "folder"
 
 
 @dataclass(frozen=True)
@@ -29,26 +29,19 @@ class Trial:
 class Study:
     """Trials of these cases with these seeds."""
 
-    def __init__(self, folder: Path, cases: Sequence[Case], seeds: Sequence[int]) -> None:
-        """Begin one, or go on with the one in `folder`.
+    def __init__(self, folder: Path, cases: Sequence[Case], seeds: Sequence[int], prune: bool, fresh: bool) -> None:
+        """Begin one, or go on with the one in `folder`; fresh: delete that with its runs before.
 
         Raises UserError where Optuna is missing, the file is damaged, or the cases are not those it was begun with.
         """
-        self._optuna = _library()
+        self._optuna, self._prune = _library(), prune
         self._cases, self._seeds = {case.name: case for case in cases}, seeds
         options = self._optuna
-        try:
-            storage = options.storages.RDBStorage(f"sqlite:///{folder / DATABASE}")
-            self._study = options.create_study(
-                storage=storage,
-                study_name=folder.name,
-                load_if_exists=True,
-                sampler=options.samplers.RandomSampler(seed=0),
-                pruner=options.pruners.MedianPruner(n_startup_trials=1, n_warmup_steps=_WARMUP),
-            )
-        except Exception as error:  # its storage has errors of several libraries
-            raise UserError(f"{folder / DATABASE} is damaged or no study ({shown(str(error))}): use --fresh") from None
-        about = json.dumps([{"name": case.name, **asdict(case.config)} for case in cases])
+        if fresh:
+            self._clear(folder)
+        self._study = self._opened(folder)
+        asked: list[dict[str, Any]] = [{"name": case.name, "prune": prune, **asdict(case.config)} for case in cases]
+        about = json.dumps(asked)
         before = self._study.user_attrs.get(_CASES)
         if before is None:
             self._study.set_user_attr(_CASES, about)
@@ -60,18 +53,46 @@ class Study:
         for trial in self._study.get_trials(deepcopy=False, states=[options.trial.TrialState.RUNNING]):
             self._study.tell(trial.number, state=options.trial.TrialState.FAIL)  # its process was killed
 
+    def _opened(self, folder: Path) -> Any:
+        """The study in the folder, which may be new. The first seed of a few cases is trained whatever others did."""
+        options, path = self._optuna, folder / DATABASE
+        startup = min(5, len(self._cases))
+        try:
+            return options.create_study(
+                storage=options.storages.RDBStorage(f"sqlite:///{path}"),
+                study_name=folder.name,
+                load_if_exists=True,
+                sampler=options.samplers.RandomSampler(seed=0),
+                pruner=options.pruners.MedianPruner(n_startup_trials=startup, n_warmup_steps=_WARMUP),
+            )
+        except Exception as error:  # its storage has errors of several libraries
+            why = shown(str(error).splitlines()[0] if str(error) else type(error).__name__)
+            raise UserError(f"{path} cannot be used ({why}): look at the disk, or move {folder} away") from None
+
+    def _clear(self, folder: Path) -> None:
+        """Delete what a sweep has made, and nothing else. Raises UserError where the folder is another thing."""
+        if not (folder / DATABASE).is_file():
+            if any(not path.name.startswith(".") for path in folder.iterdir()):
+                raise UserError(f"{folder} is no sweep, and is left as it is: give another --run NAME")
+            return
+        for trial in self._opened(folder).get_trials(deepcopy=False):
+            if name := trial.user_attrs.get(_FOLDER):
+                shutil.rmtree(folder / name, ignore_errors=True)
+        for name in (TABLE, DATABASE):  # the study last: what is left is still a sweep
+            (folder / name).unlink(missing_ok=True)
+
     def open(self, case: Case, seed: int) -> Any:
         """A trial that runs from now on."""
         choices = self._optuna.distributions.CategoricalDistribution
         params = {**case.values, "seed": seed}
-        self._study.enqueue_trial(params, user_attrs={"case": case.name, "seed": seed})
+        self._study.enqueue_trial(params, user_attrs={"case": case.name, "seed": seed, _FOLDER: case.run_folder(seed)})
         values = {name: [other.values[name] for other in self._cases.values()] for name in case.values}
         spaces = {name: choices(list(dict.fromkeys(given))) for name, given in values.items()}
         # More seeds may come another time: they are numbers of a range, not a choice.
         return self._study.ask({**spaces, "seed": self._optuna.distributions.IntDistribution(0, 2**63 - 1)})
 
     def should_prune(self, trial: Any, progress: float, val_loss: float) -> bool:
-        """Whether its loss is worse than the median of the others at the same share of their run.
+        """Whether it is to be given up: its loss is worse than the median of the others at the same share of their run.
 
         Evaluations fall on different shares of runs of different lengths: they count for the twentieth they are in.
         """
@@ -80,7 +101,7 @@ class Study:
         if percent in seen or percent >= 100:
             return False
         trial.report(val_loss, percent)
-        return bool(trial.should_prune())
+        return self._prune and bool(trial.should_prune())
 
     def close(self, trial: Any, outcome: Outcome) -> None:
         """Note how it ended. One that was stopped is as if it had not been begun: it goes on another time."""
@@ -114,19 +135,6 @@ class Study:
         return [found[key] for key in order if key in found]
 
 
-def clear(folder: Path) -> None:
-    """Delete a sweep with its runs, and nothing else. Raises UserError where the folder is another thing."""
-    if not folder.exists():
-        return
-    if not (folder / DATABASE).is_file():
-        raise UserError(f"{folder} is no sweep, and is left as it is: give another --run NAME")
-    for run in folder.iterdir():
-        if (run / "log.pkl").is_file() or (run / "checkpoints").is_dir():
-            shutil.rmtree(run)
-    for name in ("table.md", "report.html", DATABASE):  # the study last: what is left is still a sweep
-        (folder / name).unlink(missing_ok=True)
-
-
 def _library() -> Any:
     try:
         import optuna
@@ -146,4 +154,6 @@ def _difference(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> str:
             for name, value in new[part].items():
                 if old[part].get(name) != value:
                     return f"{name} was {shown(old[part].get(name))}, now {shown(value)}"
+        if old["prune"] != new["prune"]:
+            return "with --prune" if old["prune"] else "without --prune"
     return "by another version of picogpt"

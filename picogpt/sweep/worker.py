@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -22,7 +23,7 @@ from picogpt.training.device import open_lanes
 from picogpt.training.fullloss import full_loss
 from picogpt.training.run import Run
 from picogpt.training.sample import sample
-from picogpt.training.trainer import Trainer
+from picogpt.training.trainer import NotFiniteError, Trainer
 
 MOST_TOKENS = 1_000_000  # that a loss at the end is taken over
 SAMPLE_SEED = 1  # of what every run of a sweep writes
@@ -41,7 +42,8 @@ class Order:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How it ended: "done" with its figures, "pruned", "stopped", or "failed" with a reason."""
+    """How it ended: "done" with its figures, "pruned", or "failed" with a reason, as it would again; or not for good,
+    "stopped", or "refused" for a reason that the user can put right."""
 
     state: str
     figures: dict[str, Any]
@@ -55,14 +57,18 @@ class Worker:
         context = get_context("spawn")
         self.link, theirs = context.Pipe()
         self._process = context.Process(target=_work, args=(theirs, order))
+        # Until it is out of reach of Ctrl-C it must not hear it.
+        heard = signal.signal(signal.SIGINT, signal.SIG_IGN) if _hears() else None
         self._process.start()
+        if heard is not None:
+            signal.signal(signal.SIGINT, heard)
         theirs.close()
         self._asked = False
 
     def next(self, stopped: bool) -> tuple[float, float] | Outcome | None:
         """Share of the run that is done and its validation loss, or how it ended; None: nothing new yet.
 
-        stopped: ask it to save and end. Raises UserError where it ended without a word.
+        stopped: ask it to save and end.
         """
         if stopped and not self._asked:
             self._asked = True
@@ -74,6 +80,8 @@ class Worker:
         except (EOFError, OSError):
             self._process.join()
             status = self._process.exitcode
+            if self._asked:
+                return Outcome("stopped", {})
             return Outcome("failed", {}, f"its process ended with status {status}, perhaps for want of memory")
         return news
 
@@ -97,13 +105,19 @@ class Worker:
                 os.kill(self._process.pid, signal.SIGINT)
 
 
+def _hears() -> bool:
+    """Whether this thread may say what becomes of Ctrl-C, which is heard."""
+    return threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) != signal.SIG_IGN
+
+
 def _work(link: Connection, order: Order) -> None:
     if hasattr(os, "setsid"):
         os.setsid()  # Ctrl-C is for who has made this process, which hands it on
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         link.send(_trained(link, order))
     except UserError as error:
-        link.send(Outcome("failed", {}, str(error)))
+        link.send(Outcome("refused", {}, str(error)))
     except MemoryError:
         link.send(Outcome("failed", {}, "out of memory"))
     except KeyboardInterrupt:
@@ -123,7 +137,12 @@ def _trained(link: Connection, order: Order) -> Outcome:
         return not pruned
 
     run = Run(order.config, order.run_dir, order.dataset_dir, watch=order.watch, after_evaluation=ask)
-    run.train()
+    try:
+        run.train()
+    except UserError as error:
+        if run.divergence.returns or isinstance(error, NotFiniteError):
+            return Outcome("failed", {}, str(error))
+        raise
     if pruned and run.progress() < 1:
         return Outcome("pruned", {})
     if run.progress() < 1:

@@ -21,6 +21,7 @@ from picogpt.training.runlog import Values, entries, is_finite, read_log, series
 
 _COLOURS, _DASHES = ("#c8501e", "#2f6fb0", "#2d8a4e", "#8a4fb5", "#b08900", "#5b6770"), ("-", "--", "-.", ":")
 _TRAIN_COLOUR, _VAL_COLOUR, _INK = "#8fb3d9", "#c8501e", "#333333"
+_REDRAW_SECONDS = 60.0
 
 
 class Plotter:
@@ -33,6 +34,7 @@ class Plotter:
         self._paths = log_path, png_path
         self._process: subprocess.Popen[bytes] | None = None
         self._waiting = False
+        self._next = 0.0
         self._problem: str | None = None
 
     @property
@@ -42,9 +44,12 @@ class Plotter:
         return self._problem
 
     def redraw(self) -> None:
-        """Start drawing the log as it is on the disk, without waiting for the picture."""
+        """Start drawing the log as it is on the disk, without waiting for the picture.
+
+        Not more than once a minute: a small model is evaluated every second, and a picture takes as long to draw.
+        """
         self._waiting = True
-        if not self._running():
+        if not self._running() and time.monotonic() >= self._next:
             self._start()
 
     def close(self, seconds: float = 60.0) -> None:
@@ -63,7 +68,7 @@ class Plotter:
                 self._problem = f"{self._paths[1]} was given up, it was not drawn within {seconds:.0f} seconds"
 
     def _start(self) -> None:
-        self._waiting = False
+        self._waiting, self._next = False, time.monotonic() + _REDRAW_SECONDS
         try:
             self._process = start_plot(*self._paths)
         except OSError as error:
