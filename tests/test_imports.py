@@ -49,6 +49,7 @@ DOORS = {
     "tensorboardX": ("training.events",),
     "waitress": ("reports.server",),
     "optuna": ("sweep.study",),
+    "sqlalchemy": ("sweep.study",),
     "torch": (),
     "tensorflow": (),
     "jax": (),

@@ -199,6 +199,19 @@ def test_what_the_user_can_put_right_stops_the_sweep_and_comes_again(
     assert imitation.trained == ["n_head-1-1337", *["n_head-2-1337"] * 2, "n_head-1-1338", "n_head-2-1338"]
 
 
+def test_a_study_that_cannot_be_written_any_more_is_one_line(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Broken(ImitatedWorker):
+        def next(self, stopped: bool) -> Any:
+            (home / "logs/s/study.db").write_bytes(b"something else" * 1000)
+            return super().next(stopped)
+
+    monkeypatch.setattr(command, "Worker", lambda order: Broken([done(2.0)]))
+    assert status_of(*SWEEP) == 2
+    assert is_one_line(err := capsys.readouterr().err) and "cannot be used any more" in err
+
+
 def test_a_run_that_diverges_fails_for_good(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wild = ["--vary", "learning_rate=0.01,1e30", "--seeds", "1", "--optimizer", "adamw", "--grad-clip", "0"]
     assert status_of("sweep", *wild, *TINY.split(), "--run", "s", "--steps", "40") == 0

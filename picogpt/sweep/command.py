@@ -65,8 +65,9 @@ def sweep(argv: Sequence[str], checked: Callable[[str], str]) -> None:
     make_folder(folder)
     with run_lock(folder, to_stderr):
         study = Study(folder, cases, seeds, args.prune, args.fresh)
-        done = _run_all(study, cases, seeds, folder, args)
-        found = results(cases, study.trials())
+        with study.in_reach():
+            done = _run_all(study, cases, seeds, folder, args)
+            found = results(cases, study.trials())
         _show(found, folder)
     if not done:
         print(f"stopped: the same command{' without --fresh' * args.fresh} goes on from here")

@@ -3,7 +3,8 @@
 import json
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ class Study:
 
         Raises UserError where Optuna is missing, the file is damaged, or the cases are not those it was begun with.
         """
-        self._optuna, self._prune = _library(), prune
+        self._optuna, self._prune, self._path = _library(), prune, folder / DATABASE
         self._cases, self._seeds = {case.name: case for case in cases}, seeds
         options = self._optuna
         if fresh:
@@ -80,6 +81,19 @@ class Study:
                 shutil.rmtree(folder / name, ignore_errors=True)
         for name in (TABLE, DATABASE):  # the study last: what is left is still a sweep
             (folder / name).unlink(missing_ok=True)
+
+    @contextmanager
+    def in_reach(self) -> Iterator[None]:
+        """Say in one line that the file cannot be read or written any more, as on a full disk."""
+        import sqlalchemy
+
+        try:
+            yield
+        except (self._optuna.exceptions.OptunaError, sqlalchemy.exc.SQLAlchemyError) as error:
+            why = str(error.__cause__ or error).splitlines()[0]
+            raise UserError(
+                f"{self._path} cannot be used any more ({shown(why)}): look at the disk; the same command goes on"
+            ) from error
 
     def open(self, case: Case, seed: int) -> Any:
         """A trial that runs from now on."""
