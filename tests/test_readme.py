@@ -64,7 +64,9 @@ def run(command: str, folder: Path, extra: list[str]) -> str:
 
 
 def shortened(command: str) -> list[str]:
-    """Options that make a training command of the docs quick; the last one given counts."""
+    """Options that make a command of the docs quick; the last one given counts."""
+    if "picogpt bench" in command:
+        return ["--seconds", "0.1", "--batch-size", "2"]
     if "train.py" not in command:
         return []
     if "--init-from" in command:
@@ -106,7 +108,7 @@ def test_every_other_command(tmp_path: Path, hub: None) -> None:
     write_folder(tmp_path / "gpt-neo-125m", **tiny_with_words("gpt_neo"))
     write_tables(tmp_path / "gpt-neo-125m")
     (tmp_path / "novel.txt").write_text("It was a dark and stormy night.\n" * 400)
-    found = list(dict.fromkeys(commands(PAGES)))
+    found = dict.fromkeys(re.sub(r"\s+#.*", "", command) for command in commands(PAGES))
     assert len(found) >= 10
     for command in found:
         # Shakespeare would be downloaded.
