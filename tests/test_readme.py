@@ -1,4 +1,4 @@
-"""Every command and every program in the README and the docs is run, with fewer steps."""
+"""Every command and program in the README and the docs is run, with fewer steps; every excerpt is what it is of."""
 
 import re
 import shlex
@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import dedent, indent
 
 import pyarrow as pa
 import pytest
@@ -18,15 +19,16 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BENCHMARKS = sorted((ROOT / "benchmarks").glob("*.md"))
 PEERS = "<!-- peers -->\n"  # above a block that makes or needs an environment with PyTorch
+EXCERPT = r"<!-- (picogpt/[\w/]+\.py) -->\n"  # above a block that is a part of this file, and no program
 
 
 def blocks(language: str, pages: list[Path] = PAGES) -> list[str]:
-    """Fenced blocks of one language, over all pages, without the peers'."""
+    """Fenced blocks of one language, over all pages, without the peers' and the excerpts."""
     return [
         block
         for page in pages
-        for mark, block in re.findall(
-            rf"^({PEERS})?```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S
+        for mark, _, block in re.findall(
+            rf"^({PEERS}|{EXCERPT})?```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S
         )
         if not mark
     ]
@@ -62,7 +64,11 @@ def run(command: str, folder: Path, extra: list[str]) -> str:
 
 
 def shortened(command: str) -> list[str]:
-    """Options that make a training command of the docs quick; the last one given counts."""
+    """Options that make a command of the docs quick; the last one given counts."""
+    if "picogpt bench" in command:
+        return ["--seconds", "0.1", "--batch-size", "2"]
+    if "picogpt sweep" in command:
+        return ["--steps", "2", "--batch-size", "4", "--n-layer", "1", "--n-embd", "32"]
     if "train.py" not in command:
         return []
     if "--init-from" in command:
@@ -103,12 +109,14 @@ def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatc
 def test_every_other_command(tmp_path: Path, hub: None) -> None:
     write_folder(tmp_path / "gpt-neo-125m", **tiny_with_words("gpt_neo"))
     write_tables(tmp_path / "gpt-neo-125m")
-    found = commands(PAGES)
+    (tmp_path / "novel.txt").write_text("It was a dark and stormy night.\n" * 400)
+    found = dict.fromkeys(re.sub(r"\s+#.*", "", command) for command in commands(PAGES))
     assert len(found) >= 10
     for command in found:
         # Shakespeare would be downloaded.
         command = re.sub(r"--data shakespeare", "--data sample", command)
         command = re.sub(r"--(steps|minutes) \d+", "", command)
+        command = re.sub(r"--dashboard(?= |$)", "--dashboard 0", command)  # any port that is free
         if command.startswith("echo"):
             prompt, ours = command.split(" | ")
             words = shlex.split(ours, comments=True)
@@ -176,3 +184,41 @@ def test_every_promise_has_the_test_that_keeps_it() -> None:
         line for line in page.splitlines() if line.startswith("| ") and not line.startswith(("| promise", "| what"))
     ]
     assert all("::test_" in row for row in rows)
+
+
+EXCERPTS = [
+    (page.name, file, excerpt)
+    for page in PAGES
+    for file, excerpt in re.findall(rf"^{EXCERPT}```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+]
+
+
+def is_in(excerpt: str, source: str) -> bool:
+    """Whether these lines stand in the source as they are, but for the indentation that all of them share."""
+    depths = {len(line) - len(line.lstrip(" ")) for line in source.splitlines() if line}
+    return any(f"\n{indent(dedent(excerpt), ' ' * depth)}" in f"\n{source}" for depth in depths)
+
+
+@pytest.mark.parametrize(("page", "file", "excerpt"), EXCERPTS, ids=[f"{page}-{file}" for page, file, _ in EXCERPTS])
+def test_every_excerpt_is_what_stands_in_its_file(page: str, file: str, excerpt: str) -> None:
+    assert excerpt.strip() and is_in(excerpt, (ROOT / file).read_text(encoding="utf-8")), f"{page} has an old {file}"
+
+
+def test_excerpts_are_found_and_told_from_others() -> None:
+    assert len(EXCERPTS) > 10
+    source = "class A:\n    def f(self):\n        x = 1\n\n        return x\n"
+    assert is_in("x = 1\n\nreturn x\n", source) and is_in("def f(self):\n    x = 1\n", source)
+    assert not is_in("x = 1\nreturn x\n", source) and not is_in("x = 2\n", source) and not is_in("= 1\n", source)
+    assert not any("record(output: Array" in block for block in blocks("python"))  # it is not run
+
+
+def test_files_and_tests_that_the_pages_name_are_there() -> None:
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("*.py"))
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for name in re.findall(r"`((?:picogpt|tests|benchmarks)/[\w./]*)`", text):
+            assert (ROOT / name).exists(), f"{page.name} names {name}"
+        for name in re.findall(r"`(test_\w+)`", text):
+            assert f"\ndef {name}(" in tests, f"{page.name} names {name}"
+        for link in re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", text):
+            assert (page.parent / link).exists(), f"{page.name} links to {link}"
