@@ -271,7 +271,7 @@ def sweep(argv: Sequence[str]) -> None:
     """Train every combination of some settings with several seeds, and compare them."""
     from picogpt.sweep.command import sweep
 
-    sweep(argv, run_name)
+    sweep(_with_port(argv), run_name)
 
 
 def bench(argv: Sequence[str]) -> None:

@@ -126,6 +126,14 @@ def test_a_run_that_rests_and_waits_makes_the_same_bits(
     assert len([notice for notice in log_of(run)["notices"] if "battery" in notice or "hotter" in notice]) == 2
 
 
+def test_a_run_at_its_end_waits_for_nothing(text: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = open_run(config_for(text))
+    monkeypatch.setattr(monitor, "battery", lambda: (15, False) if run.done == 12 else (80, False))
+    monkeypatch.setattr(monitor, "temperature", lambda: (99.0 if run.done == 12 else 50.0, 60.0))
+    run.train()
+    assert machine.now == 1000.0
+
+
 def test_what_was_trained_is_saved_before_the_wait(
     text: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

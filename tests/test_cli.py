@@ -229,7 +229,8 @@ def test_logs_prints_a_table(place: str, home: Path, capsys: pytest.CaptureFixtu
     assert all(column in out for column in ("step", "train", "val", "tok/s", "last sample"))
 
 
-def test_logs_compares_several(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_logs_compares_several(home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")  # where no name is folded
     for name in ("10", "9"):
         shutil.copytree(home / "logs/pico-easy", home / "logs/sweep" / name)
     assert status_of("logs", "pico-easy", "sweep", "--out", "both.svg") == 0

@@ -68,7 +68,7 @@ def shortened(command: str) -> list[str]:
     if "picogpt bench" in command:
         return ["--seconds", "0.1", "--batch-size", "2"]
     if "picogpt sweep" in command:
-        return ["--steps", "2", "--batch-size", "4", "--n-layer", "1", "--n-embd", "32"]
+        return ["--steps", "2", "--batch-size", "4", "--n-layer", "1", "--n-embd", "32", "--seeds", "1"]
     if "train.py" not in command:
         return []
     if "--init-from" in command:

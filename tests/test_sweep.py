@@ -83,7 +83,7 @@ def test_every_case_is_trained_with_every_seed_and_only_once(home: Path, capsys:
     again = capsys.readouterr().out
     assert "run 1" not in again and "n_head=2" in again
     assert before == {path: path.stat().st_mtime_ns for path in home.glob("logs/s/*/checkpoints/*/meta.json")}
-    assert status_of("logs", "s") == 0 and "n_head-2-1338" in capsys.readouterr().out
+    assert status_of("logs", "s") == 0 and "n_head-2-1337" in capsys.readouterr().out
     assert (
         status_of("generate", "--run", "s/n_head-1-1337", "--prompt", "she", "--tokens", "2", "--engine", "numpy") == 0
     )

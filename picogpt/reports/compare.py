@@ -14,7 +14,7 @@ from picogpt.training.plot import draw, draw_comparison
 from picogpt.training.runlog import visible
 
 _STYLES = ("bold yellow", "cyan", "magenta", "green", "blue", "red")
-_NARROW = 72  # columns of a terminal on which numbers do not fit
+_NARROW, _WIDE = 72, 100  # columns of a terminal on which numbers do not fit, or have room
 
 LEGEND = (
     "train and val: the losses at the last evaluation, in nats a token; best: the lowest of val; "
@@ -66,17 +66,19 @@ class Comparison:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         runs, lettered = self._runs, list(zip(ascii_letters, self._runs, strict=False))
-        table = Table(box=None, pad_edge=False, padding=(0, 2 if options.max_width >= 100 else 1, 0, 0))
-        for title in columns(runs):
+        wide, titles = options.max_width >= _WIDE, columns(runs)
+        table = Table(box=None, pad_edge=False, padding=(0, 2 if wide else 1, 0, 0))
+        shown = [i for i, title in enumerate(titles) if wide or title != "best"]  # names need the room
+        for title in (titles[i] for i in shown):
             named, whole = title == "run", title != "run" and options.max_width >= _NARROW
             folded = title.replace(" ", "\n").replace("/", "/\n")
             table.add_column(folded, justify="left" if named else "right", no_wrap=whole, overflow="fold")
         for i, (letter, run) in enumerate(lettered):
             cells = [Text(visible(cell, options.encoding)) for cell in row(run, runs)]
             cells[0] = Text.assemble((letter, _style(i)), " ", cells[0])
-            table.add_row(*cells)
+            table.add_row(*(cells[i] for i in shown))
         yield table
-        yield Text(LEGEND, "dim")
+        yield Text(LEGEND if wide else LEGEND.replace("best: the lowest of val; ", ""), "dim")
         for note in notes(runs):
             yield Text(f"note: {visible(note, options.encoding)}", "yellow")
         yield Text("")

@@ -41,9 +41,13 @@ class EventFile:
         self._path = folder / f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
         if step == 0:
             shutil.rmtree(folder, ignore_errors=True)
-        session = proto.event_pb2.SessionLog
+        self._session = proto.event_pb2.SessionLog
         self._write(file_version="brain.Event:2")
-        self._write(step=step + 1, session_log=session(status=session.START))
+        self.start(step)
+
+    def start(self, step: int) -> None:
+        """The run goes on after `step`: what was said of later ones does not count."""
+        self._write(step=step + 1, session_log=self._session(status=self._session.START))
 
     def evaluation(self, entry: dict[str, Any]) -> None:
         """Write one evaluation, a dict with the fields of the run's log, in nats and bits a token."""

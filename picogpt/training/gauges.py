@@ -9,7 +9,7 @@ from picogpt.training import monitor
 from picogpt.training.status import Status
 
 _SMOOTH = 10.0  # seconds after which a step counts for a third of what it did
-_LOOK = 2.0  # seconds between two looks at the machine
+_LOOK = 5.0  # seconds between two looks at the machine
 
 # As the fields of Status from process_memory to plugged.
 Machine = tuple[int, int, int, float, float | None, int | None, bool]

@@ -17,7 +17,7 @@ from picogpt.training.runlog import is_finite, visible
 from picogpt.training.status import Status
 
 _SPARKS, _ASCII_SPARKS = "▁▂▃▄▅▆▇█", "_.-~=+*#"
-_SPARK_COLUMNS = 24
+_SPARK_COLUMNS, _NARROW = 24, 80
 _SAMPLE_LINES = 2
 _MOST_WIDE = 100
 
@@ -30,12 +30,12 @@ class Panel:
         self._name, self._unit, self._status, self._evaluations = name, unit, status, evaluations
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        width = min(_MOST_WIDE, options.max_width)
+        width = min(_MOST_WIDE, options.max_width - 2)
         plain = options.ascii_only
         table = Table.grid(padding=(0, 2, 0, 0), expand=True)
         table.add_column(style="dim", no_wrap=True)
         table.add_column(no_wrap=True, overflow="crop", ratio=1)
-        for label, text in self._rows(plain).items():
+        for label, text in self._rows(plain, _SPARK_COLUMNS if width >= _NARROW - 2 else _SPARK_COLUMNS // 3).items():
             table.add_row(label, text)
         bar = Padding(ProgressBar(total=1.0, completed=self._status.progress), 0)  # which ends its line
         parts: list[Any] = [bar, table]
@@ -54,7 +54,7 @@ class Panel:
             border_style="cyan",
         )
 
-    def _rows(self, plain: bool) -> dict[str, Text]:
+    def _rows(self, plain: bool, columns: int) -> dict[str, Text]:
         status = self._status
         gap = "   "
         step = f"{status.step:,} of {status.steps:,}{gap}{status.progress:.1%} done{gap}lr {rate(status.learning_rate)}"
@@ -70,22 +70,22 @@ class Panel:
             machine.append(f"battery {status.battery} %, {'on the mains' if status.plugged else 'discharging'}")
         return {
             "step": Text(step),
-            "train": self._losses("train_loss", status.train_loss, plain),
-            "val": self._losses("val_loss", None, plain),
+            "train": self._losses("train_loss", status.train_loss, plain, columns),
+            "val": self._losses("val_loss", None, plain, columns),
             "speed": Text(gap.join(speed)),
             "memory": Text(memory),
             "machine": Text(gap.join(machine)),
             "data": Text(visible(status.data, "ascii" if plain else "utf-8")),
         }
 
-    def _losses(self, name: str, now: float | None, plain: bool) -> Text:
+    def _losses(self, name: str, now: float | None, plain: bool, columns: int) -> Text:
         """The last value, how it came there, and of the validation loss what it means."""
         values = [entry[name] for entry in self._evaluations if is_finite(entry.get(name))]
         last = now if now is not None else values[-1] if values else None
         if last is None:
             return Text("not yet")
         text = Text(f"{last:.3f}  ", "bold")
-        text.append(sparkline(values, plain), "cyan" if name == "train_loss" else "yellow")
+        text.append(sparkline(values, columns, plain), "cyan" if name == "train_loss" else "yellow")
         if name == "val_loss":
             best = min(values)
             text.append(f"  {last / ln(2):.3f} bits/{self._unit}", "not bold")
@@ -98,9 +98,9 @@ class Panel:
         return f"{clock(status.seconds)} trained, {left} to go"
 
 
-def sparkline(values: Sequence[float], plain: bool = False) -> str:
-    """A curve in one line of at most _SPARK_COLUMNS characters; each shows the mean of its share of the values."""
-    columns = min(_SPARK_COLUMNS, len(values))
+def sparkline(values: Sequence[float], columns: int, plain: bool = False) -> str:
+    """A curve in one line of at most so many characters; each shows the mean of its share of the values."""
+    columns = min(columns, len(values))
     edges = [i * len(values) // columns for i in range(columns + 1)] if columns else []
     means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
     if not means:

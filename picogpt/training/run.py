@@ -65,8 +65,7 @@ class Run:
         for notice in start.notices:
             self.watch.tell(notice)
         meta = self.resumed.meta if self.resumed else {}
-        self.saver = Saver(run_dir)
-        self.seconds: float = meta.get("seconds", 0.0)
+        self.saver, self.seconds = Saver(run_dir), float(meta.get("seconds", 0.0))
         self.depth = self.config.model.n_layer  # blocks that train
         self._memory_told = self._undrawn = False
         self._stand(meta)
@@ -117,11 +116,12 @@ class Run:
                 self.resumed.optimizer.clear()
                 self.resumed.model.clear()
             self.arrays.clear()  # the trainer has its own
+            self.watch.serve()  # where that fails, nothing is lost yet
             self._clear_the_way()
             lanes.begin()  # before a thread saves
-            self.screen.notice(announcement(self.config, self.fitted, self.feed, trainer.micro_batch))
+            self.watch.notice(announcement(self.config, self.fitted, self.feed, trainer.micro_batch))
             if self.resumed:
-                self.screen.notice(f"going on with run {self.dir.name} after step {self.done}")
+                self.watch.notice(f"going on with run {self.dir.name} after step {self.done}")
             if self.feed.warning:
                 self.watch.warn(self.feed.warning)
             self.watch.begin(self.config, self.feed.source, self.done, trainer.work(self.config.train.steps), roof())
@@ -156,7 +156,7 @@ class Run:
             self._save(trainer)
             if self.saver.wait(FIRST_SAVE) and self.saver.problem:
                 raise UserError(self.saver.problem)  # nothing is lost yet
-        while self.progress() < 1 and not stopped() and not self.given_up:
+        while self._goes_on(stopped):
             try:
                 batch = self._batch(clock, stopped)
             except UserError:
@@ -173,18 +173,23 @@ class Run:
             self._look_at_saves()
             if memory.is_short():
                 self._shrink(trainer)
-            if care.is_battery_low():
-                self._wait_for_mains(trainer, care, stopped)
-                clock.skip()
-            care.cool(stopped)
+            if self._goes_on(stopped):  # else nothing is left to spare the machine from
+                self._spare(trainer, care, clock, stopped)
         self._last_save(trainer, stopped)
 
-    def _wait_for_mains(self, trainer: Trainer, care: Care, stopped: Callable[[], bool]) -> None:
-        if self._saved != self.done:
-            self._save(trainer)
-        self.saver.wait()
-        self._look_at_saves()
-        care.wait_for_mains(stopped)
+    def _goes_on(self, stopped: Callable[[], bool]) -> bool:
+        return self.progress() < 1 and not stopped() and not self.given_up
+
+    def _spare(self, trainer: Trainer, care: Care, clock: Clock, stopped: Callable[[], bool]) -> None:
+        """Rest where the processor is too hot; where the battery is low, save and wait, which does not count."""
+        care.cool(stopped)
+        if care.is_battery_low():
+            if self._saved != self.done:
+                self._save(trainer)
+            self.saver.wait()
+            self._look_at_saves()
+            care.wait_for_mains(stopped)
+            clock.skip()
 
     def progress(self) -> float:
         """Share of the run that is done, by steps or by minutes, whichever is further."""
@@ -263,6 +268,7 @@ class Run:
         trainer.restore(found.model, found.optimizer)
         self.feed.restore(found.meta["feed"])
         self.done = found.step
+        self.watch.went_back(self.done)
         self._stand(found.meta)
         self.log.divergence = events
         self.divergence = Divergence(state.rate * SLOWER, 0, state.returns + 1, max(at, state.furthest))
@@ -388,7 +394,7 @@ class Run:
                 f"training diverged before its time was over: run {self.dir.name} has it up to step {self._saved}"
             )
         elif (best := self.log.best_loss) is not None:
-            name = self.dir.as_posix().removeprefix("logs/")  # a sweep's run has its folder in the sweep's
+            name = self.dir.as_posix().removeprefix("logs/")  # one of a sweep lies deeper
             self.screen.notice(
                 f"done: best validation loss {best:.3f}; sample it with: python inference.py --run {name}"
             )

@@ -47,19 +47,19 @@ class Watch:
             return lambda: None
         return roof_of(lanes)
 
-    def begin(self, config: RunConfig, source: str, step: int, work: Work, gflops: float | None) -> None:
-        """The run goes on after `step`. source: of its text. work: of so many first steps. gflops: the roof.
+    def serve(self) -> None:
+        """Open the live page, where it is asked for. Raises UserError where it cannot be."""
+        if self._asked.dashboard:
+            self._page = Dashboard.open(self._asked.dashboard, self._dir, self.notice)
 
-        Raises UserError where the page cannot be served.
-        """
+    def begin(self, config: RunConfig, source: str, step: int, work: Work, gflops: float | None) -> None:
+        """The run goes on after `step`. source: of its text. work: of so many first steps. gflops: the roof."""
         self._config, self._source = config, source
 
         def share(depth: int) -> float | None:  # of the roof, that a token a second takes
             return flops_per_token(replace(config.model, n_layer=depth)) / (gflops * 1e9) if gflops else None
 
         self._gauges = Gauges(config, work, share)
-        if self._asked.dashboard:
-            self._page = Dashboard.open(self._asked.dashboard, self._dir, self.notice)
         if self._asked.tensorboard:
             self._events = EventFile(self._dir / EVENTS, step, self.tell)
         self.screen.start()
@@ -94,6 +94,11 @@ class Watch:
         self.screen.evaluation(entry, self._config.train.steps, eta, self._config.data.unit)
         if self._events:
             self._events.evaluation(entry)
+
+    def went_back(self, step: int) -> None:
+        """The run goes on after this step again, and makes what came after anew."""
+        if self._events:
+            self._events.start(step)
 
     def notice(self, text: str) -> None:
         """What the user should know now."""
