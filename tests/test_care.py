@@ -31,7 +31,7 @@ class Machine:
     def _sleep(self, seconds: float, stopped: Any) -> None:
         self.now += seconds
         self.degrees -= self.cooling * seconds
-        if self.battery:
+        if self.battery and seconds >= 5:  # which a wait for the mains takes
             self.battery = self.battery[0] + 1, self.battery[1]
 
     def care(self, **config: Any) -> Care:
