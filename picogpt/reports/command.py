@@ -26,7 +26,7 @@ class _Runs:
 
     def __post_init__(self) -> None:
         if not self.runs:
-            raise UserError("give one run or more (see picogpt logs --help)")
+            raise UserError("give one run or more (see --help)")
 
 
 @dataclass(frozen=True)

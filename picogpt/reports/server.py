@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _HTML, _TEXT = "text/html; charset=utf-8", "text/plain; charset=utf-8"
 _LONGEST_LINE = 1 << 16
-_POLLED, _FAREWELL = 6.0, 3.0  # seconds in which an open page asks again for sure, and is sure to be told of the end
+_POLLED, _FAREWELL = 6.0, 5.0  # seconds in which an open page asks again for sure, and is sure to be told of the end
 
 
 class LivePage:
@@ -129,7 +129,8 @@ class App:
 def serve(address: str, port: int, with_token: bool, run_dir: Path, heard: BinaryIO) -> None:
     """Serve until `heard` ends. Raises OSError where the address cannot be had."""
     found = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
-    listening = socket.create_server(found[4][:2], family=found[0])
+    both = found[4][0] == "::" and socket.has_dualstack_ipv6()  # every address is those of IPv4, too
+    listening = socket.create_server(found[4][:2], family=found[0], dualstack_ipv6=both)
     port = listening.getsockname()[1]
     loopback = listening.getsockname()[0] in ("127.0.0.1", "::1")
     names = ("127.0.0.1", "localhost", "[::1]") if loopback else ()

@@ -153,6 +153,7 @@ def common_axis(runs: Sequence[Summary]) -> str:
 
     Steps, or tokens where a step is not the same number of them in every run; evaluations where a log has losses alone.
     """
+    runs = [run for run in runs if run.points] or runs
     if any(run.axis == "evaluation" for run in runs):
         return "evaluation"
     if len({run.tokens_per_step for run in runs}) == 1 or any(run.tokens is None for run in runs):
@@ -163,7 +164,8 @@ def common_axis(runs: Sequence[Summary]) -> str:
 def difference(run: Summary, first: Summary) -> float | None:
     """Percent by which the validation loss is higher than the first run's; None where that says nothing."""
     a, b = first.val_loss, run.val_loss
-    if a is None or b is None or a <= 0 or _tokenizer(run) != _tokenizer(first):
+    other = _tokenizer(run) != _tokenizer(first) or (_text(run) != _text(first) and _text(run) and _text(first))
+    if a is None or b is None or a <= 0 or other:
         return None
     return (b / a - 1) * 100
 

@@ -13,6 +13,7 @@ Budget = Literal["own", "tokens", "minutes"]
 EXERCISE = "exercise"  # a preset of sweeps alone
 _PARTS = ("model", "data", "train")
 _MOST_CASES = 200
+_OTHER_TEXT = "data", "tokenizer", "val_fraction", "text_field", "qa"
 _NO_STEPS = 10**9  # where minutes are what ends a run
 
 
@@ -124,6 +125,8 @@ def _check(base: RunConfig, option: str, name: str, values: list[str]) -> None:
     known = [field.name for part in _PARTS for field in fields(getattr(base, part))]
     if name == "seed":
         raise UserError("--vary seed is what --seeds does: give --seeds 3, say")
+    if name in _OTHER_TEXT:
+        raise UserError(f"--vary {name} makes cases of other text or tokens, whose losses do not compare: vary another")
     if name not in known or "=" not in option:
         raise UserError(f"--vary {shown(option)} is not NAME=VALUE,VALUE,... with the name of an option of train")
     if not all(values) or len(set(values)) < len(values):

@@ -6,7 +6,7 @@ from math import sqrt
 from statistics import fmean, stdev
 from typing import Any
 
-from picogpt.reports.summary import count
+from picogpt.reports.summary import count, signed
 from picogpt.sweep.cases import Case
 from picogpt.sweep.study import Trial
 
@@ -93,7 +93,7 @@ def table(found: Sequence[Result]) -> list[list[str]]:
             theirs = result.case.published
             percent = theirs.difference if theirs else None
             losses = f"{theirs.val_loss:.4f} ({theirs.train_loss:.4f})" if theirs else "-"
-            cells += [losses, "-" if percent is None else f"{percent:+.2f} %"]
+            cells += [losses, signed(percent)]
         rows.append(cells)
     return rows
 
@@ -159,4 +159,4 @@ def _signed(value: Estimate | None, first: Estimate | None) -> str:
     percent = difference(value, first)
     if percent is None or value is None or first is None:
         return "-"
-    return f"{percent:+.2f} %" + (" ?" if is_clear(value, first) is False else "")
+    return signed(percent) + (" ?" if is_clear(value, first) is False else "")

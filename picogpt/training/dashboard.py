@@ -13,7 +13,7 @@ from picogpt.training.background import start
 from picogpt.training.status import Status
 
 _SERVER = "picogpt.reports.server"
-_CLOSING = 6.0  # seconds: an open page is told of the end meanwhile
+_CLOSING = 10.0  # seconds: an open page is told of the end meanwhile
 
 
 class Dashboard:

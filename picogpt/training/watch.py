@@ -70,7 +70,7 @@ class Watch:
         """A step is done, in `took` of the run's `seconds`. data: what the text is doing."""
         train = self._config.train
         self._gauges.step(step, loss, train.batch_size * self._config.context, took, seconds)
-        sends = self._page is not None and time.monotonic() - self._sent >= _SEND_SECONDS
+        sends = self._page is not None and (progress >= 1 or time.monotonic() - self._sent >= _SEND_SECONDS)
         if sends or self.screen.is_due():
             data = ", ".join(filter(None, [self._source, data]))
             status = self._gauges.status(step, seconds, progress, factor * train.learning_rate, depth, data)
