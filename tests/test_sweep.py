@@ -14,9 +14,9 @@ from running import EASY, status_of
 
 from picogpt.config import RunConfig, UserError
 from picogpt.sweep import command, study
-from picogpt.sweep.cases import Case, Published
+from picogpt.sweep.cases import Case, Published, varied
 from picogpt.sweep.result import Estimate, Result, difference, is_clear, markdown, notes, table
-from picogpt.sweep.study import Trial
+from picogpt.sweep.study import Study, Trial
 from picogpt.sweep.worker import Outcome
 from picogpt.training import checkpoint
 
@@ -210,6 +210,25 @@ def test_a_study_that_cannot_be_written_any_more_is_one_line(
     monkeypatch.setattr(command, "Worker", lambda order: Broken([done(2.0)]))
     assert status_of(*SWEEP) == 2
     assert is_one_line(err := capsys.readouterr().err) and "cannot be used any more" in err
+
+
+def test_killed_as_a_run_was_noted_no_case_gets_the_figures_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = varied(RunConfig(), ["n_head=1,2,4"])
+
+    def killed(*_: Any) -> None:
+        raise InterruptedError
+
+    study = Study(tmp_path, cases, [7], prune=False, fresh=False)
+    monkeypatch.setattr(study._study, "ask", killed)
+    with pytest.raises(InterruptedError):
+        study.open(cases[0], 7)
+    study = Study(tmp_path, cases, [7], prune=False, fresh=False)
+    for case in cases:
+        study.close(study.open(case, 7), done(float(case.values["n_head"])))
+    found = [(trial.case, trial.outcome.figures["val_loss"]) for trial in study.trials()]
+    assert found == [("n_head=1", 1.0), ("n_head=2", 2.0), ("n_head=4", 4.0)]
 
 
 def test_a_run_that_diverges_fails_for_good(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

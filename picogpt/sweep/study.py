@@ -51,6 +51,8 @@ class Study:
                 f"sweep {folder.name} was begun differently ({_difference(json.loads(before), json.loads(about))}): "
                 "give the old options to go on, another --run NAME, or --fresh to start over"
             )
+        for _ in self._study.get_trials(deepcopy=False, states=[options.trial.TrialState.WAITING]):
+            self._study.ask()  # it was noted and never begun: left waiting, it would be taken for the next case
         for trial in self._study.get_trials(deepcopy=False, states=[options.trial.TrialState.RUNNING]):
             self._study.tell(trial.number, state=options.trial.TrialState.FAIL)  # its process was killed
 
