@@ -18,6 +18,7 @@ from picogpt.model.parameters import Arrays, as_tensors, is_large, merged, param
 from picogpt.model.reader import NumpyReader
 from picogpt.model.rolling import sequence_logits
 from picogpt.training import checkpoint
+from picogpt.training.checks import rolled
 from picogpt.training.snapshot import META, Checkpoint
 
 LOGS, DATASET = Path("logs"), Path("dataset")
@@ -26,10 +27,11 @@ LOGS, DATASET = Path("logs"), Path("dataset")
 class LanguageModel:
     """A trained model with its tokenizer."""
 
-    def __init__(self, config: ModelConfig, arrays: Arrays, tokenizer: Tokenizer) -> None:
+    def __init__(self, config: ModelConfig, arrays: Arrays, tokenizer: Tokenizer, rolls: bool = False) -> None:
+        """rolls: it was trained to go from window to window with the mean, so `context="auto"` does."""
         self.config, self.tokenizer = config, tokenizer
         self.model = GPT(config, as_tensors(arrays))
-        self.writer = Writer(config, tokenizer, lambda batch: NumpyReader(self.model, batch))
+        self.writer = Writer(config, tokenizer, lambda batch: NumpyReader(self.model, batch), rolls)
 
     def logits(self, ids: npt.ArrayLike) -> npt.NDArray[np.float32]:  # (B, T) or (T,) integers -> (B, T, V)
         """Logits of every position's successor. More ids than a window roll over windows aligned from the left.
@@ -64,7 +66,8 @@ class LanguageModel:
 
         temperature 0 is greedy; top_k 0 and top_p 1 cut nothing (no top_k is 40 for a byte-level BPE vocabulary); the
         same seed gives the same text; it ends before `stop`, and where the model ends it. context and overlap: what
-        happens when a window is full (see inference/decoding.py); with overlap 0 a rolling context is that of `logits`.
+        happens when a window is full (see inference/decoding.py); auto rolls where the model was trained so, and
+        with overlap 0 that is the context of `logits`.
         """
         config = GenerateConfig(  # NumPy's numbers are welcome
             index(tokens),
@@ -88,10 +91,10 @@ def load(run_or_path: str | Path) -> LanguageModel:
 
     Raises UserError where there is none or it is damaged.
     """
-    _, config, arrays, tokenizer = read_model(find_checkpoint(run_or_path))
+    found, config, arrays, tokenizer = read_model(find_checkpoint(run_or_path))
     if not is_large(config):
         arrays = {name: np.asarray(array) for name, array in arrays.items()}
-    return LanguageModel(config, arrays, tokenizer)
+    return LanguageModel(config, arrays, tokenizer, rolled(found))
 
 
 def read_model(place: Path) -> tuple[Checkpoint, ModelConfig, Arrays, Tokenizer]:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from math import sqrt
 from typing import Any, Literal, Optional
 
-from picogpt.fields import UserError, check_most, check_types, foreign, require, shown
+from picogpt.fields import UserError, check_most, check_types, foreign, install_extra, require, shown
 
 __all__ = [
     "DataConfig",
@@ -19,6 +19,7 @@ __all__ = [
     "TrainConfig",
     "UserError",
     "WatchConfig",
+    "install_extra",
     "shown",
 ]
 
@@ -114,7 +115,7 @@ class ModelConfig:
         return 1 / sqrt({"head": self.head_size, "width": self.n_embd, "none": 1}[self.attention_scale])
 
     @property
-    def rolls(self) -> bool:
+    def can_roll(self) -> bool:
         """Whether a context vector can go from window to window: a bigram table has none to give."""
         return self.context_slot and self.n_layer > 0
 
@@ -317,8 +318,8 @@ class GenerateConfig:
     """End where this text comes, and leave it out."""
     context: Context = "auto"
     """When a window is full: rolling goes on with its mean in the slot of the next; window with its last tokens alone;
-    original cuts and reads everything again after every token, as PicoGPT did. auto: rolling where the model has a
-    slot, else window."""
+    original cuts and reads everything again after every token, as PicoGPT did. auto: rolling where the model was
+    trained so, on sequences longer than a window, else window."""
     overlap: Optional[int] = None  # noqa: UP045
     """Tokens that a window reads again of the one before. Default: an eighth of a window."""
 
@@ -346,6 +347,11 @@ class RunConfig:
     def context(self) -> int:
         """Tokens of a training sequence."""
         return self.train.context or self.model.context_len
+
+    @property
+    def rolls(self) -> bool:
+        """Whether training goes on from window to window with the mean, so that slot 0 learns to hold one."""
+        return self.context > self.model.context_len
 
     @property
     def window(self) -> int:

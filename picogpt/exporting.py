@@ -14,7 +14,7 @@ from picogpt.inference.session import OnnxModel, OnnxReader, why_not
 from picogpt.inference.writer import Writer
 from picogpt.model.parameters import LARGE, parameter_count
 from picogpt.training import checkpoint, monitor
-from picogpt.training.checks import config_of
+from picogpt.training.checks import config_of, rolled
 from picogpt.training.snapshot import fingerprint
 
 Notify = Callable[[str], None]
@@ -76,16 +76,16 @@ class _NoOnnxError(Exception):
 
 
 def onnx_writer(model: OnnxModel) -> Writer:
-    return Writer(model.config, model.tokenizer, lambda batch: OnnxReader(model, batch))
+    return Writer(model.config, model.tokenizer, lambda batch: OnnxReader(model, batch), bool(model.rolls))
 
 
 def _write(place: Path, precision: Precision, portable: bool) -> Path:
     """Raises UserError where the checkpoint is damaged, _NoOnnxError where the file cannot be made."""
-    source, (_, model, arrays, tokenizer), path = fingerprint(place), read_model(place), onnx_path(place)
+    source, (found, model, arrays, tokenizer), path = fingerprint(place), read_model(place), onnx_path(place)
     try:
         from picogpt.inference.export import export
 
-        export(path, model, arrays, tokenizer, precision, portable, source)
+        export(path, model, arrays, tokenizer, precision, portable, source, rolled(found))
     except (UserError, ImportError) as error:
         raise _NoOnnxError(" ".join(str(error).split())) from None
     return path
@@ -114,7 +114,8 @@ def _current(place: Path, precision: Precision | Literal["auto"], notify: Notify
             notify(f"{error}; exporting it again")
         else:
             precision, portable = model.precision if precision == "auto" else precision, model.portable
-            if (model.source, model.precision) == (fingerprint(place), precision):
+            current = model.rolls is not None and model.precision == precision
+            if current and model.source == fingerprint(place):
                 return model
     size = 4 * parameter_count(config_of(place).model)[0]  # in fp32, however the checkpoint has them
     precision = _fitting(size, notify) if precision == "auto" else precision

@@ -7,6 +7,11 @@ class UserError(Exception):
     """Something the user can put right: one line that says what is wrong and what to do."""
 
 
+def install_extra(name: str) -> str:
+    """Tell how to get an extra: from picogpt's own folder, since the registry's `picogpt` is another program."""
+    return f"in picogpt's folder run: python -m pip install --editable '.[{name}]'"
+
+
 def require(condition: bool, message: str) -> None:
     if not condition:
         raise UserError(message)

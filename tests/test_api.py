@@ -52,14 +52,14 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def model() -> LanguageModel:
-    return LanguageModel(CONFIG, lively_arrays(CONFIG), PicoTokenizer())
+    return LanguageModel(CONFIG, lively_arrays(CONFIG), PicoTokenizer(), rolls=True)
 
 
 @pytest.fixture(scope="module")
 def chars() -> LanguageModel:
     """Its table has more rows than its tokenizer has characters."""
     config = replace(CONFIG, vocab_size=40)
-    return LanguageModel(config, lively_arrays(config), CharTokenizer(ALPHABET))
+    return LanguageModel(config, lively_arrays(config), CharTokenizer(ALPHABET), rolls=True)
 
 
 # load

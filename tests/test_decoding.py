@@ -228,7 +228,7 @@ def test_bigram(kind: str, slot: bool) -> None:
     name = f"bigram, {slot}"
     CONFIGS[name] = replace(SLOT, n_layer=0, context_slot=slot)
     table, ids = build(name).wte.weight.data, random_ids(2, 3 * W)
-    decoder = Decoder(reader(name, kind, batch=2), CONFIGS[name].rolls, 2)
+    decoder = Decoder(reader(name, kind, batch=2), CONFIGS[name].can_roll, 2)
     close(decoder.feed(ids), table[ids[:, -1]])
     close(decoder.feed(ids[:, :1]), table[ids[:, 0]])
     close(Recut(reader(name, kind, batch=2)).feed(ids), table[ids[:, -1]])

@@ -151,19 +151,21 @@ def test_more_text_goes_on_from_what_is_there() -> None:
 
 
 @pytest.mark.parametrize(
-    ("context", "slot", "expected"),
+    ("context", "slot", "rolls", "expected"),
     [
-        ("auto", True, "rolling"),
-        ("auto", False, "window"),
-        ("rolling", True, "rolling"),
-        ("window", True, "window"),
-        ("window", False, "window"),
-        ("original", True, "original"),
-        ("original", False, "original"),
+        ("auto", True, True, "rolling"),
+        ("auto", True, False, "window"),
+        ("auto", False, False, "window"),
+        ("rolling", True, False, "rolling"),
+        ("rolling", True, True, "rolling"),
+        ("window", True, True, "window"),
+        ("window", False, False, "window"),
+        ("original", True, True, "original"),
+        ("original", False, False, "original"),
     ],
 )
-def test_contexts(context: str, slot: bool, expected: str) -> None:
-    decoder = _decoder(Echo(replace(CONFIG, context_slot=slot)), GenerateConfig(context=context))  # type: ignore[arg-type]
+def test_contexts(context: Any, slot: bool, rolls: bool, expected: str) -> None:
+    decoder = _decoder(Echo(replace(CONFIG, context_slot=slot)), GenerateConfig(context=context), rolls)
     assert isinstance(decoder, Recut) is (expected == "original")
     if isinstance(decoder, Decoder):
         assert decoder._rolling is (expected == "rolling")
@@ -171,9 +173,9 @@ def test_contexts(context: str, slot: bool, expected: str) -> None:
 
 def test_contexts_a_model_cannot_have() -> None:
     with pytest.raises(UserError, match="no context slot"):
-        _decoder(Echo(replace(CONFIG, context_slot=False)), GenerateConfig(context="rolling"))
+        _decoder(Echo(replace(CONFIG, context_slot=False)), GenerateConfig(context="rolling"), False)
     with pytest.raises(UserError, match="overlap 1000 leaves no room in a window of 1000: at most 999"):
-        _decoder(Echo(), GenerateConfig(overlap=1000))
+        _decoder(Echo(), GenerateConfig(overlap=1000), True)
 
 
 def test_a_window_reads_the_overlap_again() -> None:

@@ -35,7 +35,7 @@ def new_model(config: RunConfig) -> LanguageModel:
     first, end = PRINTABLE
     characters = "".join(map(chr, range(first, min(first + config.model.vocab_size, end))))
     arrays = initial_arrays(config.model, config.train.seed)
-    return LanguageModel(config.model, arrays, CharTokenizer(characters))
+    return LanguageModel(config.model, arrays, CharTokenizer(characters), config.rolls)
 
 
 def measure(model: LanguageModel, tokens: int, prompt_tokens: int, peer: str = "") -> dict[str, Any]:

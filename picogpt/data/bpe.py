@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from picogpt.config import UserError, shown
+from picogpt.config import UserError, install_extra, shown
 from picogpt.data.coding import BORDER, Ids, LibraryMissingError, Tokenizer, smallest_dtype
 
 ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>")
@@ -140,9 +140,7 @@ def _load(text: str) -> Any:
     try:
         from tokenizers import Tokenizer as Library
     except ImportError:
-        raise LibraryMissingError(
-            "a byte-level BPE tokenizer takes a package more: pip install 'picogpt[bpe]'"
-        ) from None
+        raise LibraryMissingError(f"a byte-level BPE tokenizer takes a package more: {install_extra('bpe')}") from None
     try:
         return Library.from_str(text)
     except Exception as error:  # the library's exceptions have no other class in common

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from picogpt.config import UserError
+from picogpt.config import UserError, install_extra
 from picogpt.engine import workspace
 from picogpt.engine.kept import Kept
 
@@ -58,7 +58,7 @@ def cuda(tf32: bool = False) -> Any:
     try:
         import cupy
     except ModuleNotFoundError as error:
-        raise UserError(f"a GPU needs CuPy ({error}): pip install 'picogpt[cuda]'") from None
+        raise UserError(f"a GPU needs CuPy ({error}): {install_extra('cuda')}") from None
     except ImportError as error:
         raise UserError(f"CuPy cannot be loaded ({_one_line(error)}): install it again") from None
     try:

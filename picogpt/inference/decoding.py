@@ -84,7 +84,7 @@ class Recut:
         """Read T more tokens. Returns the logits of the one after them."""
         config = self._reader.config
         W = config.context_len
-        reach = W * REACH if config.rolls else W
+        reach = W * REACH if config.can_roll else W
         self._ids = np.concatenate([self._ids, ids], axis=1)[:, -reach:]
         stop = self._ids.shape[1] % W or W
         self._reader.begin(None)

@@ -35,12 +35,14 @@ def export(
     precision: Precision = "fp32",
     portable: bool = False,
     source: str = "",
+    rolls: bool = False,
 ) -> None:
     """Write the model, replacing the file at once when all of it is there.
 
     Weights of more than half a gigabyte go into a file of their own beside it, each as soon as it is made, and both
-    end with a seal, which runtimes skip. portable: standard operators alone. source: what the weights are, kept in the
-    metadata. Raises UserError when the disk refuses.
+    end with a seal, which runtimes skip. portable: standard operators alone. source: what the weights are, and rolls:
+    whether they were trained to go from window to window with the mean, are kept in the metadata. Raises UserError when
+    the disk refuses.
     """
     weights = f"{path.name}.{secrets.token_hex(4)}.weights" if _size(config, arrays, precision) > _INSIDE else ""
     beside = [path.with_name(weights)] if weights else []
@@ -51,7 +53,7 @@ def export(
             store = Beside(files.enter_context(beside[0].open("wb")), weights) if beside else inside
             model = _model(config, arrays, precision, portable, store)
         metadata: dict[str, Any] = {"config": asdict(config), "tokenizer": tokenizer.to_dict()}
-        metadata |= {"precision": precision, "portable": portable, "source": source}
+        metadata |= {"precision": precision, "portable": portable, "source": source, "rolls": rolls}
         helper.set_model_props(model, {name: json.dumps(value) for name, value in metadata.items()})
         onnx.save_model(model, temporary)
         for written in (temporary, *beside):

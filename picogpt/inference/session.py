@@ -85,8 +85,11 @@ class OnnxModel:
         self.tokenizer: Tokenizer = from_dict(about["tokenizer"])
         self.precision: Precision = about["precision"]
         self.portable, self.source = about["portable"], about["source"]
+        self.rolls: bool | None = about.get("rolls")  # files of before do not say
         if self.precision not in get_args(Precision) or type(self.portable) is not bool or type(self.source) is not str:
             raise ValueError("its precision, portable or source is none")
+        if self.rolls not in (True, False, None):
+            raise ValueError("its rolls is none")
 
 
 def _ports(config: ModelConfig, portable: bool) -> tuple[Ports, Ports]:

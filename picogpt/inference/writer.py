@@ -21,16 +21,22 @@ TOP_K = 40  # of a byte-level BPE vocabulary, where nothing else is asked for
 class Writer:
     """A model that writes."""
 
-    def __init__(self, config: ModelConfig, tokenizer: Tokenizer, reader: Callable[[int], WindowReader]) -> None:
-        """reader: makes one that reads so many streams side by side."""
-        self.config, self.tokenizer, self._reader = config, tokenizer, reader
+    def __init__(
+        self, config: ModelConfig, tokenizer: Tokenizer, reader: Callable[[int], WindowReader], rolls: bool = False
+    ) -> None:
+        """reader: makes one that reads so many streams side by side.
+
+        rolls: the model was trained to go on with the mean of the window before, and does so where nothing else is
+        asked for. One that was not has learnt nothing about a slot that is not empty, and would write worse.
+        """
+        self.config, self.tokenizer, self.rolls, self._reader = config, tokenizer, rolls, reader
 
     def begin(self, config: GenerateConfig) -> "Streams":
         """config.samples streams that have read nothing yet. Raises UserError for a context the model cannot have."""
         reader = self._reader(config.samples)
         seed = secrets.randbits(32) if config.seed is None else config.seed
         rngs = [generator(seed, "generate", i) for i in range(config.samples)]
-        return Streams(_decoder(reader, config), self.tokenizer, self.config.vocab_size, rngs)
+        return Streams(_decoder(reader, config, self.rolls), self.tokenizer, self.config.vocab_size, rngs)
 
     def stream(self, prompt: str, config: GenerateConfig) -> Iterator[str]:
         """The text that follows the prompt, piece by piece; of several samples, the first."""
@@ -150,13 +156,14 @@ class Until:
         return self._kept
 
 
-def _decoder(reader: WindowReader, config: GenerateConfig) -> Decoder | Recut:
-    W, rolls = reader.config.context_len, reader.config.rolls
-    if config.context == "rolling" and not rolls:
+def _decoder(reader: WindowReader, config: GenerateConfig, rolls: bool) -> Decoder | Recut:
+    """rolls: what `auto` means. Raises UserError for a context the model cannot have."""
+    W, rolling = reader.config.context_len, config.context == "rolling" or (config.context == "auto" and rolls)
+    if rolling and not reader.config.can_roll:
         raise UserError("this model has no context slot, so nothing can roll: --context window")
     if config.context == "original":
         return Recut(reader)
     overlap = W // 8 if config.overlap is None else config.overlap
     if overlap >= W:
         raise UserError(f"--overlap {overlap} leaves no room in a window of {W}: at most {W - 1}")
-    return Decoder(reader, rolls and config.context != "window", overlap)
+    return Decoder(reader, rolling, overlap)

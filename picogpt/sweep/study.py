@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from picogpt.config import UserError, shown
+from picogpt.config import UserError, install_extra, shown
 from picogpt.sweep.cases import Case
 from picogpt.sweep.worker import Outcome
 
@@ -155,7 +155,7 @@ def _library() -> Any:
     try:
         import optuna
     except ImportError:
-        raise UserError("picogpt sweep needs the package optuna: pip install 'picogpt[sweep]'") from None
+        raise UserError(f"picogpt sweep needs the package optuna: {install_extra('sweep')}") from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     return optuna

@@ -170,8 +170,8 @@ def _figures(order: Order, run: Run) -> dict[str, Any]:
         "seconds": run.seconds,
         "tokens_per_second": median(entry["tokens_per_second"] for entry in run.log.evaluations),
         "memory_mb": last["memory_mb"],
-        "before": sample(untrained, tokenizer, SAMPLE_SEED),
-        "after": sample(GPT(config, as_tensors(arrays)), tokenizer, SAMPLE_SEED),
+        "before": sample(untrained, tokenizer, SAMPLE_SEED, order.config.rolls),
+        "after": sample(GPT(config, as_tensors(arrays)), tokenizer, SAMPLE_SEED, order.config.rolls),
     }
 
 

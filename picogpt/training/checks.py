@@ -84,6 +84,15 @@ def is_imported(place: Path) -> bool:
         raise UserError(f"{damage}: delete {place}, or give another") from None
 
 
+def rolled(found: Checkpoint) -> bool:
+    """Whether a model was trained to go from window to window with the mean, as all that PicoGPT's own logs hold were.
+
+    Of the imported models those alone have a slot.
+    """
+    config = RunConfig.from_dict(found.meta["config"])
+    return config.rolls or (found.meta.get("data") == "" and config.model.can_roll)
+
+
 def require_meta(found: Checkpoint) -> None:
     """Raises UserError where a checkpoint does not say all that a run goes on from."""
     match found.meta:

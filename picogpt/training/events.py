@@ -9,7 +9,7 @@ from math import log as ln
 from pathlib import Path
 from typing import Any
 
-from picogpt.config import UserError
+from picogpt.config import UserError, install_extra
 from picogpt.training.runlog import is_finite
 
 _SCALARS = {
@@ -81,4 +81,4 @@ def require_library() -> None:
     try:
         import tensorboardX  # noqa: F401
     except ImportError:
-        raise UserError("--tensorboard needs the package tensorboardX: pip install 'picogpt[tensorboard]'") from None
+        raise UserError(f"--tensorboard needs the package tensorboardX: {install_extra('tensorboard')}") from None

@@ -293,7 +293,7 @@ class Run:
             "val_loss": val_loss,
             "tokens_per_second": clock.tokens_per_second,
             "memory_mb": monitor.peak_memory() / 2**20,
-            "sample": sample(trainer.replicas[0], self.feed.tokenizer, seed),
+            "sample": sample(trainer.replicas[0], self.feed.tokenizer, seed, self.config.rolls),
             **({"text": self.feed.text} if self.feed.text else {}),
         }
         self.seconds += clock.lap()

@@ -12,8 +12,11 @@ PROMPT = "He is a"
 SAMPLE = GenerateConfig(tokens=128, temperature=0.5)
 
 
-def sample(model: GPT, tokenizer: Tokenizer, seed: int, prompt: str = PROMPT) -> str:
-    """The prompt, as the tokenizer has it, and 128 tokens after it; a model without words begins with nothing."""
+def sample(model: GPT, tokenizer: Tokenizer, seed: int, rolls: bool, prompt: str = PROMPT) -> str:
+    """The prompt, as the tokenizer has it, and 128 tokens after it; a model without words begins with nothing.
+
+    rolls: whether it is trained to go from window to window with the mean.
+    """
     prompt = "" if tokenizer.name == IdsTokenizer.name else prompt
-    writer = Writer(model.config, tokenizer, lambda batch: NumpyReader(model, batch))
+    writer = Writer(model.config, tokenizer, lambda batch: NumpyReader(model, batch), rolls)
     return tokenizer.decode(tokenizer.encode(prompt)) + "".join(writer.stream(prompt, replace(SAMPLE, seed=seed)))
