@@ -72,7 +72,7 @@ def no_compiler(patch: pytest.MonkeyPatch) -> None:
 
 
 MISSING = {
-    no_cupy: r"CuPy.*pip install 'picogpt\[cuda\]'",
+    no_cupy: r"CuPy.*pip install --editable '\.\[cuda\]'",
     no_gpu: "no usable GPU .*cudaErrorNoDevice: no CUDA-capable device",
     no_driver: "no usable GPU .*cudaErrorInsufficientDriver",
     no_libraries: "no usable GPU .*libcublas",

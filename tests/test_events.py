@@ -103,9 +103,9 @@ def test_without_the_library_it_says_how_to_get_it(
     text: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    with pytest.raises(UserError, match="pip install 'picogpt"):
+    with pytest.raises(UserError, match=r"pip install --editable '\.\[tensorboard\]'"):
         events_module.require_library()
     monkeypatch.chdir(text.parent)
     assert status_of("train", "--data", str(text), "--context-len", "16", "--run", "r", "--tensorboard") == 2
-    assert "pip install 'picogpt[tensorboard]'" in capsys.readouterr().err
+    assert "python -m pip install --editable '.[tensorboard]'" in capsys.readouterr().err
     assert not (text.parent / "logs" / "r").exists()

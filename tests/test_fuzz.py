@@ -44,4 +44,7 @@ def test_it_says_what_it_takes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     monkeypatch.setattr("sys.argv", ["fuzz", "--only", "nothing"])
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert command.main() == 2
-    assert capsys.readouterr().err == "tests.fuzz: atheris is not installed: pip install 'picogpt[fuzz]'\n"
+    assert (
+        capsys.readouterr().err
+        == "tests.fuzz: atheris is not installed: in picogpt's folder run: python -m pip install --editable '.[fuzz]'\n"
+    )

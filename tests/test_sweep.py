@@ -265,7 +265,7 @@ def test_a_damaged_study_and_a_missing_library_are_one_line(
     assert status_of(*SWEEP) == 2
     assert is_one_line(err := capsys.readouterr().err) and "cannot be used" in err
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(UserError, match="pip install 'picogpt"):
+    with pytest.raises(UserError, match=r"pip install --editable '\.\[sweep\]'"):
         study._library()
 
 

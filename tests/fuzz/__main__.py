@@ -10,6 +10,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from picogpt.config import install_extra
+
 MEMORY = 3 << 30  # bytes of memory that a process may take after its libraries are loaded
 SLOW = 20  # seconds that an input may take
 LONG = 20_000  # bytes of the longest input
@@ -23,7 +25,7 @@ def main() -> int:
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)  # this is the process of a target
     options = parser.parse_args()
     if importlib.util.find_spec("atheris") is None:
-        print("tests.fuzz: atheris is not installed: pip install 'picogpt[fuzz]'", file=sys.stderr)
+        print(f"tests.fuzz: atheris is not installed: {install_extra('fuzz')}", file=sys.stderr)
         return 2
     if options.inside:
         return inside(options.only, options.inside, options.seconds, options.input)
