@@ -1,10 +1,10 @@
 """The public API: load what was trained, look at its logits, let it write."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from operator import index
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,10 @@ from picogpt.model.reader import NumpyReader
 from picogpt.model.rolling import sequence_logits
 from picogpt.training import checkpoint
 from picogpt.training.checks import rolled
-from picogpt.training.snapshot import META, Checkpoint
+from picogpt.training.monitor import to_stderr
+from picogpt.training.snapshot import META, Checkpoint, DamageError, read
+
+Result = TypeVar("Result")
 
 LOGS, DATASET = Path("logs"), Path("dataset")
 
@@ -89,9 +92,14 @@ class LanguageModel:
 def load(run_or_path: str | Path) -> LanguageModel:
     """The best checkpoint of a run in logs/, of a run's folder, or a checkpoint folder itself.
 
-    Raises UserError where there is none or it is damaged.
+    Where the best one is damaged it is the next best, and a line on stderr says so. Raises UserError where there is
+    none, or none is sound.
     """
-    found, config, arrays, tokenizer = read_model(find_checkpoint(run_or_path))
+    return model_of(*use_checkpoint(run_or_path, read_model, to_stderr))
+
+
+def model_of(found: Checkpoint, config: ModelConfig, arrays: Arrays, tokenizer: Tokenizer) -> LanguageModel:
+    """What `read_model` read, ready to write: in memory, where it is not large."""
     if not is_large(config):
         arrays = {name: np.asarray(array) for name, array in arrays.items()}
     return LanguageModel(config, arrays, tokenizer, rolled(found))
@@ -100,9 +108,9 @@ def load(run_or_path: str | Path) -> LanguageModel:
 def read_model(place: Path) -> tuple[Checkpoint, ModelConfig, Arrays, Tokenizer]:
     """A checkpoint folder with its model as it is kept: matrices where they lie, low-rank ones added to them.
 
-    Raises UserError where it is damaged.
+    Raises DamageError where it is damaged, and UserError where it is another program's.
     """
-    found = checkpoint.load(place, optimizer=False, mapped=True)
+    found = read(place, optimizer=False, mapped=True)
     try:
         config = RunConfig.from_dict(found.meta["config"]).model
         tokenizer = from_dict(found.meta["tokenizer"])
@@ -115,11 +123,34 @@ def read_model(place: Path) -> tuple[Checkpoint, ModelConfig, Arrays, Tokenizer]
 
 
 def find_checkpoint(run_or_path: str | Path) -> Path:
-    """The checkpoint folder that a run's name, its folder or its own path stands for. Raises UserError."""
+    """The checkpoint folder that a run's name, its folder or its own path stands for, the best. Raises UserError."""
+    return _candidates(run_or_path)[0]
+
+
+def use_checkpoint(run_or_path: str | Path, use: Callable[[Path], Result], notify: Callable[[str], None]) -> Result:
+    """What `use` makes of the best checkpoint that a name stands for; of the next best where it finds that damaged.
+
+    notify: told which is used in place of which. Raises UserError where there is none, or none is sound.
+    """
+    tried: dict[Path, DamageError] = {}
+    while place := next((place for place in _candidates(run_or_path) if place not in tried), None):
+        for other in list(tried)[-1:]:
+            if other.exists():  # else a run that trains has deleted it meanwhile, as it does
+                notify(f"{tried[other]}: step {int(place.name)} is used in its place")
+        try:
+            return use(place)
+        except DamageError as damage:
+            tried[place] = damage
+    first = next(iter(tried))
+    raise UserError(f"{tried[first]}: {checkpoint.way_out(first)}")
+
+
+def _candidates(run_or_path: str | Path) -> list[Path]:
+    """The checkpoint folders that a run's name, its folder or its own path stands for. Raises UserError for none."""
     for folder in (LOGS / run_or_path, Path(run_or_path)):
         if (folder / META).is_file():
-            return folder
-        if found := checkpoint.best(folder) or checkpoint.newest(folder):
+            return [folder]
+        if found := checkpoint.ranked(folder):
             return found
     runs = ", ".join(sorted(run.name for run in trained_runs())) or "none yet: python train.py makes one"
     raise UserError(f"no trained run is called {str(run_or_path)!r}; there are: {runs}")

@@ -135,7 +135,7 @@ class PrepareArgs:
 
 
 def train(argv: Sequence[str]) -> None:
-    from picogpt.api import DATASET, LOGS, find_checkpoint
+    from picogpt.api import DATASET, LOGS, use_checkpoint
     from picogpt.training import checkpoint
     from picogpt.training.checks import config_of
     from picogpt.training.monitor import to_stderr
@@ -147,8 +147,8 @@ def train(argv: Sequence[str]) -> None:
     data = DataConfig(first.data) if first.data else start.data
     name = run_name(first.run or re.sub(r"[^\w.-]+", "-", f"{first.preset_name}-{_stem(data.names[0])}"))
     if first.init_from:  # the other run is needed once
-        own = None if first.fresh else checkpoint.newest(LOGS / name)
-        origin = own or find_checkpoint(first.init_from)
+        own = None if first.fresh else checkpoint.newest_recorded(LOGS / name)
+        origin = own or use_checkpoint(first.init_from, _verified, to_stderr)
         before = config_of(origin)
         tuned = replace(before, data=start.data) if own else fine_tuning(before, start, first.train)
         if not own and first.preset_name != Preset.preset and tuned.train != start.train:
@@ -156,6 +156,14 @@ def train(argv: Sequence[str]) -> None:
         start = replace(tuned, data=replace(start.data, tokenizer=before.data.tokenizer))
     args = parse(TrainArgs, "picogpt train", argv, TrainArgs(config=start))
     Run(args.config, LOGS / name, DATASET, args.fresh, origin, args.watch).train()
+
+
+def _verified(place: Path) -> Path:
+    """The checkpoint folder itself. Raises DamageError where its weights are not sound."""
+    from picogpt.training.snapshot import verify
+
+    verify(place, optimizer=False)
+    return place
 
 
 def _with_port(argv: Sequence[str]) -> list[str]:
@@ -185,14 +193,18 @@ def export(argv: Sequence[str]) -> None:
         return
     if args.out:
         raise UserError("--out is for the other formats; an ONNX file goes to logs/RUN/model.onnx: leave it out")
-    from picogpt.api import find_checkpoint, newest_run
+    from picogpt.api import newest_run, use_checkpoint
     from picogpt.exporting import export_checkpoint
     from picogpt.inference.modelfile import weights_beside
     from picogpt.inference.session import why_not
     from picogpt.quality import quality
+    from picogpt.training.monitor import to_stderr
 
-    place = find_checkpoint(args.run or newest_run())
-    path = export_checkpoint(place, args.precision, args.portable)
+    place, path = use_checkpoint(
+        args.run or newest_run(),
+        lambda place: (place, export_checkpoint(place, args.precision, args.portable)),
+        to_stderr,
+    )
     files = [path, *weights_beside(path)]
     size = sum(file.stat().st_size for file in files) / 1e6
     beside = f" in {len(files)} files, {files[1].name} beside it" if files[1:] else ""
@@ -236,16 +248,17 @@ def prepare(argv: Sequence[str]) -> None:
 
 
 def info(argv: Sequence[str]) -> None:
-    from picogpt.api import find_checkpoint
+    from picogpt.api import use_checkpoint
     from picogpt.infoview import print_costs, print_report
     from picogpt.training.checks import config_of, is_imported
+    from picogpt.training.monitor import to_stderr
 
     name = first_of(Preset, "picogpt info", argv).preset_name
     args = parse(InfoArgs, "picogpt info", argv, InfoArgs(config=preset(name)))
     if args.run:
-        name, place = args.run, find_checkpoint(args.run)
-        config = config_of(place)
-        if is_imported(place):
+        name = args.run
+        config, imported = use_checkpoint(name, lambda place: (config_of(place), is_imported(place)), to_stderr)
+        if imported:
             config = fine_tuning(config, RunConfig(), TrainConfig.train)
         args = parse(InfoArgs, "picogpt info", argv, InfoArgs(config=config))
     print_report(name, args.config)

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from picogpt.api import find_checkpoint, read_model
+from picogpt.api import read_model, use_checkpoint
 from picogpt.config import ModelConfig, UserError
 from picogpt.data.tokenizer import BpeTokenizer, PicoTokenizer
 from picogpt.interop.dat import DataType, write_dat
@@ -27,7 +27,7 @@ def convert(run: str, form: Format, out: Path, notify: Callable[[str], None]) ->
     Numbers of 16 bits stay such where all of the model's are. Raises UserError for a model that the format cannot
     hold, for a place that is taken, and where the disk refuses.
     """
-    found, model, arrays, tokenizer = read_model(find_checkpoint(run))
+    found, model, arrays, tokenizer = use_checkpoint(run, read_model, notify)
     if form == "picogpt":
         if tokenizer.name != PicoTokenizer.name:
             raise UserError(f"PicoGPT has one tokenizer, and this model's is {tokenizer.name}: it would read nonsense")

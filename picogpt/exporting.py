@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from picogpt.api import LanguageModel, find_checkpoint, load, read_model
+from picogpt.api import LanguageModel, model_of, read_model, use_checkpoint
 from picogpt.config import Precision, UserError
 from picogpt.data.coding import LibraryMissingError
 from picogpt.inference.session import OnnxModel, OnnxReader, why_not
@@ -33,7 +33,7 @@ def export_checkpoint(place: Path, precision: Precision, portable: bool) -> Path
 
 
 def open_writer(run: str, engine: str, precision: Precision | Literal["auto"], notify: Notify) -> tuple[Writer, str]:
-    """The run's best checkpoint, or an ONNX file by its path, ready to write; and what runs it, in words.
+    """The run's best sound checkpoint, or an ONNX file by its path, ready to write; and what runs it, in words.
 
     engine: "onnx", which exports the run first where its file is missing or of other weights, or "numpy". precision:
     "auto" for that of the file there is, or what fits into memory. Where ONNX Runtime cannot be had, or the file cannot
@@ -41,13 +41,7 @@ def open_writer(run: str, engine: str, precision: Precision | Literal["auto"], n
     """
     if Path(run).suffix == ".onnx":
         return _from_file(Path(run), engine, precision)
-    place = find_checkpoint(run)
-    try:
-        return _from_checkpoint(place, engine, precision, notify)
-    except (UserError, OSError):
-        if (again := find_checkpoint(run)) == place:
-            raise
-        return _from_checkpoint(again, engine, precision, notify)  # a run that trains removed the old one meanwhile
+    return use_checkpoint(run, lambda place: _from_checkpoint(place, engine, precision, notify), notify)
 
 
 def _from_checkpoint(
@@ -59,7 +53,7 @@ def _from_checkpoint(
             return onnx_writer(model), f"onnx {model.precision}"
         except _NoOnnxError as error:
             notify(f"{error}; generating with NumPy")
-    return load(place).writer, "numpy"
+    return model_of(*read_model(place)).writer, "numpy"
 
 
 def _from_file(path: Path, engine: str, precision: Precision | Literal["auto"]) -> tuple[Writer, str]:

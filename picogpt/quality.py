@@ -14,7 +14,7 @@ from picogpt.data.tokenizer import IdsTokenizer, from_dict
 from picogpt.exporting import Floats, Notify, opened
 from picogpt.inference.session import OnnxReader
 from picogpt.model.parameters import is_large
-from picogpt.training import checkpoint
+from picogpt.training.snapshot import read_record
 
 TOLERANCE = 0.01  # nats a token that an export may lose before it says so
 _MEASURED, _MEASURED_LARGE = 4096, 1024  # tokens to measure that on
@@ -48,7 +48,7 @@ def token_losses(logits: Floats, targets: npt.NDArray[np.integer]) -> npt.NDArra
 
 def _validation(place: Path, notify: Notify) -> tuple[str, Batch]:  # -> (name, ((B, W), (B, W)))
     """Windows of the text that the run is validated with; of the embedded sample where that is not to be had."""
-    meta = checkpoint.load(place, optimizer=False, mapped=True).meta
+    meta = read_record(place)["meta"]
     config, tokenizer = RunConfig.from_dict(meta["config"]), from_dict(meta["tokenizer"])
     if tokenizer.name == IdsTokenizer.name:
         raise UserError("this model came without a tokenizer, so there is no text for it")

@@ -53,6 +53,19 @@ def blank(file: Path) -> None:
     file.write_bytes(bytes(file.stat().st_size))
 
 
+def empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def scrawl(file: Path) -> None:
+    """Other bytes of the same number."""
+    file.write_bytes(np.random.default_rng(0).bytes(file.stat().st_size))
+
+
+DAMAGES = (remove, truncate, flip, blank, empty, scrawl)
+"""What may become of a file."""
+
+
 def forge(folder: Path, content: bytes) -> Path:
     """Put other bytes where the model was, and a record that vouches for them."""
     (folder / snapshot.MODEL).write_bytes(content)

@@ -84,6 +84,7 @@ def test_losses_of_other_tokens_have_no_difference(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
+        ({"data": "text"}, "different text, so the losses are of different tasks (a: sample; b: text)"),
         ({"data": "shakespeare"}, "different text, so the losses are of different tasks (a: sample; b: shakespeare)"),
         ({"batch_size": 8}, "not trained on equally many tokens, which is part of the difference (a: 204,800; b: 102"),
         ({"context_len": 64}, "different windows of the validation text"),

@@ -383,3 +383,19 @@ def test_nothing_in_a_training_step_is_float64(
     gathered = [array for own in trainer.optimizer.gradients for array in own.named.values()]
     for array in [*trainer.arrays.values(), *trainer.optimizer.state.values(), *gathered]:
         assert array.dtype == np.float32
+
+
+def test_a_tape_that_does_not_hold_the_output_says_so() -> None:
+    x = Tensor(np.ones(3), requires_grad=True)
+    with Tape() as tape:
+        y = (x * x).sum()
+    with Tape() as other:
+        z = (x + x).sum()
+    with pytest.raises(ValueError, match="another tape's, or it was drained"):
+        other.backward(y)
+    tape.backward(y)
+    with pytest.raises(ValueError, match="another tape's, or it was drained"):
+        tape.backward(y)
+    assert x.node is not None and np.array_equal(x.node.grad, [2.0, 2.0, 2.0])
+    other.backward(z)
+    assert np.array_equal(x.node.grad, [4.0, 4.0, 4.0])

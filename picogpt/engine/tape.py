@@ -97,10 +97,13 @@ class Tape:
     def backward(self, output: Any, gradient: Array | None = None) -> None:
         """Add d(output)/d(leaf) to the gradient of every leaf `output` was computed from.
 
-        output: a Tensor recorded on this tape. gradient: d(something)/d(output) in its shape; 1 where it is None.
+        output: a Tensor recorded on this tape, or a leaf. gradient: d(something)/d(output) in its shape; 1 where it is
+        None. Raises ValueError for a tensor that this tape does not hold: of another tape, or of one that is drained.
         """
         if output.node is None:
             raise ValueError("backward: the output depends on no tensor that requires a gradient")
+        if not output.node.is_leaf and all(node is not output.node for node, *_ in reversed(self.records)):
+            raise ValueError("backward: this tape does not hold the output: it is another tape's, or it was drained")
         ones = array_module(output.data).ones_like
         output.node.add(ones(output.data) if gradient is None else gradient, "backward")
         while self.records:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from picogpt.config import RunConfig, UserError
+from picogpt.config import DataConfig, RunConfig, UserError
 from picogpt.training.runlog import Values, entries, is_finite, read_log, series
 
 MOST_RUNS = 52  # a letter for each
@@ -256,7 +256,9 @@ def _tokenizer(run: Summary) -> tuple[str, ...]:
 
 def _text(run: Summary) -> str:
     names = ("data.data", "data.val_fraction", "data.text_field", "data.qa")
-    told = [_shown(run.settings[name]) for name in names if run.settings.get(name) not in (None, "", 0.0, "text")]
+    usual = {"data.val_fraction": 0.0, "data.text_field": DataConfig.text_field, "data.qa": DataConfig.qa}
+    found = {name: run.settings.get(name) for name in names}
+    told = [_shown(value) for name, value in found.items() if value not in (None, usual.get(name))]
     last = run.points[-1].get("text")
     return " ".join([*told, *([f"now {_shown(last)}"] if last else [])])
 

@@ -19,7 +19,17 @@ from typing import Any
 from picogpt.config import UserError
 from picogpt.engine.backend import Array
 from picogpt.files import make_folder, replace, sync_folder
-from picogpt.training.snapshot import META, Checkpoint, DamageError, read, read_record, seal, write_arrays
+from picogpt.training.snapshot import (
+    META,
+    Checkpoint,
+    DamageError,
+    fingerprint,
+    read,
+    read_record,
+    seal,
+    verify,
+    write_arrays,
+)
 
 FOLDER = "checkpoints"
 
@@ -114,15 +124,49 @@ def load(path: Path, optimizer: bool = True, mapped: bool = False) -> Checkpoint
     try:
         return read(path, optimizer, mapped)
     except DamageError as damage:
-        older = next((found for found in _sound(_complete(path.parent)[::-1]) if found.path != path), None)
-        way_out = f"delete {path} to go on from step {older.step}" if older else "start the run again with --fresh"
-        raise UserError(f"{damage}: {way_out}") from None
+        raise UserError(f"{damage}: {way_out(path)}") from None
+
+
+def way_out(path: Path) -> str:
+    """What to do about a damaged checkpoint."""
+    for other in _complete(path.parent)[::-1]:
+        with suppress(DamageError):
+            if other != path:
+                verify(other)
+                return f"delete {path} to go on from step {_step(other)}"
+    return "start the run again with --fresh"
 
 
 def newest(run_dir: Path) -> Path | None:
     """The run's newest checkpoint folder, by its name alone."""
     folders = _complete(run_dir / FOLDER)
     return folders[-1] if folders else None
+
+
+def newest_recorded(run_dir: Path) -> Path | None:
+    """The run's newest checkpoint folder whose record is sound; its arrays may be damaged."""
+    return next(reversed(_records(run_dir)), None)
+
+
+def ranked(run_dir: Path) -> list[Path]:
+    """The run's checkpoint folders in the order in which they are wanted to write with.
+
+    First those whose record is damaged, of which nothing is known: whoever tries them finds out and takes the next.
+    Then `best`, the others that have a loss of the same text, the lower the sooner, and the rest from the newest on.
+    """
+    records = _records(run_dir)
+    damaged = [folder for folder in _complete(run_dir / FOLDER) if folder not in records]
+    compared = [folder for _, folder in sorted(_losses(records))]
+    return damaged + compared + [folder for folder in reversed(records) if folder not in compared]
+
+
+def state_of(run_dir: Path) -> str:
+    """Something that is another when the run was saved since; "" for a run without checkpoints."""
+    folder = newest(run_dir)
+    try:
+        return fingerprint(folder) if folder else ""
+    except DamageError:  # it cannot be read; a run goes on from the one before it
+        return str(folder)
 
 
 def latest(run_dir: Path, skipped: Callable[[str], None] = lambda _: None, mapped: bool = False) -> Checkpoint | None:
@@ -238,6 +282,12 @@ def _records(run_dir: Path) -> dict[Path, dict[str, Any]]:
 
 
 def _best(records: Mapping[Path, dict[str, Any]]) -> Path | None:
+    ranked = _losses(records)
+    return min(ranked)[1] if ranked else None
+
+
+def _losses(records: Mapping[Path, dict[str, Any]]) -> list[tuple[float, Path]]:
+    """The finite validation losses, and whose they are, of those that are of the same text as the last one."""
     ranked: list[tuple[float, Path]] = []
     text = None
     for folder, meta in records.items():
@@ -246,7 +296,7 @@ def _best(records: Mapping[Path, dict[str, Any]]) -> Path | None:
             if meta.get("text") != text:
                 ranked, text = [], meta.get("text")
             ranked.append((loss, folder))
-    return min(ranked)[1] if ranked else None
+    return ranked
 
 
 def _remove(folder: Path) -> None:

@@ -11,7 +11,7 @@ from picogpt.model.footprint import footprint
 from picogpt.model.parameters import parameter_shapes, trained_shapes
 from picogpt.training import monitor
 from picogpt.training.optim import state_shapes
-from picogpt.training.snapshot import Checkpoint, DamageError, read_record
+from picogpt.training.snapshot import Checkpoint, read_record
 
 # What may differ when a run goes on: how long it trains and how the machine does it, not what it learns.
 _MACHINE = ("micro_batch", "lanes", "device", "tf32", "recompute", "low_memory", "save_minutes")
@@ -67,21 +67,16 @@ def refuse_differences(saved: Checkpoint, config: RunConfig, feed: Feed) -> None
 
 
 def config_of(place: Path) -> RunConfig:
-    """The configuration of a checkpoint, without reading its arrays. Raises UserError."""
+    """The configuration of a checkpoint, without reading its arrays. Raises UserError, DamageError among them."""
     try:
         return RunConfig.from_dict(read_record(place)["meta"]["config"])
-    except DamageError as damage:
-        raise UserError(f"{damage}: delete {place}, or give another") from None
     except KeyError:
         raise UserError(f"{place} is no checkpoint of a run: give another") from None
 
 
 def is_imported(place: Path) -> bool:
-    """Whether a checkpoint is another program's model, as it was imported. Raises UserError."""
-    try:
-        return bool(read_record(place)["meta"].get("data") == "")
-    except DamageError as damage:
-        raise UserError(f"{damage}: delete {place}, or give another") from None
+    """Whether a checkpoint is another program's model, as it was imported. Raises DamageError."""
+    return bool(read_record(place)["meta"].get("data") == "")
 
 
 def rolled(found: Checkpoint) -> bool:

@@ -25,7 +25,6 @@ from picogpt.training.optim import learning_rate_factor
 from picogpt.training.sample import sample
 from picogpt.training.saver import RETRY_SECONDS, Saver
 from picogpt.training.screen import Screen
-from picogpt.training.snapshot import fingerprint
 from picogpt.training.start import find_start, way_of
 from picogpt.training.trainer import NotFiniteError, Trainer
 from picogpt.training.watch import EVENTS, Watch, announcement
@@ -56,7 +55,7 @@ class Run:
     ) -> None:
         self._spared, self._after_evaluation, self.given_up = watch, after_evaluation, False
         self.dir, self.screen, self._fresh = run_dir, Screen(), fresh
-        self._seen = fingerprint(checkpoint.newest(run_dir))
+        self._seen = checkpoint.state_of(run_dir)
         start = find_start(config, run_dir, dataset_dir, fresh, init_from, self.screen.notice)
         self.config, self.fitted, self.feed, self.log = start.config, start.fitted, start.feed, start.log
         self.arrays, self.resumed = start.arrays, start.resumed
@@ -105,7 +104,7 @@ class Run:
             for notice in self.feed.begin(self.done * self.config.train.batch_size):
                 self.watch.tell(notice)
             stack.enter_context(run_lock(self.dir, self.watch.tell))
-            if fingerprint(checkpoint.newest(self.dir)) != self._seen:
+            if checkpoint.state_of(self.dir) != self._seen:
                 raise UserError(f"run {self.dir.name} was trained by another process meanwhile: give the command again")
             stopped = stack.enter_context(stop_signals(self.screen.interrupt))
             lanes = stack.enter_context(open_lanes(self.fitted))

@@ -43,8 +43,8 @@ class Checkpoint:
     meta: dict[str, Any]
 
 
-class DamageError(Exception):
-    """What is wrong with one file of a checkpoint."""
+class DamageError(UserError):
+    """What is wrong with one file of a checkpoint. Whoever has another checkpoint takes that one instead."""
 
     def __init__(self, file: Path, reason: str) -> None:
         super().__init__(f"{file} {reason}")
@@ -76,7 +76,7 @@ def seal(folder: Path, step: int, meta: dict[str, Any]) -> None:
     try:
         for name, expected in read_record(folder)["files"].items():
             _check(folder / name, expected, from_disk=True)
-    except (DamageError, UserError) as damage:
+    except UserError as damage:
         raise OSError(f"what was written cannot be read back: {damage}") from None
 
 
@@ -92,14 +92,19 @@ def read(folder: Path, optimizer: bool = True, mapped: bool = False) -> Checkpoi
     return Checkpoint(folder, record["step"], loaded[MODEL], loaded[OPTIMIZER], record["meta"])
 
 
-def fingerprint(folder: Path | None) -> str:
-    """Tells this checkpoint from every other, without reading its arrays; "" for none."""
-    if folder is None:
-        return ""
+def verify(folder: Path, optimizer: bool = True) -> None:
+    """Raise what `read` would for a checkpoint that is damaged, holding no more of it than a small piece at a time."""
+    record = read_record(folder)
+    for name in (MODEL, OPTIMIZER) if optimizer else (MODEL,):
+        _check(folder / name, record["files"][name])
+
+
+def fingerprint(folder: Path) -> str:
+    """Tell this checkpoint from every other, sound or not, without reading its arrays. Raises as `read` does."""
     try:
         return f"{folder.name}-{crc32(read_bytes(folder / META)):08x}"
     except OSError as error:
-        raise UserError(f"{folder / META} cannot be read ({error.strerror or error})") from None
+        raise _unreadable(folder / META, error) from None
 
 
 def _read_arrays(path: Path, expected: dict[str, int], mapped: bool) -> dict[str, Array]:

@@ -49,7 +49,7 @@ def find_start(
     notify: Callable[[str], None],
 ) -> Start:
     """As `Run` has it. Raises UserError for everything the user can put right."""
-    own = checkpoint.newest(run_dir)
+    own = checkpoint.newest_recorded(run_dir)
     if own and is_imported(own):
         raise UserError(
             f"run {run_dir.name} is an imported model: --init-from {run_dir.name} --run ANOTHER begins a run from it"
