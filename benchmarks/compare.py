@@ -17,9 +17,9 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.table import PEERS, Results, as_markdown, as_rich, rows
-from picogpt.config import UserError
-from picogpt.options import parse
-from picogpt.training import monitor
+from picogpt.commands.options import parse
+from picogpt.errors import UserError
+from picogpt.system import hardware
 
 PEER = Path(__file__).parent / "peers" / "torch_gpt.py"
 PROGRAM = "python -m benchmarks.compare"
@@ -68,7 +68,7 @@ def contestants(args: Compare, seed: int) -> dict[str, list[str]]:
         return [sys.executable, "-m", "picogpt", "bench", "train", "--json", "--seconds", str(seconds), *options]
 
     def peer(mode: str, *options: str) -> list[str]:
-        return [args.peer_python, str(PEER), mode, "--threads", str(monitor.physical_cores()), *options]
+        return [args.peer_python, str(PEER), mode, "--threads", str(hardware.physical_cores()), *options]
 
     commands = {"pico": train()}
     for name, (how, batch) in PEERS.items():
@@ -150,7 +150,7 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130
-    table, machine = rows(results, absent), monitor.machine()
+    table, machine = rows(results, absent), hardware.machine()
     if args.json:
         content = {"machine": machine, "rows": [asdict(row) for row in table], "measured": results, "absent": absent}
         print(json.dumps(content))

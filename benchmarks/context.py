@@ -19,15 +19,16 @@ from rich.console import Console
 from rich.table import Table
 
 from picogpt import UserError, load
-from picogpt.api import DATASET, LanguageModel
+from picogpt.commands.options import parse
 from picogpt.config import DataConfig
 from picogpt.data.loader import validation_windows
 from picogpt.data.prepare import prepare
 from picogpt.engine import no_grad
-from picogpt.inference.decoding import REACH
-from picogpt.options import parse
-from picogpt.quality import token_losses
-from picogpt.training.monitor import to_stderr
+from picogpt.evaluation.loss import token_losses
+from picogpt.inference.language_model import LanguageModel
+from picogpt.inference.windows import REACH
+from picogpt.runs.layout import DATASET
+from picogpt.system.terminal import to_stderr
 
 Ids = npt.NDArray[np.integer]
 Losses = npt.NDArray[np.float64]

@@ -24,18 +24,19 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from picogpt.bfloat16 import narrowed, widened
-from picogpt.config import GenerateConfig, ModelConfig, Precision, UserError
-from picogpt.engine.kept import Kept
-from picogpt.exporting import export_checkpoint, open_writer
-from picogpt.importing import import_model
-from picogpt.inference.modelfile import metadata
-from picogpt.inference.writer import Writer
-from picogpt.interop.huggingface import write_huggingface
+from picogpt.commands.options import parse
+from picogpt.config import GenerateConfig, ModelConfig, Precision
+from picogpt.config.presets import preset
+from picogpt.engine.bfloat16 import narrowed, widened
+from picogpt.engine.mapped_matrix import MappedMatrix
+from picogpt.errors import UserError
+from picogpt.inference.engines import export_checkpoint, open_generator
+from picogpt.inference.generator import Generator
+from picogpt.inference.onnx.metadata import metadata
+from picogpt.interop.huggingface.writer import write_huggingface
+from picogpt.interop.import_model import import_model
 from picogpt.model.parameters import parameter_count, parameter_shapes
-from picogpt.options import parse
-from picogpt.presets import preset
-from picogpt.training import monitor
+from picogpt.system import hardware
 
 PROGRAM = "python -m benchmarks.memory"
 Name = Literal["tiny", "gpt-neo-125m", "gpt-neo-350m", "gpt-neo-1.3b", "gpt-neo-2.7b"]
@@ -110,7 +111,7 @@ class RandomWeights(Mapping[str, Any]):
             for row in range(rows):
                 start = (first + row * width) % POOL
                 bits[row] = self._pool[start : start + width]
-            return Kept(bits)
+            return MappedMatrix(bits)
         start, mean = first % POOL, np.float32("ln_" in name and name.endswith("weight"))
         return widened(narrowed(widened(self._pool[start : start + shape[0]]) + mean))
 
@@ -138,7 +139,7 @@ def imported(args: Memory, folder: Path) -> list[Stage]:
 
 def by_numpy(args: Memory, folder: Path) -> list[Stage]:
     began = time.perf_counter()
-    writer, _ = open_writer(str(folder / "own"), "numpy", "auto", lambda _: None)
+    writer, _ = open_generator(str(folder / "own"), "numpy", "auto", lambda _: None)
     return [_generate("NumPy", writer, args, min(args.tokens, NUMPY_TOKENS), began, LIMITS.get((args.model, "numpy")))]
 
 
@@ -155,13 +156,13 @@ def by_onnx(args: Memory, folder: Path) -> list[Stage]:
     began = time.perf_counter()
     metadata(folder / "own" / "model.onnx")  # reads all of it, to check it: what follows finds it in the system's cache
     checked = time.perf_counter()
-    writer, _ = open_writer(str(folder / "own"), "onnx", args.precision, lambda _: None)
+    writer, _ = open_generator(str(folder / "own"), "onnx", args.precision, lambda _: None)
     loaded, limit = time.perf_counter(), LIMITS.get((args.model, args.precision))
     stage = Stage("load", _peak(), loaded - checked, limit, f"after {checked - began:.1f} s of checking the file")
     return [stage, _generate("ONNX Runtime", writer, args, args.tokens, loaded, limit)]
 
 
-def _generate(name: str, writer: Writer, args: Memory, tokens: int, began: float, limit: float | None) -> Stage:
+def _generate(name: str, writer: Generator, args: Memory, tokens: int, began: float, limit: float | None) -> Stage:
     config = GenerateConfig(tokens=tokens, temperature=1.0, seed=1)
     streams = writer.begin(config)
     streams.read(" ".join(map(str, range(40, 40 + args.prompt_tokens))))
@@ -172,7 +173,7 @@ def _generate(name: str, writer: Writer, args: Memory, tokens: int, began: float
 
 
 def _peak() -> float:
-    return monitor.peak_memory() / 1e9
+    return hardware.peak_memory() / 1e9
 
 
 def measure(args: Memory) -> list[Stage]:
@@ -190,7 +191,7 @@ def measure(args: Memory) -> list[Stage]:
 
 def as_rich(args: Memory, stages: list[Stage]) -> Table:
     count = parameter_count(shape(args.model))[0]
-    title = f"{args.model}, {count:,} parameters, {args.precision}, on {monitor.machine()}"
+    title = f"{args.model}, {count:,} parameters, {args.precision}, on {hardware.machine()}"
     table = Table("stage", title=title, title_justify="left", box=None)
     for column in ("peak, GB", "limit", "seconds"):
         table.add_column(column, justify="right")
@@ -210,7 +211,9 @@ def main(argv: Sequence[str]) -> int:
         print(f"memory: {error}", file=sys.stderr)
         return 2
     if args.json:
-        print(json.dumps({"machine": monitor.machine(), **asdict(args), "stages": [asdict(stage) for stage in stages]}))
+        print(
+            json.dumps({"machine": hardware.machine(), **asdict(args), "stages": [asdict(stage) for stage in stages]})
+        )
     else:
         Console().print(as_rich(args, stages))
     return int(not all(stage.passes for stage in stages))

@@ -7,42 +7,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import pytest
-from commands import EASY as LINES
-from commands import TRAIN
-from hubserver import Hub, serving, wiki_files
-from running import EASY, config_for, open_run, result_of
-from streaming import FILES, GROUPS, ROWS
 
 from picogpt import cli
-from picogpt.config import GenerateConfig, ModelConfig
-from picogpt.data import remote
-from picogpt.model.parameters import Arrays, parameter_shapes
-from picogpt.rng import generator
-from picogpt.training.plot import Plotter
-
-
-def lively_arrays(config: ModelConfig, dtype: type = np.float32) -> Arrays:
-    """Parameters so large that each of them shows in the logits; the first values of a run are all but zero."""
-    arrays = {}
-    for name, shape in parameter_shapes(config).items():
-        noise = generator(0, name).standard_normal(shape) * 0.3
-        arrays[name] = (noise + (".ln_" in f".{name}" and name.endswith(".weight"))).astype(dtype)
-    return arrays
-
-
-def snapshot(folder: Path) -> dict[str, bytes | None]:
-    """Every path below the folder, and what is in it."""
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None
-        for path in sorted(folder.rglob("*"))
-    }
-
-
-def kept(folder: Path) -> dict[str, bytes | None]:
-    """Everything in the folder but tokens, which are a cache that grows."""
-    return {path: content for path, content in snapshot(folder).items() if not path.startswith("dataset")}
+from picogpt.config import GenerateConfig
+from picogpt.data.sources import remote
+from picogpt.monitoring.plotter import Plotter
+from tests.support.commands import EASY as LINES
+from tests.support.commands import TRAIN
+from tests.support.hubserver import Hub, serving, wiki_files
+from tests.support.running import EASY, config_for, open_run, result_of
+from tests.support.streaming import FILES, GROUPS, ROWS
 
 
 @pytest.fixture
@@ -55,7 +30,7 @@ def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
 def short_samples() -> Iterator[None]:
     """Evaluations write a few characters only."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("picogpt.training.sample.SAMPLE", GenerateConfig(tokens=6))
+        patch.setattr("picogpt.evaluation.samples.SAMPLE", GenerateConfig(tokens=6))
         yield
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from picogpt.config import install_extra
+from picogpt.errors import install_extra
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("*.py", "*.md", "*.toml", "*.yml", "*.html")
 TEXTS = sorted(path for kind in KINDS for path in ROOT.rglob(kind) if ".venv" not in path.parts)
 BY_NAME = re.compile(r"pip3?\s+install\b[^\n|;&`]*?[\s'\"]picogpt(?![\w-])")

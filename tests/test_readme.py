@@ -10,12 +10,13 @@ from textwrap import dedent, indent
 
 import pyarrow as pa
 import pytest
-from hf import tiny_with_words, write_folder
-from hubserver import Hub, serving, wiki_files
 from pyarrow import parquet
-from vocabularies import write_tables
 
-ROOT = Path(__file__).parents[1]
+from tests.support.hf import tiny_with_words, write_folder
+from tests.support.hubserver import Hub, serving, wiki_files
+from tests.support.paths import ROOT
+from tests.support.vocabularies import write_tables
+
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BENCHMARKS = sorted((ROOT / "benchmarks").glob("*.md"))
 PEERS = "<!-- peers -->\n"  # above a block that makes or needs an environment with PyTorch
@@ -145,7 +146,7 @@ QUICK = {
     "bench generate": ["--tokens", "4"],
     "benchmarks.memory": ["--model", "tiny"],
     "benchmarks.context": ["--sequences", "2"],
-    "benchmarks.torture": ["--minutes", "0.02", "--load", "0"],
+    "tests.torture": ["--minutes", "0.02", "--load", "0"],
     "benchmarks.compare": ["--seconds", "0.1", "--rounds", "1"],
 }
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from benchmarks.torture import __main__ as torture
-from benchmarks.torture import corrupt, faults
-from benchmarks.torture.child import Plan
-from benchmarks.torture.corrupt import ACCEPTED, CRASHED, REFUSED, Corrupter, Corruption
-from benchmarks.torture.load import Load, Sample, judge, load
-from benchmarks.torture.process import Ended
-from benchmarks.torture.runs import VARIANTS, Tally, Torture, text
 from picogpt.engine.lanes import FORK
+from tests.torture import __main__ as torture
+from tests.torture import corrupt, faults
+from tests.torture.child import Plan
+from tests.torture.corrupt import ACCEPTED, CRASHED, REFUSED, Corrupter, Corruption
+from tests.torture.load import Load, Sample, judge, load
+from tests.torture.process import Ended
+from tests.torture.runs import VARIANTS, Tally, Torture, text
 
 pytestmark = [
     pytest.mark.skipif(not FORK, reason="signals and processes as Linux has them"),

@@ -10,13 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from picogpt.config import RunConfig, UserError
-from picogpt.data.corpora import Corpus, open_corpus
+from picogpt.config import RunConfig
 from picogpt.data.loader import Loader
 from picogpt.data.prepare import prepare
-from picogpt.data.shards import INDEX, SHARD_TOKENS, Shards, ShardWriter, write_index
+from picogpt.data.shards.index import INDEX, SHARD_TOKENS, write_index
+from picogpt.data.shards.reader import Shards
+from picogpt.data.shards.writer import ShardWriter
+from picogpt.data.sources.corpora import Corpus, open_corpus
+from picogpt.errors import UserError
 from picogpt.rng import generator
-from picogpt.training import monitor
+from picogpt.system import hardware
 
 BATCHES = 10_000
 
@@ -38,7 +41,7 @@ def measure(config: RunConfig, megabytes: int, seconds: float, dataset_dir: Path
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         text = _repeated(corpus, megabytes, Path(folder) / "text.txt")
         config = replace(config, data=replace(config.data, data=str(text)))
-        return {**_measure(config, text, seconds, Path(folder)), "machine": monitor.machine()}
+        return {**_measure(config, text, seconds, Path(folder)), "machine": hardware.machine()}
 
 
 def _repeated(corpus: Corpus, megabytes: int, path: Path) -> Path:
@@ -51,7 +54,7 @@ def _repeated(corpus: Corpus, megabytes: int, path: Path) -> Path:
 
 
 def _measure(config: RunConfig, text: Path, seconds: float, dataset_dir: Path) -> dict[str, Any]:
-    resident = monitor.resident_memory()
+    resident = hardware.resident_memory()
     began = time.perf_counter()
     data = prepare(config.data, dataset_dir, lambda _: None)
     preparing = time.perf_counter() - began
@@ -78,7 +81,7 @@ def _measure(config: RunConfig, text: Path, seconds: float, dataset_dir: Path) -
         "encode_tokens_per_second": round(characters / encoding),
         "loader_sequences_per_second": round(sequences / loading, 1),
         "loader_tokens_per_second": round(sequences * config.context / loading),
-        "rss_growth_mb": round((monitor.resident_memory() - resident) / 2**20, 1),
+        "rss_growth_mb": round((hardware.resident_memory() - resident) / 2**20, 1),
         "tokenizer": data.tokenizer.name,
         "batch_size": config.train.batch_size,
         "context": config.context,
@@ -97,12 +100,12 @@ def measure_large(config: RunConfig, gigabytes: int) -> dict[str, Any]:
         shards = _many_names(Path(name) / "train", gigabytes * 10**9)
         loader, count = Loader(shards, config.context, config.train.seed), config.train.batch_size
         loader.batch(0, count)
-        resident, most = monitor.resident_memory(), 0
+        resident, most = hardware.resident_memory(), 0
         began = time.perf_counter()
         for batch in range(BATCHES):
             # As far apart as in a run of so many steps that it sees everything.
             loader.batch(batch * (loader.windows_per_epoch // BATCHES), count)
-            most = max(most, monitor.resident_memory() - resident) if batch % 100 == 0 else most
+            most = max(most, hardware.resident_memory() - resident) if batch % 100 == 0 else most
         seconds = time.perf_counter() - began
     return {
         "large_gb": gigabytes,

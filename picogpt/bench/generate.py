@@ -11,19 +11,24 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from picogpt.api import LanguageModel
-from picogpt.config import GenerateConfig, Precision, RunConfig, UserError
-from picogpt.data.tokenizer import CharTokenizer
-from picogpt.exporting import arrays_of, onnx_writer
-from picogpt.inference.export import export
-from picogpt.inference.session import OnnxModel
-from picogpt.inference.writer import Writer
-from picogpt.model.parameters import initial_arrays, parameter_count
-from picogpt.training import monitor
+from picogpt.config import GenerateConfig, Precision, RunConfig
+from picogpt.errors import UserError
+from picogpt.inference.engines import arrays_of, onnx_generator
+from picogpt.inference.generator import Generator
+from picogpt.inference.language_model import LanguageModel
+from picogpt.inference.onnx.export import export
+from picogpt.inference.onnx.session import OnnxModel
+from picogpt.model.initialization import initial_arrays
+from picogpt.model.parameters import parameter_count
+from picogpt.system import hardware
+from picogpt.tokenizers.characters import CharTokenizer
 
 ROUNDS = 7
+
 LONG = 1280  # tokens that PicoGPT looks back over
+
 PROMPT = "She sells sea shells by the sea shore. "
+
 PRINTABLE = 32, 0xD800  # code points from the space up to the first that is no character
 
 Speed = Callable[[], float]
@@ -77,10 +82,10 @@ def measure(model: LanguageModel, tokens: int, prompt_tokens: int, peer: str = "
         "first_token_ms": round(1e3 * float(np.median(firsts)), 3),
         "tokens": tokens,
         "prompt_tokens": prompt_tokens,
-        "threads": monitor.physical_cores(),
+        "threads": hardware.physical_cores(),
         "parameters": parameter_count(model.config)[0],
-        "peak_rss_mb": round(monitor.peak_memory() / 2**20, 1),
-        "machine": monitor.machine(),
+        "peak_rss_mb": round(hardware.peak_memory() / 2**20, 1),
+        "machine": hardware.machine(),
     }
 
 
@@ -90,12 +95,12 @@ def _exported(model: LanguageModel, precision: Precision, folder: Path) -> Path:
     return path
 
 
-def _opened(path: Path) -> Writer:
+def _opened(path: Path) -> Generator:
     """One session at a time: the threads of an idle one would go on looking for work beside those that are measured."""
-    return onnx_writer(OnnxModel(path, monitor.physical_cores()))
+    return onnx_generator(OnnxModel(path, hardware.physical_cores()))
 
 
-def _stream(writer: Writer, tokens: int, prompt_tokens: int, firsts: list[float]) -> float:
+def _stream(writer: Generator, tokens: int, prompt_tokens: int, firsts: list[float]) -> float:
     """Tokens a second of one stream, from the first to the last. Appends the seconds from the prompt to the first."""
     prompt = (PROMPT * (prompt_tokens // len(PROMPT) + 1))[:prompt_tokens]
     began = time.perf_counter()

@@ -8,19 +8,23 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from picogpt.config import DataConfig, RunConfig, UserError
-from picogpt.data.corpora import open_corpus
+from picogpt.config import DataConfig, RunConfig
 from picogpt.data.loader import Loader, validation_windows
 from picogpt.data.prepare import prepare
-from picogpt.model.parameters import initial_arrays, parameter_count
-from picogpt.training import monitor
-from picogpt.training.checks import fit_vocabulary
+from picogpt.data.sources.corpora import open_corpus
+from picogpt.errors import UserError
+from picogpt.evaluation.loss import full_loss
+from picogpt.model.initialization import initial_arrays
+from picogpt.model.parameters import parameter_count
+from picogpt.optim.schedule import learning_rate_factor
+from picogpt.system import hardware
+from picogpt.system.terminal import to_stderr
 from picogpt.training.device import fitted_here, open_lanes
-from picogpt.training.fullloss import full_loss
-from picogpt.training.optim import learning_rate_factor
+from picogpt.training.resume import fit_vocabulary
 from picogpt.training.trainer import Trainer
 
 SLICE = 16  # one validation window in so many is looked at along the way
+
 NEAR = 0.03  # nats from the target at which all of them are
 
 
@@ -73,7 +77,7 @@ def measure(
         "target": target,
         "parameters": parameter_count(config.model)[0],
         "peak_rss_mb": round(max(outcome.peak for outcome in outcomes) / 2**20, 1),
-        "machine": monitor.machine(),
+        "machine": hardware.machine(),
     }
 
 
@@ -94,7 +98,7 @@ def race(config: RunConfig, target: float, dataset_dir: Path) -> Outcome:
     data = prepare(config.data, dataset_dir, lambda _: None)
     loader = Loader(data.train, config.context, train.seed)
     glance = validation_windows(data.val, config.context, max(1, len(data.val) // config.context // SLICE))
-    config = fitted_here(fit_vocabulary(config, data.tokenizer), monitor.to_stderr)
+    config = fitted_here(fit_vocabulary(config, data.tokenizer), to_stderr)
     with open_lanes(config) as lanes:
         trainer = Trainer(config, initial_arrays(config.model, train.seed), lanes)
         done, progress = 0, 0.0
@@ -109,4 +113,4 @@ def race(config: RunConfig, target: float, dataset_dir: Path) -> Outcome:
                 evaluating += time.perf_counter() - paused
                 if loss <= target or progress >= 1:
                     total = seconds() + evaluating
-                    return Outcome(loss <= target, done, loss, seconds(), total, monitor.peak_memory())
+                    return Outcome(loss <= target, done, loss, seconds(), total, hardware.peak_memory())

@@ -5,16 +5,20 @@ from typing import Any
 
 import numpy as np
 
-from picogpt.bench.roof import MatmulBound, sgemm_on
-from picogpt.config import RunConfig, UserError
+from picogpt.bench.bound import MatmulBound, sgemm_on
+from picogpt.config import RunConfig
 from picogpt.engine.lanes import Lanes
-from picogpt.model.parameters import flops_per_token, initial_arrays
+from picogpt.errors import UserError
+from picogpt.model.flops import flops_per_token
+from picogpt.model.initialization import initial_arrays
 from picogpt.rng import generator
-from picogpt.training import monitor
+from picogpt.system import hardware
+from picogpt.system.terminal import to_stderr
 from picogpt.training.device import fitted_here, open_lanes
 from picogpt.training.trainer import Trainer
 
 ROUNDS = 5  # one, where there is less than a second for them all
+
 WARMUP_STEPS = 2  # the first step of all fills the workspaces, the second shows the peak of memory
 
 
@@ -28,12 +32,12 @@ def measure(config: RunConfig, seconds: float) -> dict[str, Any]:
     """
     if not seconds > 0:
         raise UserError(f"seconds must be positive, not {seconds}")
-    config, rounds = fitted_here(config, monitor.to_stderr), ROUNDS if seconds >= 1 else 1
+    config, rounds = fitted_here(config, to_stderr), ROUNDS if seconds >= 1 else 1
     with open_lanes(config) as lanes:
         training = _Training(config, lanes)
         bound = MatmulBound(config, training.trainer.micro_batch, lanes)
         training.tokens_per_second(seconds / rounds, WARMUP_STEPS)
-        peak = monitor.peak_memory()
+        peak = hardware.peak_memory()
         speeds, roofs, bounds = [], [], []
         for _ in range(rounds):
             speeds.append(training.tokens_per_second(seconds / rounds))
@@ -57,7 +61,7 @@ def measure(config: RunConfig, seconds: float) -> dict[str, Any]:
         "batch_size": config.train.batch_size,
         "context": config.context,
         "mflop_per_token": round(flops / 1e6, 2),
-        "machine": monitor.machine(),
+        "machine": hardware.machine(),
     }
 
 

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from picogpt.config import UserError
-from picogpt.data.shards import Shards, Span
-from picogpt.data.tokenizer import Ids
+from picogpt.data.shards.reader import Shards, Span
+from picogpt.errors import UserError
 from picogpt.rng import generator
+from picogpt.tokenizers.base import Ids
 
 CHUNK_TOKENS = 1 << 20
+
 GROUP_CHUNKS = 8
 
 Batch = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]

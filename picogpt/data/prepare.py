@@ -1,8 +1,6 @@
 """A corpus -> its tokenizer and token shards, made once and then reused."""
 
-import json
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -12,24 +10,34 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
-from picogpt.config import DataConfig, UserError
-from picogpt.data.coding import BORDER
-from picogpt.data.corpora import Corpus, Join, open_corpus
-from picogpt.data.formats import Document
-from picogpt.data.shards import Shards, ShardWriter
-from picogpt.data.tokenizer import CharTokenizer, Ids, PicoTokenizer, Tokenizer, from_dict
-from picogpt.files import make_folder, sync_file, sync_folder
+from picogpt.config import DataConfig
+from picogpt.data.shards.reader import Shards
+from picogpt.data.shards.writer import ShardWriter
+from picogpt.data.sources.corpora import Corpus, Join, open_corpus
+from picogpt.data.sources.formats import Document
+from picogpt.data.token_folder import (
+    MANY_DOCUMENTS,
+    PARTS,
+    beside,
+    read_tokenizer,
+    require_known,
+    val_share,
+    write_tokenizer,
+)
+from picogpt.errors import UserError
+from picogpt.system.files import make_folder, sync_folder
+from picogpt.tokenizers.base import BORDER, Ids, Tokenizer
+from picogpt.tokenizers.characters import CharTokenizer, PicoTokenizer
 
-PARTS = ("train", "val")
-_TOKENIZER = "tokenizer.json"
-_TOKENIZER_LIMIT = 16 << 20  # bytes; GPT-2's has about two million
 _LOOK = 100_000  # characters looked at for ones the tokenizer does not know
+
 _WORD = 1 << 16  # characters from the end of a piece in which white space is looked for
-_MANY = 20  # documents make a collection
+
 _VERIFIED = 1 << 28  # ids that are verified before they are used; of more, each block when it is first read
 
 Advance = Callable[[int, int], None]
 """Told how many bytes more were read, and how many there are to read in all."""
+
 Append = Callable[[Ids], None]
 
 
@@ -79,12 +87,6 @@ def prepare(
     return _open(folder, corpus)
 
 
-def require_known(data: DataConfig, tokenizer: Tokenizer | None) -> None:
-    """Raises UserError where the tokenizer asked for is no text's own, and no model brings it."""
-    if tokenizer is None and data.tokenizer not in (PicoTokenizer.name, CharTokenizer.name):
-        raise UserError(f"the tokenizer {data.tokenizer} is a model's own: name its run with --init-from")
-
-
 def _open(folder: Path, corpus: Corpus) -> Prepared:
     tokenizer = read_tokenizer(folder)
     train, val = (Shards(folder / part, tokenizer.fingerprint()) for part in PARTS)
@@ -95,37 +97,14 @@ def _open(folder: Path, corpus: Corpus) -> Prepared:
     return Prepared(corpus, tokenizer, train, val, sha256(repr(facts).encode()).hexdigest()[:16])
 
 
-def read_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a folder of tokens. Raises UserError where it is not there or damaged."""
-    path = folder / _TOKENIZER
-    try:
-        if path.stat().st_size > _TOKENIZER_LIMIT:
-            raise ValueError
-        return from_dict(json.loads(path.read_bytes()))
-    except (OSError, ValueError, RecursionError, UserError):
-        raise UserError(f"{path} is not a tokenizer: delete {folder}; it is made again") from None
-
-
-def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
-    part = _beside(folder / _TOKENIZER)
-    part.write_text(json.dumps(tokenizer.to_dict()), encoding="utf-8")
-    sync_file(part)
-    os.replace(part, folder / _TOKENIZER)
-    sync_folder(folder)
-
-
 def _discard(folder: Path) -> None:
     """Remove a damaged folder, first from its place, so that nobody finds half of it or loses what comes after it."""
-    damaged = _beside(folder)
+    damaged = beside(folder)
     try:
         os.rename(folder, damaged)
     except FileNotFoundError:
         return
     shutil.rmtree(damaged)
-
-
-def _beside(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.tmp")
 
 
 def _build(
@@ -275,7 +254,7 @@ def _split(
     Returns whether the text was as long as in the first.
     """
     share, marked = val_share(data, survey.documents), corpus.columns.is_marked
-    if survey.documents >= _MANY and survey.documents * share >= 1:
+    if survey.documents >= MANY_DOCUMENTS and survey.documents * share >= 1:
         encodings, documents = {part: _Encoding(survey.tokenizer, marked) for part in (train, val)}, 0
         for document in corpus.documents(advance):
             documents += 1
@@ -291,8 +270,3 @@ def _split(
             val(ids[left:])
             seen += count
     return seen == survey.characters
-
-
-def val_share(data: DataConfig, documents: int) -> float:
-    """The share that is kept for validation: of a collection's documents, or of a single text."""
-    return data.val_fraction or (0.05 if documents >= _MANY else 0.1)

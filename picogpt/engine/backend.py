@@ -12,17 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from picogpt.config import UserError, install_extra
 from picogpt.engine import workspace
-from picogpt.engine.kept import Kept
+from picogpt.engine.mapped_matrix import MappedMatrix
+from picogpt.errors import UserError, install_extra
 
 # NumPy and CuPy arrays share an interface but no base class, so an array is Any to the type checker.
 Array = Any
-
 BLOCK = 128 * 1024  # elements of an element-wise block: near the cache, and long beside a call
-
 # NumPy turns the results of 0-d arrays into scalars, so those are arrays too.
-_modules: dict[type, ModuleType] = {np.ndarray: np, np.float32: np, np.float64: np, Kept: np}
+_modules: dict[type, ModuleType] = {np.ndarray: np, np.float32: np, np.float64: np, MappedMatrix: np}
+PRODUCT_BLOCK = 1 << 20  # elements that `add_product` makes at a time
 
 
 def register(array_type: type, module: ModuleType) -> None:
@@ -146,21 +145,21 @@ def check_ids(ids: Array, rows: int) -> None:
 
 def times(x: Array, matrix: Array, out: Array) -> Array:  # (N, M), (M, K) -> (N, K)
     """out = x @ matrix, which may be a `Kept` one."""
-    if type(matrix) is Kept:
+    if type(matrix) is MappedMatrix:
         return matrix.times(x, out)
     return array_module(x).matmul(x, matrix, out=out)
 
 
 def times_transposed(x: Array, matrix: Array, out: Array) -> Array:  # (N, K), (M, K) -> (N, M)
     """out = x @ matrix.T; the matrix may be a `Kept` one."""
-    if type(matrix) is Kept:
+    if type(matrix) is MappedMatrix:
         return matrix.times_transposed(x, out)
     return array_module(x).matmul(x, matrix.T, out=out)
 
 
 def take_rows(table: Array, ids: Array, out: Array) -> Array:
     """out = table[ids]; the table may be a `Kept` one."""
-    if type(table) is Kept:
+    if type(table) is MappedMatrix:
         check_ids(ids, len(table))
         out[...] = table[ids]
         return out
@@ -189,3 +188,16 @@ def erf(x: Array) -> Array:
     from cupyx.scipy.special import erf as cupy_erf
 
     return cupy_erf(x)
+
+
+def add_product(total: Array, a: Array, b: Array) -> None:  # (M, K), (M, N), (N, K)
+    """total += a @ b, without another array of its size."""
+    xp = array_module(total)
+    for block in row_blocks(len(total), total.shape[1], total, PRODUCT_BLOCK if type(total) is np.ndarray else None):
+        total[block] += xp.matmul(a[block], b, out=empty(total[block].shape, total))
+
+
+def sum_rows(x: Array) -> Array:  # (N, C) -> (C,)
+    """Column sums, by BLAS: quicker than a reduction over the first axis."""
+    xp = array_module(x)
+    return xp.matmul(xp.ones(len(x), x.dtype), x)

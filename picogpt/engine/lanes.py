@@ -26,11 +26,13 @@ from typing import Any, TypeVar
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from picogpt.config import UserError
 from picogpt.engine.backend import Array, array_module
+from picogpt.errors import UserError
 
 Result = TypeVar("Result")
+
 FORK = sys.platform == "linux"
+
 _ALIGN = 16  # elements: a cache line
 
 

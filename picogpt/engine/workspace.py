@@ -18,7 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 ARENA_BYTES = 32 << 20
+
 SMALL_BYTES = 64 << 10  # below this the allocator's own cache is as fast
+
 _ALIGN = 4096
 
 

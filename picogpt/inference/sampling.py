@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from picogpt.config import UserError
+from picogpt.errors import UserError
 
 
 def sample(

@@ -20,27 +20,36 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from picogpt.config import AttentionScale, AttentionSpan, ModelConfig, UserError, shown
-from picogpt.files import new_folder
-from picogpt.interop.foreign import Foreign, Pieces, refuse, require_weights, shortest_pattern
-from picogpt.interop.stored import SIZES, Dtype, Storage, Stored
+from picogpt.config import AttentionScale, AttentionSpan, ModelConfig
+from picogpt.errors import UserError, shown
+from picogpt.interop.foreign_model import ForeignModel, Pieces, refuse, require_weights, shortest_pattern
 from picogpt.model.parameters import is_hidden_matrix, parameter_shapes
+from picogpt.system.files import new_folder
+from picogpt.tensorfiles.lazy_tensor import SIZES, Dtype, LazyTensor, Storage
 
 DataType = Literal["FLOAT32", "FLOAT16", "BFLOAT16"]
+
 Properties = Mapping[str, str]
+
 Floats = npt.NDArray[np.float32]
 
 PROPERTIES, PARAMETERS, NULL = "model.properties", "parameters", "<null>"
+
 EPSILON = 1e-5  # of picogpt's layer norms
+
 _PROPERTIES_MOST = 4 << 20  # bytes; those of GPT-Neo 2.7B are 5,000
+
 _PIECE = 1 << 20  # numbers that are written at once
+
 _DTYPES: Mapping[str, Dtype] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
 _OUTER = {
     "wte.weight": "input/wte",
     "wpe.weight": "input/wpe",
     "ln_f.weight": "output/norm.w",
     "ln_f.bias": "output/norm.b",
 }
+
 _INNER = {
     "ln_1": ("att.norm",),
     "attn.c_attn": ("att.query", "att.key", "att.value"),
@@ -49,6 +58,7 @@ _INNER = {
     "mlp.c_fc": ("mlp.layer1",),
     "mlp.c_proj": ("mlp.layer2",),
 }
+
 # What other models of that program have, with the value that says that this one has not: also where nothing is said.
 _PLAIN = {
     "position.embedding": "learned",
@@ -68,10 +78,7 @@ def names_of(parameter: str) -> tuple[str, ...]:
     return tuple(f"decoder{int(layer) + 1}/{name}.{kind[0]}" for name in _INNER[module])
 
 
-# Reading
-
-
-def read_dat(folder: Path) -> Foreign:
+def read_dat(folder: Path) -> ForeignModel:
     """The model in a folder. Nothing of its weights is read yet, but their files have the sizes that they must have.
 
     Raises UserError for properties of a model that picogpt has not, and for files that are missing, of another size, or
@@ -91,14 +98,14 @@ def read_dat(folder: Path) -> Foreign:
         shape = (rows // len(names), *columns)
         turned = by_column and is_hidden_matrix(parameter, shape)
         storages = [_storage(folder, _file_of(properties, name), prod(shape), dtype, big_endian) for name in names]
-        pieces = [Stored(it, shape[::-1]).transposed if turned else Stored(it, shape) for it in storages if it]
+        pieces = [LazyTensor(it, shape[::-1]).transposed if turned else LazyTensor(it, shape) for it in storages if it]
         if len(pieces) == len(names):
             weights[parameter] = tuple(pieces)
     known = {name for parameter in parameter_shapes(_with_biases(model)) for name in names_of(parameter)}
     mapped = {key.removeprefix("file.") for key in properties if key.startswith("file.")}
     require_weights(folder, model, weights, {name for name in mapped - known if _file_of(properties, name)})
     family = "gpt_neo" if "local" in model.layer_pattern or model.attention_scale == "none" else "gpt2"
-    return Foreign(family, model, weights, end_of_text)
+    return ForeignModel(family, model, weights, end_of_text)
 
 
 def _properties(path: Path) -> Properties:
@@ -264,9 +271,6 @@ def _found(folder: Path, root: Path, file: str) -> tuple[Path, ...]:
         if parts := tuple(takewhile(there, (f"{name}.part{number}" for number in count_from(1)))):
             return tuple(root / part for part in parts)
     return ()
-
-
-# Writing
 
 
 def write_dat(

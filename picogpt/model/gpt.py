@@ -10,28 +10,13 @@ import numpy as np
 
 from picogpt.config import ModelConfig
 from picogpt.engine import Tensor, concatenate, ops, recompute
-from picogpt.engine.backend import Array, array_module, empty
-from picogpt.inference.sliding import Sliding
+from picogpt.engine.backend import Array, array_module
+from picogpt.model.kv_cache import KVCache
 from picogpt.model.layers import Dropout, Embedding, LayerNorm, Linear, Module
 
 _ACTIVATIONS = {"relu": ops.relu, "gelu": ops.gelu, "gelu_tanh": ops.gelu_tanh}
+
 Rng = np.random.Generator | None
-
-
-class Cache:
-    """Keys and values of the positions of one window that were already computed, for one stream of decoding.
-
-    Local blocks keep those that are still seen: before more are computed, `local.make_room` says how many may come.
-    """
-
-    def __init__(self, config: ModelConfig, batch: int, like: Array) -> None:
-        H, D, layers = config.n_head, config.head_size, range(config.n_layer)
-        self.keys, self.values = (
-            [empty((batch, H, config.cache_of(layer), D), like) for layer in layers] for _ in range(2)
-        )
-        both = [cache[layer] for cache in (self.keys, self.values) for layer in layers if config.window_of(layer)]
-        self.local = Sliding(config.local_window, both)
-        self.length = 0
 
 
 class Attention(Module):
@@ -41,7 +26,7 @@ class Attention(Module):
         self.n_head, self.layer, self.window = config.n_head, layer, config.window_of(layer)
         self.scale, self.dropout = config.score_scale, Dropout(config.dropout)
 
-    def __call__(self, x: Tensor, rng: Rng, cache: Cache | None, replay: bool) -> Tensor:  # (B, T, C) -> (B, T, C)
+    def __call__(self, x: Tensor, rng: Rng, cache: KVCache | None, replay: bool) -> Tensor:  # (B, T, C) -> (B, T, C)
         qkv = self.c_attn(x)
         if cache is None:
             y = ops.causal_attention(qkv, self.n_head, self.scale, self.window, self.dropout.probability, rng)
@@ -71,7 +56,7 @@ class Block(Module):
         self.is_trained = any(tensor.node for _, tensor in self.named_parameters())
 
     def __call__(
-        self, x: Tensor, rng: Rng = None, cache: Cache | None = None, recompute: bool = False
+        self, x: Tensor, rng: Rng = None, cache: KVCache | None = None, recompute: bool = False
     ) -> Tensor:  # (B, T, C) -> (B, T, C)
         """recompute: keep the input of each branch alone, and run the branch again when its gradients are wanted."""
 
@@ -111,7 +96,7 @@ class GPT(Module):
             self.lm_head = Head(parameters, "lm_head")
 
     def hidden(
-        self, ids: Array, context: Tensor | None = None, rng: Rng = None, cache: Cache | None = None
+        self, ids: Array, context: Tensor | None = None, rng: Rng = None, cache: KVCache | None = None
     ) -> Tensor:  # (B, W) integers, (B, C) -> (B, T, C); T = W + 1 with a context slot
         """Hidden states of one window after the last layer norm; of a bigram table, the logits.
 

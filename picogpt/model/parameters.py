@@ -2,19 +2,20 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from math import prod, sqrt
-from typing import Any
+from math import prod
 
 import numpy as np
 
-from picogpt.config import ModelConfig, RunConfig, UserError
+from picogpt.config import ModelConfig, RunConfig
 from picogpt.engine import Tensor
 from picogpt.engine.backend import Array
-from picogpt.rng import generator
+from picogpt.errors import UserError
 
 Arrays = dict[str, Array]
+
 LARGE = 2 << 30
 """Bytes in float32 from which on a model's weights stay where they lie, or are used in fewer bits."""
+
 LORA = (".lora_a", ".lora_b")
 """Ends of the names of low-rank matrices: A (r, inputs) and B (outputs, r), whose product stands beside a weight."""
 
@@ -99,48 +100,6 @@ def merged(config: ModelConfig, arrays: Mapping[str, Array]) -> tuple[ModelConfi
 def _merged(arrays: Mapping[str, Array], name: str) -> Array:
     a, b = (arrays.get(name.removesuffix(".weight") + end) for end in LORA)
     return arrays[name] if a is None or b is None else np.asarray(arrays[name]) + np.asarray(b) @ np.asarray(a)
-
-
-def flops_per_token(config: ModelConfig) -> int:
-    """Forward and backward, as nanoGPT counts: 6 a parameter (position table aside) + 12 L C T for attention.
-
-    A. Chowdhery et al., PaLM, arXiv 2204.02311, appendix B. The causal half that is never computed is counted too.
-    """
-    return 6 * parameter_count(config)[1] + 12 * config.n_layer * config.n_embd * config.context_len
-
-
-def initial_arrays(config: ModelConfig, seed: int, given: Mapping[str, Array] | None = None) -> Arrays:
-    """First values of every parameter, float32; those that are given stay as they are.
-
-    gpt2: N(0, 0.02), residual projections N(0, 0.02 / sqrt(2 n_layer)) (A. Radford et al., 2019). zero: the same with
-    those projections zero, so that every block begins as the identity. normal: N(0, 0.02).
-    torch: PyTorch's defaults, U(-1/sqrt(inputs), 1/sqrt(inputs)) for linear layers and N(0, 1) for tables.
-    Low-rank matrices add nothing at first: N(0, 1/sqrt(inputs)), times zero.
-    """
-    arrays = dict(given or {})
-    for i, (name, shape) in enumerate(parameter_shapes(config).items()):
-        if name not in arrays:
-            arrays[name] = _initial(config, name, shape, generator(seed, "initial", i))
-    return arrays
-
-
-def _initial(config: ModelConfig, name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray[Any, Any]:
-    if name.endswith(LORA):
-        scale = np.float32(1 / sqrt(shape[1]) if name.endswith(LORA[0]) else 0)
-        return rng.standard_normal(shape, np.float32) * scale
-    if ".ln_" in name or name.startswith("ln_"):
-        return np.full(shape, name.endswith(".weight"), np.float32)
-    if config.init == "torch":
-        if name in ("wte.weight", "wpe.weight"):
-            return rng.standard_normal(shape, np.float32)
-        inputs = 4 * config.n_embd if ".mlp.c_proj" in name else config.n_embd
-        return (rng.random(shape, np.float32) * 2 - 1) / np.float32(sqrt(inputs))
-    if name.endswith(".bias"):
-        return np.zeros(shape, np.float32)
-    if config.init == "zero" and name.endswith("c_proj.weight"):
-        return np.zeros(shape, np.float32)
-    scaled = config.init == "gpt2" and name.endswith("c_proj.weight")
-    return rng.standard_normal(shape, np.float32) * np.float32(0.02 / (sqrt(2 * config.n_layer) if scaled else 1))
 
 
 def as_tensors(arrays: Mapping[str, Array], gradients: Mapping[str, Array] | None = None) -> dict[str, Tensor]:

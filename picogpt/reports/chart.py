@@ -11,10 +11,12 @@ from math import ceil, floor, log10
 
 import numpy as np
 
-from picogpt.training.runlog import Values
+from picogpt.runs.log import Values
 
 SIZE = 1000  # of the box that is stretched to the page
+
 _MOST_POINTS = 400  # of a line: more than a page has places
+
 _EARLY = 0.1  # share of the axis in which losses fall from where nothing is learnt yet
 
 

@@ -13,12 +13,13 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from picogpt.files import unwritten, write_durably
-from picogpt.reports import compare, summary
+from picogpt.reports import terminal
 from picogpt.reports.chart import Chart, Curve, chart
+from picogpt.reports.comparison import all_settings, common_axis, difference, differing_settings, notes
+from picogpt.reports.figures import clock, number, signed
 from picogpt.reports.summary import Summary
-from picogpt.training.runlog import visible
-from picogpt.training.status import Status
+from picogpt.system.files import write_durably, write_error
+from picogpt.system.terminal import visible
 
 
 def _readable(value: Any) -> Any:
@@ -29,6 +30,7 @@ def _readable(value: Any) -> Any:
 
 
 _FOLDER = Path(__file__).parent / "templates"
+
 _TEMPLATES = Environment(
     loader=FileSystemLoader(_FOLDER),
     autoescape=True,
@@ -37,17 +39,19 @@ _TEMPLATES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_STYLE, _SCRIPT = ((_FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "live.js"))
+
+STYLE, SCRIPT = ((_FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "live.js"))
+
 _COLOURS, _DASHES = 6, 5  # that the style sheet has
+
 _SAMPLE_CHARACTERS, _EVENTS = 5_000, 40
 
 
-def _hash(text: str) -> str:
+def csp_hash(text: str) -> str:
     return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
 
 
-POLICY = f"default-src 'none'; style-src {_hash(_STYLE)}; img-src data:; base-uri 'none'; form-action 'none'"
-LIVE_POLICY = f"{POLICY}; script-src {_hash(_SCRIPT)}; connect-src 'self'"
+POLICY = f"default-src 'none'; style-src {csp_hash(STYLE)}; img-src data:; base-uri 'none'; form-action 'none'"
 
 
 @dataclass(frozen=True)
@@ -75,61 +79,50 @@ def write_page(runs: Sequence[Summary], path: Path) -> None:
     try:
         write_durably(path, page(runs).encode())
     except OSError as error:
-        raise unwritten(path, error) from error
+        raise write_error(path, error) from error
 
 
 def page(runs: Sequence[Summary]) -> str:
     """The page of runs that have ended, or stand where they stand."""
     title = " · ".join(run.name for run in runs[:4]) + (f" and {len(runs) - 4} more" if runs[4:] else "")
-    return _render("page.html", title=title, policy=POLICY, style=_STYLE, script="", report=report(runs), live="")
-
-
-def live_page(name: str, live: str, report: str, version: int) -> str:
-    """The page that follows a run, from its two parts; `version` is the report's."""
-    head = {"title": name, "policy": LIVE_POLICY, "style": _STYLE, "script": _SCRIPT}
-    return _render("page.html", **head, live=live, report=report, version=version)
+    return render("page.html", title=title, policy=POLICY, style=STYLE, script="", report=report(runs), live="")
 
 
 def report(runs: Sequence[Summary], problem: str = "") -> str:
     """All of a page that logs tell. problem: why there is none yet."""
     several = len(runs) > 1
-    return _render(
+    return render(
         "report.html",
         runs=[_shown(i, run, runs[0]) for i, run in enumerate(runs)],
         problem=problem,
         chart=_losses(runs) if runs else None,
-        chart_title=compare.axis_in_words(runs) if several else "training and validation loss",
-        columns=compare.columns(runs) if several else [],
-        rows=[compare.row(run, runs) for run in runs] if several else [],
-        legend=compare.LEGEND,
-        notes=summary.notes(runs) if several else [],
-        differing=summary.differing_settings(runs) if runs else {},
+        chart_title=terminal.axis_in_words(runs) if several else "training and validation loss",
+        columns=terminal.columns(runs) if several else [],
+        rows=[terminal.row(run, runs) for run in runs] if several else [],
+        legend=terminal.LEGEND,
+        notes=notes(runs) if several else [],
+        differing=differing_settings(runs) if runs else {},
     )
 
 
-def live(status: Status | None, age: float, ended: bool) -> str:
-    """The panel of a run that trains. age: seconds since it told; ended: that it will not tell more."""
-    return _render("live.html", status=status, age=age, ended=ended, clock=summary.clock, eta=_eta(status))
-
-
-def _render(template: str, **what: Any) -> str:
+def render(template: str, **what: Any) -> str:
     return _TEMPLATES.get_template(template).render(**what)
 
 
 def _shown(i: int, run: Summary, first: Summary) -> Shown:
-    best, difference = run.best, summary.difference(run, first) if i else None
+    best, percent = run.best, difference(run, first) if i else None
     events = [f"step {event['step']:,}: {event['text']}" for event in run.log["divergence"]]
     notices = run.log["notices"]
     whole = f" ({100 * run.share:.0f} % of the run)" if run.share is not None and run.share < 1 else ""
     figures = {
         "best": best and f"{best[1]:.4f} at {run.axis} {best[0]:,.0f}",
-        "training loss": summary.number(run.train_loss, ".4f"),
-        f"bits a {'character' if run.unit == 'char' else 'token'}": summary.number(run.bits, ".3f"),
-        "parameters": summary.number(run.parameters, ",.0f"),
-        "steps": summary.number(run.steps, ",.0f") + whole,
-        "tokens": summary.number(run.tokens, ",.0f"),
-        "time": summary.clock(run.seconds),
-        "tokens/s": summary.number(run.tokens_per_second, ",.0f"),
+        "training loss": number(run.train_loss, ".4f"),
+        f"bits a {'character' if run.unit == 'char' else 'token'}": number(run.bits, ".3f"),
+        "parameters": number(run.parameters, ",.0f"),
+        "steps": number(run.steps, ",.0f") + whole,
+        "tokens": number(run.tokens, ",.0f"),
+        "time": clock(run.seconds),
+        "tokens/s": number(run.tokens_per_second, ",.0f"),
         "peak memory": run.memory_mb and f"{run.memory_mb:,.0f} MB",
         "machine": run.machine,
     }
@@ -137,13 +130,13 @@ def _shown(i: int, run: Summary, first: Summary) -> Shown:
         run,
         _look(i),
         [(name, value) for name, value in figures.items() if value and value != "-"],
-        summary.all_settings(run),
+        all_settings(run),
         _samples(run),
         events[-_EVENTS:],
         notices[-_EVENTS:],
         max(0, len(events) - _EVENTS) + max(0, len(notices) - _EVENTS),
-        "" if difference is None or abs(difference) < 0.005 else "worse" if difference > 0 else "better",
-        summary.signed(difference) if difference is not None else "",
+        "" if percent is None or abs(percent) < 0.005 else "worse" if percent > 0 else "better",
+        signed(percent) if percent is not None else "",
     )
 
 
@@ -158,7 +151,7 @@ def _cut(text: str) -> str:
 
 
 def _losses(runs: Sequence[Summary]) -> Chart | None:
-    axis = summary.common_axis(runs)
+    axis = common_axis(runs)
     kinds = ("training", "train_loss", " train"), ("validation", "val_loss", "")
     curves = [
         Curve(f"{run.name}: {name}", run.curve(field, axis), _look(i) + look)
@@ -171,7 +164,3 @@ def _losses(runs: Sequence[Summary]) -> Chart | None:
 def _look(i: int) -> str:
     """Colour and dashes of run i: no two of the first thirty have both in common."""
     return f"c{i % _COLOURS} d{i % _DASHES}"
-
-
-def _eta(status: Status | None) -> str:
-    return "" if status is None or status.eta_seconds is None else summary.clock(status.eta_seconds)

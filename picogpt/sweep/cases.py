@@ -6,14 +6,20 @@ from dataclasses import dataclass, fields, replace
 from itertools import product
 from typing import Any, Literal
 
-from picogpt.config import RunConfig, UserError, shown
-from picogpt.presets import preset
+from picogpt.config import RunConfig
+from picogpt.config.presets import preset
+from picogpt.errors import UserError, shown
 
 Budget = Literal["own", "tokens", "minutes"]
+
 EXERCISE = "exercise"  # a preset of sweeps alone
+
 _PARTS = ("model", "data", "train")
+
 _MOST_CASES = 200
+
 _OTHER_TEXT = "data", "tokenizer", "val_fraction", "text_field", "qa"
+
 _NO_STEPS = 10**9  # where minutes are what ends a run
 
 

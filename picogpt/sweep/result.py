@@ -6,7 +6,7 @@ from math import sqrt
 from statistics import fmean, stdev
 from typing import Any
 
-from picogpt.reports.summary import count, signed
+from picogpt.reports.figures import count, signed
 from picogpt.sweep.cases import Case
 from picogpt.sweep.study import Trial
 
@@ -67,6 +67,7 @@ def is_clear(value: Estimate, first: Estimate) -> bool | None:
 
 
 COLUMNS = ("case", "seeds", "params", "tokens", "min", "train", "val", "vs first", "tok/s", "MB")
+
 PUBLISHED = ("published val (train)", "vs first there")
 
 

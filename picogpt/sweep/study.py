@@ -9,12 +9,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from picogpt.config import UserError, install_extra, shown
+from picogpt.errors import UserError, install_extra, shown
 from picogpt.sweep.cases import Case
 from picogpt.sweep.worker import Outcome
 
 DATABASE, TABLE = "study.db", "table.md"
+
 _WARMUP, _GRID = 10, 5  # percent of a run that nobody judges, and between two looks
+
 _FIGURES, _REASON, _CASES, _FOLDER = "figures", "reason", "cases", "folder"
 
 

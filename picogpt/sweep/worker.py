@@ -12,21 +12,25 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from picogpt.config import RunConfig, UserError, WatchConfig
+from picogpt.config import MonitoringConfig, RunConfig
 from picogpt.data.prepare import prepare
-from picogpt.data.shards import Shards, Span
-from picogpt.data.tokenizer import from_dict
+from picogpt.data.shards.reader import Shards, Span
+from picogpt.errors import UserError
+from picogpt.evaluation.loss import full_loss
+from picogpt.evaluation.samples import sample
 from picogpt.model.gpt import GPT
-from picogpt.model.parameters import as_tensors, initial_arrays, merged, parameter_count
-from picogpt.training import checkpoint
+from picogpt.model.initialization import initial_arrays
+from picogpt.model.parameters import as_tensors, merged, parameter_count
+from picogpt.runs import checkpoints
+from picogpt.tokenizers.registry import from_dict
 from picogpt.training.device import open_lanes
-from picogpt.training.fullloss import full_loss
 from picogpt.training.run import Run
-from picogpt.training.sample import sample
 from picogpt.training.trainer import NotFiniteError, Trainer
 
 MOST_TOKENS = 1_000_000  # that a loss at the end is taken over
+
 SAMPLE_SEED = 1  # of what every run of a sweep writes
+
 _GIVE_UP = 20.0  # seconds after a second Ctrl-C
 
 
@@ -37,7 +41,7 @@ class Order:
     config: RunConfig
     run_dir: Path
     dataset_dir: Path
-    watch: WatchConfig
+    watch: MonitoringConfig
 
 
 @dataclass(frozen=True)
@@ -152,9 +156,9 @@ def _trained(link: Connection, order: Order) -> Outcome:
 
 def _figures(order: Order, run: Run) -> dict[str, Any]:
     """Of a run that is at its end: losses over many tokens, and what it wrote before and after."""
-    place = checkpoint.newest(order.run_dir)
+    place = checkpoints.newest(order.run_dir)
     assert place is not None
-    found, last = checkpoint.load(place, optimizer=False), run.log.evaluations[-1]
+    found, last = checkpoints.load(place, optimizer=False), run.log.evaluations[-1]
     config, arrays = merged(run.config.model, found.model)
     tokenizer, seed = from_dict(found.meta["tokenizer"]), run.config.train.seed
     untrained = GPT(config, as_tensors(initial_arrays(config, seed)))

@@ -4,17 +4,36 @@ from collections.abc import Callable
 from dataclasses import replace
 from math import prod
 
-from picogpt.config import RunConfig, UserError
+from picogpt.config import RunConfig
 from picogpt.engine.backend import cuda, gpu
 from picogpt.engine.lanes import Lanes
-from picogpt.model.footprint import fitted, footprint, sequence_bytes
+from picogpt.errors import UserError
+from picogpt.model.memory import estimate_memory, fitted, sequence_bytes
 from picogpt.model.parameters import parameter_count, trained_shapes
-from picogpt.training import monitor
+from picogpt.system import hardware
 
 MEMORY_SHARE = 0.5  # of the machine's memory, for training as fast as possible: never into swap
 # Of a GPU's free memory. The footprint counts the CPU's working set; CuPy also copies strided operands of its batched
 # products, and works on whole activations where the CPU takes a block.
 GPU_MEMORY_SHARE = 0.6
+
+
+def require_memory(config: RunConfig, notify: Callable[[str], None]) -> None:
+    """Raises UserError where the machine could never hold the run, and says so where it cannot now."""
+    if config.train.device == "cuda":
+        return  # its own memory was looked at
+    batch = 2 * 4 * config.train.batch_size * config.context
+    needed, total = estimate_memory(config).total + batch, hardware.total_memory()
+    if needed > total:
+        raise UserError(
+            f"this run needs about {needed / 2**30:,.1f} GB of memory and the machine has {total / 2**30:,.1f}: "
+            "try --low-memory, a smaller --batch-size or a smaller model"
+        )
+    if needed > (free := hardware.available_memory()):
+        notify(
+            f"this run needs about {needed / 2**20:,.0f} MB of memory and {free / 2**20:,.0f} are free: it may swap; "
+            "close other programs or try --low-memory"
+        )
 
 
 def fitted_here(config: RunConfig, notify: Callable[[str], None]) -> RunConfig:
@@ -33,12 +52,12 @@ def fitted_here(config: RunConfig, notify: Callable[[str], None]) -> RunConfig:
             micro_batch, recompute = gpu_micro_batch(config), train.recompute or train.low_memory
             return replace(config, train=replace(train, lanes=1, micro_batch=micro_batch, recompute=recompute))
     on_cpu = replace(config, train=replace(train, device="cpu"))
-    return fitted(on_cpu, monitor.physical_cores(), int(MEMORY_SHARE * monitor.total_memory()))
+    return fitted(on_cpu, hardware.physical_cores(), int(MEMORY_SHARE * hardware.total_memory()))
 
 
 def open_lanes(config: RunConfig) -> Lanes:
     """The lanes of a `fitted_here` configuration; cores beyond their number help in BLAS."""
-    return Lanes(config.train.lanes, max(1, monitor.physical_cores() // config.train.lanes))
+    return Lanes(config.train.lanes, max(1, hardware.physical_cores() // config.train.lanes))
 
 
 def gpu_micro_batch(config: RunConfig) -> int:
@@ -47,7 +66,7 @@ def gpu_micro_batch(config: RunConfig) -> int:
     Raises UserError where not even one sequence fits.
     """
     train = config.train
-    one = footprint(replace(config, train=replace(train, lanes=1, micro_batch=1)))
+    one = estimate_memory(replace(config, train=replace(train, lanes=1, micro_batch=1)))
     lasting, free = one.total - one.program - one.activations, gpu().free
     fitting = int(GPU_MEMORY_SHARE * free - lasting) // sequence_bytes(config)
     if fitting < 1:

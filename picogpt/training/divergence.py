@@ -3,10 +3,12 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from picogpt.training.runlog import is_event
+from picogpt.runs.log import is_event
 
 SKIPS = 2  # steps in a row that are left out; the next one sends the run back
+
 RETURNS = 5  # without an evaluation behind what sent the run back
+
 SLOWER = 0.5  # learning rates after a return, as a share of those before
 
 

@@ -10,26 +10,31 @@ from typing import Any
 
 import numpy as np
 
-from picogpt.config import RunConfig, UserError, WatchConfig
+from picogpt.config import MonitoringConfig, RunConfig
+from picogpt.data.feed import Feed
 from picogpt.data.loader import Batch
 from picogpt.engine.backend import to_host
+from picogpt.errors import UserError
+from picogpt.evaluation.samples import sample
+from picogpt.monitoring.observers import Observers
+from picogpt.monitoring.screen import Screen
+from picogpt.optim.schedule import learning_rate_factor
 from picogpt.rng import generator
-from picogpt.training import checkpoint, monitor
-from picogpt.training.care import Care
-from picogpt.training.checks import require_meta, require_shapes
-from picogpt.training.clock import Clock, sleep, stop_signals
-from picogpt.training.device import open_lanes
+from picogpt.runs import checkpoints
+from picogpt.runs.checkpoint import require_meta
+from picogpt.runs.layout import TENSORBOARD
+from picogpt.runs.lock import run_lock
+from picogpt.system import hardware
+from picogpt.system.signals import sleep, stop_signals
+from picogpt.training.clock import Clock
+from picogpt.training.device import gpu_in_words, lanes_in_words, open_lanes, trained_in_words
 from picogpt.training.divergence import RETURNS, SKIPS, SLOWER, Divergence
-from picogpt.training.lock import run_lock
-from picogpt.training.optim import learning_rate_factor
-from picogpt.training.sample import sample
+from picogpt.training.pauses import Pauses
+from picogpt.training.resume import find_start, require_shapes, way_of
 from picogpt.training.saver import RETRY_SECONDS, Saver
-from picogpt.training.screen import Screen
-from picogpt.training.start import find_start, way_of
 from picogpt.training.trainer import NotFiniteError, Trainer
-from picogpt.training.watch import EVENTS, Watch, announcement
 
-WATCH = WatchConfig()
+WATCH = MonitoringConfig()
 FIRST_SAVE = 2.0  # seconds that training waits for it, to know whether it works
 SLOW_DISK = 10.0  # seconds
 
@@ -50,17 +55,17 @@ class Run:
         dataset_dir: Path,
         fresh: bool = False,
         init_from: Path | None = None,
-        watch: WatchConfig = WATCH,
+        watch: MonitoringConfig = WATCH,
         after_evaluation: Callable[[dict[str, Any]], bool] = lambda _: True,
     ) -> None:
         self._spared, self._after_evaluation, self.given_up = watch, after_evaluation, False
         self.dir, self.screen, self._fresh = run_dir, Screen(), fresh
-        self._seen = checkpoint.state_of(run_dir)
+        self._seen = checkpoints.state_of(run_dir)
         start = find_start(config, run_dir, dataset_dir, fresh, init_from, self.screen.notice)
         self.config, self.fitted, self.feed, self.log = start.config, start.fitted, start.feed, start.log
         self.arrays, self.resumed = start.arrays, start.resumed
         self.done: int = self.resumed.step if self.resumed else 0
-        self.watch = Watch(watch, run_dir, self.screen, self.log)
+        self.watch = Observers(watch, run_dir, self.screen, self.log)
         for notice in start.notices:
             self.watch.tell(notice)
         meta = self.resumed.meta if self.resumed else {}
@@ -104,7 +109,7 @@ class Run:
             for notice in self.feed.begin(self.done * self.config.train.batch_size):
                 self.watch.tell(notice)
             stack.enter_context(run_lock(self.dir, self.watch.tell))
-            if checkpoint.state_of(self.dir) != self._seen:
+            if checkpoints.state_of(self.dir) != self._seen:
                 raise UserError(f"run {self.dir.name} was trained by another process meanwhile: give the command again")
             stopped = stack.enter_context(stop_signals(self.screen.interrupt))
             lanes = stack.enter_context(open_lanes(self.fitted))
@@ -138,19 +143,19 @@ class Run:
     def _clear_the_way(self) -> None:
         """Take away what the run does not go on from, and write the log: a folder that refuses is found now."""
         if self._fresh:
-            checkpoint.clear(self.dir)
+            checkpoints.clear(self.dir)
             for name in ("log.pkl", "log.png"):
                 (self.dir / name).unlink(missing_ok=True)
-            rmtree(self.dir / EVENTS, ignore_errors=True)
+            rmtree(self.dir / TENSORBOARD, ignore_errors=True)
         elif self.resumed:
-            checkpoint.set_aside(self.dir, self.done)  # damaged ones
-            checkpoint.prune(self.dir)  # and what a save left that was killed: the room may be wanted
+            checkpoints.set_aside(self.dir, self.done)  # damaged ones
+            checkpoints.prune(self.dir)  # and what a save left that was killed: the room may be wanted
         self.log.save()
         self._log_saved = self.log.to_bytes()
 
     def _train(self, trainer: Trainer, stopped: Callable[[], bool]) -> None:
-        train, clock, memory = self.config.train, Clock(self.watch.tell), monitor.MemoryWatch()
-        care = Care(self._spared, self.watch.tell, self.watch.pausing)
+        train, clock, memory = self.config.train, Clock(self.watch.tell), hardware.MemoryWatch()
+        care = Pauses(self._spared, self.watch.tell, self.watch.pausing)
         if self._saved < 0:
             self._save(trainer)
             if self.saver.wait(FIRST_SAVE) and self.saver.problem:
@@ -179,7 +184,7 @@ class Run:
     def _goes_on(self, stopped: Callable[[], bool]) -> bool:
         return self.progress() < 1 and not stopped() and not self.given_up
 
-    def _spare(self, trainer: Trainer, care: Care, clock: Clock, stopped: Callable[[], bool]) -> None:
+    def _spare(self, trainer: Trainer, care: Pauses, clock: Clock, stopped: Callable[[], bool]) -> None:
         """Rest where the processor is too hot; where the battery is low, save and wait, which does not count."""
         care.cool(stopped)
         if care.is_battery_low():
@@ -256,13 +261,13 @@ class Run:
             raise UserError(f"{error.what}, and {self.dir} has gone, where there is a sound checkpoint: bring it back")
         state, found = self.divergence, None
         if state.returns < RETURNS:
-            found = checkpoint.before_divergence(self.dir, again=state.returns > 0)
+            found = checkpoints.before_divergence(self.dir, again=state.returns > 0)
         if found is None:
             raise error
         require_meta(found)
         require_shapes(found, self.config)
         self.saver.problem = ""  # of a course that is given up
-        checkpoint.set_aside(self.dir, found.step)
+        checkpoints.set_aside(self.dir, found.step)
         at, events = error.step + 1, self.log.divergence
         trainer.restore(found.model, found.optimizer)
         self.feed.restore(found.meta["feed"])
@@ -291,7 +296,7 @@ class Run:
             "train_loss": self.recent[0] / self.recent[1] if self.recent[1] else None,
             "val_loss": val_loss,
             "tokens_per_second": clock.tokens_per_second,
-            "memory_mb": monitor.peak_memory() / 2**20,
+            "memory_mb": hardware.peak_memory() / 2**20,
             "sample": sample(trainer.replicas[0], self.feed.tokenizer, seed, self.config.rolls),
             **({"text": self.feed.text} if self.feed.text else {}),
         }
@@ -373,7 +378,7 @@ class Run:
             self.log.save()
 
     def _shrink(self, trainer: Trainer) -> None:
-        free = f"memory runs short ({monitor.available_memory() / 2**20:,.0f} MB free)"
+        free = f"memory runs short ({hardware.available_memory() / 2**20:,.0f} MB free)"
         if self.fitted.train.device == "cpu" and trainer.shrink():
             self._tell_smaller(trainer, free)
         elif not self._memory_told:
@@ -397,3 +402,13 @@ class Run:
             self.screen.notice(
                 f"done: best validation loss {best:.3f}; sample it with: python inference.py --run {name}"
             )
+
+
+def announcement(config: RunConfig, fitted: RunConfig, feed: Feed, micro_batch: int) -> str:
+    """What is trained on what, and how."""
+    train = config.train
+    place = gpu_in_words(fitted) if fitted.train.device == "cuda" else lanes_in_words(fitted.train.lanes)
+    trains = "" if train.train == "all" else f", which trains {trained_in_words(config)}"
+    micro = f"{micro_batch} at a time" + (", recomputed" if fitted.train.recompute else "")
+    sequences = f"{train.batch_size} sequences of {config.context}"
+    return f"{feed.describe()}; a step is {sequences}, {micro}, on {place}{trains}"

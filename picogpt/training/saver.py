@@ -8,11 +8,11 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from picogpt.config import UserError
 from picogpt.engine.backend import Array
-from picogpt.training import checkpoint
-from picogpt.training.checkpoint import Draft
-from picogpt.training.runlog import write_log
+from picogpt.errors import UserError
+from picogpt.runs import checkpoints
+from picogpt.runs.checkpoints import Draft
+from picogpt.runs.log import write_log
 
 RETRY_SECONDS = 20.0  # after a save that failed
 
@@ -42,7 +42,7 @@ class Saver:
             self.problem = f"{self._dir} has gone: bring it back"
             return
         try:
-            draft = checkpoint.write(self._dir, step, model, optimizer, meta)
+            draft = checkpoints.write(self._dir, step, model, optimizer, meta)
         except (UserError, OSError) as error:
             self.problem = str(error)
             return
@@ -58,9 +58,9 @@ class Saver:
     def _finish(self, draft: Draft, log: bytes) -> None:
         try:
             write_log(self._dir / "log.pkl", log)
-            checkpoint.publish(draft)
+            checkpoints.publish(draft)
             self.problem = ""
-            checkpoint.prune(self._dir)
+            checkpoints.prune(self._dir)
         except (UserError, OSError) as error:
             self.problem = str(error)
             draft.drop()

@@ -11,19 +11,22 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from picogpt.config import RunConfig, UserError
+from picogpt.config import RunConfig
 from picogpt.engine import Tape, Tensor, no_grad
 from picogpt.engine.backend import Array, check_ids, cuda, fetch, to_device
 from picogpt.engine.lanes import Lanes, SharedArrays
 from picogpt.engine.workspace import release
-from picogpt.model.footprint import choose_micro_batch
+from picogpt.errors import UserError
 from picogpt.model.gpt import GPT
+from picogpt.model.memory import choose_micro_batch
 from picogpt.model.parameters import Arrays, as_tensors, trained_shapes
-from picogpt.model.rolling import sequence_loss
+from picogpt.model.rolling_context import sequence_loss
+from picogpt.optim.optimizer import Optimizer, in_groups
+from picogpt.optim.schedule import scheduled_depth
 from picogpt.rng import generator
-from picogpt.training.optim import Optimizer, in_groups, scheduled_depth
 
 Ids = npt.NDArray[np.int32]
+
 Result = TypeVar("Result")
 
 

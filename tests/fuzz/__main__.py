@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from picogpt.config import install_extra
+from picogpt.errors import install_extra
 
 MEMORY = 3 << 30  # bytes of memory that a process may take after its libraries are loaded
 SLOW = 20  # seconds that an input may take

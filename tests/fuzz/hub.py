@@ -10,8 +10,8 @@ from unittest import mock
 import numpy as np
 import urllib3
 
-from picogpt.config import UserError
-from picogpt.data import hub, remote
+from picogpt.data.sources import hub, remote
+from picogpt.errors import UserError
 from tests.fuzz.target import Finding, as_json, parsed
 
 

@@ -5,17 +5,18 @@ from pathlib import Path
 import numpy as np
 
 from picogpt.interop.dat import read_dat
-from picogpt.interop.foreign import shape_of
-from picogpt.interop.huggingface import read_huggingface
-from picogpt.interop.picogpt import read_log, write_log
-from picogpt.interop.safetensors import read_safetensors, write_safetensors
+from picogpt.interop.foreign_model import shape_of
+from picogpt.interop.huggingface.reader import read_huggingface
+from picogpt.interop.picogpt_log import read_log, write_log
 from picogpt.model.parameters import parameter_shapes
+from picogpt.tensorfiles.safetensors import read_safetensors, write_safetensors
+from tests.support.paths import GOLDEN
 
 
 def dat_folder(folder: Path, data: bytes) -> None:
     """Other properties, with files that are sound."""
-    from conftest import lively_arrays
-    from datfolders import GPT2, arrays_of, save
+    from tests.support.datfolders import GPT2, arrays_of, save
+    from tests.support.models import lively_arrays
 
     place = folder / "model"
     if not place.exists():
@@ -30,7 +31,7 @@ def dat_folder(folder: Path, data: bytes) -> None:
 
 
 def dat_properties(folder: Path) -> list[bytes]:
-    from datfolders import GPT2, NEO, properties
+    from tests.support.datfolders import GPT2, NEO, properties
 
     mapped = {"file.input/wte": "input/split", "file.input/wpe": "Input/WPE.dat", "position.embedding": None}
     half = {"data.type": "FLOAT16", "byte.order": "LITTLE_ENDIAN", "weights.transposed": "false"}
@@ -52,7 +53,7 @@ def picogpt_log(folder: Path, data: bytes) -> None:
 
 
 def picogpt_logs(folder: Path) -> list[bytes]:
-    golden, again = Path(__file__).parents[1] / "golden" / "picogpt_log.pkl", folder / "seed.pkl"
+    golden, again = GOLDEN / "picogpt_log.pkl", folder / "seed.pkl"
     write_log(again, read_log(golden, 2))
     seeds = [golden.read_bytes(), again.read_bytes()]
     again.unlink()
@@ -72,14 +73,14 @@ def safetensors_file(folder: Path, data: bytes) -> None:
 
 
 def safetensors_files(folder: Path) -> list[bytes]:
-    from hf import container
+    from tests.support.hf import container
 
     tensors = {"w": np.ones((2, 3), np.float32), "b": np.zeros(1, np.float32)}
     return [container(tensors, kind) for kind in ("float32", "float16", "bfloat16")]
 
 
 def huggingface_config(folder: Path, data: bytes) -> None:
-    from hf import GOLDEN
+    from tests.support.hf import GOLDEN
 
     for family, file in (("gpt2", "model.safetensors"), ("gpt_neo", "pytorch_model.bin")):
         place = folder / family
@@ -93,14 +94,14 @@ def huggingface_config(folder: Path, data: bytes) -> None:
 
 
 def huggingface_configs(folder: Path) -> list[bytes]:
-    from hf import GOLDEN
+    from tests.support.hf import GOLDEN
 
     return [(GOLDEN / family / "config.json").read_bytes() for family in ("gpt2", "gpt_neo")]
 
 
 def huggingface_index(folder: Path, data: bytes) -> None:
     """An index that names what it likes: no file outside its folder is opened."""
-    from hf import CONFIGS, weights_of, write_folder
+    from tests.support.hf import CONFIGS, weights_of, write_folder
 
     place = folder / "shards"
     if not place.exists():
@@ -111,7 +112,7 @@ def huggingface_index(folder: Path, data: bytes) -> None:
 
 
 def huggingface_indexes(folder: Path) -> list[bytes]:
-    from hf import CONFIGS, weights_of, write_folder
+    from tests.support.hf import CONFIGS, weights_of, write_folder
 
     place = write_folder(folder / "seed", CONFIGS["gpt2"], weights_of("gpt2"), shards=2)
     return [(place / "model.safetensors.index.json").read_bytes()]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from picogpt.config import UserError
+from picogpt.errors import UserError
 
 
 class Finding(BaseException):

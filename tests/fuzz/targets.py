@@ -14,29 +14,40 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tests' own helpers
+from tests.support.paths import ROOT
+
+sys.path.insert(0, str(ROOT))  # the tests' own helpers
 
 from rich.console import Console
-from vocabularies import small_bpe
 
-from picogpt.config import DataConfig, GenerateConfig, ModelConfig, RunConfig, TrainConfig, UserError
-from picogpt.data import hub, remote, shards, stream
-from picogpt.data.formats import Columns, documents, open_parquet, row_group, size_of
-from picogpt.data.prepare import read_tokenizer
-from picogpt.data.tokenizer import BpeTokenizer, CharTokenizer, IdsTokenizer, PicoTokenizer, from_dict
-from picogpt.inference.modelfile import metadata
-from picogpt.interop.torchfile import read_torch
-from picogpt.presets import PRESETS
+from picogpt.config import DataConfig, GenerateConfig, ModelConfig, RunConfig, TrainConfig
+from picogpt.config.presets import PRESETS
+from picogpt.data.shards import reader
+from picogpt.data.shards.index import INDEX, write_index
+from picogpt.data.shards.writer import ShardWriter
+from picogpt.data.sources import hub, remote
+from picogpt.data.sources.formats import Columns, documents, open_parquet, row_group, size_of
+from picogpt.data.streaming.plan import StreamStatus, read_status
+from picogpt.data.token_folder import read_tokenizer
+from picogpt.errors import UserError
+from picogpt.inference.onnx.metadata import metadata
 from picogpt.reports.page import page
+from picogpt.reports.run_view import run_view
 from picogpt.reports.summary import Summary
-from picogpt.seal import check_file, seal_file, sealed, unsealed
-from picogpt.training import checkpoint, snapshot
-from picogpt.training.logview import summary
-from picogpt.training.runlog import RunLog, read_log
-from picogpt.unpickle import loads
+from picogpt.runs import checkpoint, checkpoints
+from picogpt.runs.layout import CHECKPOINTS
+from picogpt.runs.log import RunLog, read_log
+from picogpt.system.checksums import append_checksum, check_checksum, with_checksum, without_checksum
+from picogpt.tensorfiles.pickle_reader import loads
+from picogpt.tensorfiles.torch_files import read_torch
+from picogpt.tokenizers.bpe import BpeTokenizer
+from picogpt.tokenizers.characters import CharTokenizer, PicoTokenizer
+from picogpt.tokenizers.ids import IdsTokenizer
+from picogpt.tokenizers.registry import from_dict
 from tests.fuzz import interop
 from tests.fuzz.hub import headers, listing, listings
 from tests.fuzz.target import Target, as_json, parsed, watched
+from tests.support.vocabularies import small_bpe
 
 # Pickles and seals
 
@@ -49,7 +60,7 @@ def log(folder: Path, data: bytes) -> None:
     path = folder / "log.pkl"
     path.write_bytes(data)
     found = read_log(path)
-    Console(file=io.TextIOWrapper(io.BytesIO(), encoding="ascii"), width=80).print(summary(found, "name"))
+    Console(file=io.TextIOWrapper(io.BytesIO(), encoding="ascii"), width=80).print(run_view(found, "name"))
     assert page([Summary("name", found), Summary("other", found)])
     RunLog.open(path, {}).save()
 
@@ -60,21 +71,21 @@ def logs(folder: Path) -> list[bytes]:
         made.evaluation(step=step, train_loss=2.5, val_loss=3.0 if step else None, tokens=5, sample="text é")
     made.notice("something")
     made.save()
-    content = pickle.loads(unsealed((folder / "seed.pkl").read_bytes()))
+    content = pickle.loads(without_checksum((folder / "seed.pkl").read_bytes()))
     small = {"losses": content["losses"], "evaluations": content["evaluations"][:1], "notices": content["notices"]}
     pickles = [pickle.dumps(value, protocol) for value in (content, small) for protocol in range(6)]
-    return [*pickles, sealed(pickles[-1])]
+    return [*pickles, with_checksum(pickles[-1])]
 
 
 def seal(folder: Path, data: bytes) -> None:
-    assert unsealed(sealed(data)) == data
+    assert without_checksum(with_checksum(data)) == data
     path = folder / "file"
     path.write_bytes(data)
     with suppress(ValueError):
-        check_file(path)
-    seal_file(path)
-    check_file(path)
-    unsealed(data)
+        check_checksum(path)
+    append_checksum(path)
+    check_checksum(path)
+    without_checksum(data)
 
 
 # Settings and tokenizers
@@ -130,7 +141,7 @@ IDS = np.arange(10, dtype=np.uint16)
 def made_shards(folder: Path) -> Path:
     place = folder / "tokens"
     if not place.exists():
-        with shards.ShardWriter(place, np.uint16, "vocabulary", "corpus") as writer:
+        with ShardWriter(place, np.uint16, "vocabulary", "corpus") as writer:
             writer.append(IDS, ("file", 3))
             writer.seal(("file", 3))
     return place
@@ -140,17 +151,17 @@ def index(folder: Path, data: bytes) -> None:
     place, value = made_shards(folder), parsed(data)
     if isinstance(value, dict):
         value.pop("sha256", None)
-        shards.write_index(place, value)
+        write_index(place, value)
     else:
-        (place / shards.INDEX).write_bytes(data)
-    found = shards.Shards(place, "vocabulary")
+        (place / INDEX).write_bytes(data)
+    found = reader.Shards(place, "vocabulary")
     found.read(0, len(found))
 
 
 def shard(folder: Path, data: bytes) -> None:
     place = made_shards(folder)
     (place / "00000.bin").write_bytes(data)
-    found = shards.Shards(place, "vocabulary")
+    found = reader.Shards(place, "vocabulary")
     found.read(0, len(found))
 
 
@@ -158,15 +169,15 @@ def shard(folder: Path, data: bytes) -> None:
 
 
 def weights(folder: Path, data: bytes) -> None:
-    from checkpoints import forge, save
+    from tests.support.checkpoints import forge, save
 
     place = folder / "run"
     if not place.exists():
         save(place, 1)
-    at = place / checkpoint.FOLDER / "00000001"
+    at = place / CHECKPOINTS / "00000001"
     forge(at, data)
-    checkpoint.latest(place)
-    checkpoint.load(at)
+    checkpoints.latest(place)
+    checkpoints.load(at)
 
 
 def containers(folder: Path) -> list[bytes]:
@@ -182,25 +193,25 @@ def containers(folder: Path) -> list[bytes]:
 
 
 def record(folder: Path, data: bytes) -> None:
-    from checkpoints import save
+    from tests.support.checkpoints import save
 
     place = folder / "run"
     if not place.exists():
         save(place, 1)
-    at, value = place / checkpoint.FOLDER / "00000001", parsed(data)
+    at, value = place / CHECKPOINTS / "00000001", parsed(data)
     if isinstance(value, dict) and all(key in value for key in ("format", "step", "files", "meta")):
         with suppress(TypeError, ValueError, RecursionError):
-            value["crc32"] = snapshot._digest(value)
+            value["crc32"] = checkpoint._digest(value)
         data = json.dumps(value).encode()
-    (at / snapshot.META).write_bytes(data)
-    checkpoint.best(place)
-    checkpoint.load(at)
+    (at / checkpoint.META).write_bytes(data)
+    checkpoints.best(place)
+    checkpoints.load(at)
 
 
 def records(folder: Path) -> list[bytes]:
-    from checkpoints import save
+    from tests.support.checkpoints import save
 
-    return [(save(folder / "seed", 1) / snapshot.META).read_bytes()]
+    return [(save(folder / "seed", 1) / checkpoint.META).read_bytes()]
 
 
 def torch(folder: Path, data: bytes) -> None:
@@ -210,7 +221,7 @@ def torch(folder: Path, data: bytes) -> None:
 
 
 def torch_files(folder: Path) -> list[bytes]:
-    from torchfiles import save, tensor
+    from tests.support.torchfiles import save, tensor
 
     state = {"w": tensor(np.ones((2, 3), np.float32), transposed=True), "h": tensor(np.ones(4, np.float16))}
     packed = save(folder / "packed.bin", state, compression=zipfile.ZIP_DEFLATED)
@@ -222,16 +233,16 @@ def modelfile(folder: Path, data: bytes) -> None:
     path.write_bytes(data)
     with suppress(ValueError):
         metadata(path)
-    seal_file(path)
+    append_checksum(path)
     metadata(path)
 
 
 def onnx_model(folder: Path, data: bytes) -> None:
-    from picogpt.inference.session import OnnxModel, OnnxReader
+    from picogpt.inference.onnx.session import OnnxModel, OnnxReader
 
     path = folder / "model.onnx"
     path.write_bytes(data)
-    seal_file(path)
+    append_checksum(path)
     reader = OnnxReader(OnnxModel(path, 1))
     reader.read(np.array([[1, 2]]))
     reader.read(np.array([[1]]))
@@ -253,15 +264,14 @@ def described(folder: Path, data: bytes) -> None:
 def descriptions(folder: Path) -> list[bytes]:
     path = folder / "seed.onnx"
     path.write_bytes(onnx_files(folder)[0])
-    seal_file(path)
+    append_checksum(path)
     return as_json({key: json.loads(value) for key, value in metadata(path).items()})
 
 
 @cache
 def onnx_files(folder: Path) -> list[bytes]:
-    from conftest import lively_arrays
-
-    from picogpt.inference.export import export
+    from picogpt.inference.onnx.export import export
+    from tests.support.models import lively_arrays
 
     model, found = ModelConfig(context_len=4, vocab_size=5, n_layer=1, n_head=1, n_embd=8), []
     for portable in (False, True):
@@ -332,7 +342,7 @@ def tables(folder: Path) -> list[bytes]:
 
 def status(folder: Path, data: bytes) -> None:
     (folder / "status.json").write_bytes(data)
-    found = stream._read_status(folder)
+    found = read_status(folder)
     assert found is None or (type(found.tokens) is int and "\n" not in found.text)
 
 
@@ -345,7 +355,7 @@ TARGETS = {
     "log": Target(log, logs),
     "seal": Target(
         seal,
-        seeds(sealed(b"text"), b"text\xfd\xff\xff\xff\x0f" + zlib.crc32(b"text").to_bytes(4, "little")),
+        seeds(with_checksum(b"text"), b"text\xfd\xff\xff\xff\x0f" + zlib.crc32(b"text").to_bytes(4, "little")),
         (ValueError,),
     ),
     "config": Target(config, configs, is_json=True),
@@ -356,7 +366,7 @@ TARGETS = {
         is_json=True,
     ),
     "bpe": Target(bpe, lambda _: [small_bpe().to_dict()["json"].encode()], is_json=True),
-    "index": Target(index, lambda folder: [(made_shards(folder) / shards.INDEX).read_bytes()], is_json=True),
+    "index": Target(index, lambda folder: [(made_shards(folder) / INDEX).read_bytes()], is_json=True),
     "shard": Target(shard, lambda folder: [(made_shards(folder) / "00000.bin").read_bytes()]),
     "weights": Target(weights, containers),
     "record": Target(record, records, is_json=True),
@@ -378,5 +388,5 @@ TARGETS = {
         seeds(b"bytes 0-0/9", b"7", b"Wed, 21 Oct 2015 07:28:00 GMT", b"https://a.b/c?d#e"),
         (remote.MissingError,),
     ),
-    "status": Target(status, lambda _: as_json(asdict(stream.Status("working", "text", 5, "mark"))), is_json=True),
+    "status": Target(status, lambda _: as_json(asdict(StreamStatus("working", "text", 5, "mark"))), is_json=True),
 }

@@ -2,7 +2,9 @@
 
 from picogpt.engine.ops.activation import gelu, gelu_tanh, relu
 from picogpt.engine.ops.attention import cached_attention, causal_attention
-from picogpt.engine.ops.linear import dropout, embedding, linear
+from picogpt.engine.ops.dropout import dropout
+from picogpt.engine.ops.embedding import embedding
+from picogpt.engine.ops.linear import linear
 from picogpt.engine.ops.loss import cross_entropy
 from picogpt.engine.ops.norm import layer_norm
 

@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 
 from picogpt.engine.backend import Array, array_module, empty, to_device
-from picogpt.engine.ops.linear import dropout_mask
+from picogpt.engine.ops.dropout import dropout_mask
 from picogpt.engine.tape import is_recording
 from picogpt.engine.tensor import Tensor, apply
 

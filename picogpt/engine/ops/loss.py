@@ -3,8 +3,17 @@
 C width   N rows (all leading axes together)   V vocabulary
 """
 
-from picogpt.engine.backend import Array, array_module, check_ids, empty, row_blocks, times, times_transposed
-from picogpt.engine.ops.linear import add_product, sum_rows
+from picogpt.engine.backend import (
+    Array,
+    add_product,
+    array_module,
+    check_ids,
+    empty,
+    row_blocks,
+    sum_rows,
+    times,
+    times_transposed,
+)
 from picogpt.engine.tape import is_recording
 from picogpt.engine.tensor import Tensor, apply
 

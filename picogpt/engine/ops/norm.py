@@ -3,8 +3,7 @@
 C width   N rows (all leading axes together)
 """
 
-from picogpt.engine.backend import Array, array_module, empty, row_blocks
-from picogpt.engine.ops.linear import sum_rows
+from picogpt.engine.backend import Array, array_module, empty, row_blocks, sum_rows
 from picogpt.engine.tensor import Tensor, apply
 
 

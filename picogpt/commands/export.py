@@ -1,0 +1,66 @@
+"""Write a run as one ONNX file that generates anywhere, or in another program's format."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from picogpt.commands.options import parse
+from picogpt.config import Precision
+from picogpt.errors import UserError
+from picogpt.evaluation.quantization import quantization_loss
+from picogpt.inference.engines import export_checkpoint
+from picogpt.inference.onnx.metadata import weights_beside
+from picogpt.inference.onnx.session import why_unavailable
+from picogpt.interop.export_model import export_model
+from picogpt.runs.find import newest_run, use_checkpoint
+from picogpt.system.terminal import to_stderr
+
+
+@dataclass(frozen=True)
+class ExportArgs:
+    """Write a run as one ONNX file that generates anywhere, logs/RUN/model.onnx, or in another program's format."""
+
+    run: str = ""
+    """A run in logs/, or the path of one. Default: the newest."""
+    format: Literal["onnx", "huggingface", "dat", "picogpt"] = "onnx"
+    """huggingface: config.json and model.safetensors, as GPT-2 or GPT-Neo; dat: a folder for demo-gpt-java; picogpt: a
+    log.pkl for PicoGPT. What a format cannot hold is refused."""
+    out: str = ""
+    """Where to write what is not ONNX: a folder, or for picogpt a file, that is not there yet."""
+    precision: Precision = "fp32"
+    """Bits of the matrices; with 8 or 4 it is measured what that costs."""
+    portable: bool = False
+    """Standard operators alone, for other runtimes than ONNX Runtime; slower there."""
+
+
+def run(argv: Sequence[str]) -> None:
+    args = parse(ExportArgs, "picogpt export", argv)
+    if args.format != "onnx":
+        _export_foreign(args, args.format)
+        return
+    if args.out:
+        raise UserError("--out is for the other formats; an ONNX file goes to logs/RUN/model.onnx: leave it out")
+
+    place, path = use_checkpoint(
+        args.run or newest_run(),
+        lambda place: (place, export_checkpoint(place, args.precision, args.portable)),
+        to_stderr,
+    )
+    files = [path, *weights_beside(path)]
+    size = sum(file.stat().st_size for file in files) / 1e6
+    beside = f" in {len(files)} files, {files[1].name} beside it" if files[1:] else ""
+    print(f"wrote {path}: {args.precision}{', portable' * args.portable}, {size:,.1f} MB{beside}")
+    if args.precision != "fp32":
+        reason = why_unavailable()
+        print(f"what that loses was not measured: {reason}" if reason else quantization_loss(place, path, print))
+
+
+def _export_foreign(args: ExportArgs, form: Literal["huggingface", "dat", "picogpt"]) -> None:
+    if args.precision != "fp32" or args.portable:
+        raise UserError("--precision and --portable are for ONNX files: leave them out, or --format")
+    if not args.out:
+        raise UserError(f"--format {form} needs a place to write to: give --out PATH")
+    run = args.run or newest_run()
+    export_model(run, form, Path(args.out), to_stderr)
+    print(f"wrote {args.out}: run {run} in the format {form}")

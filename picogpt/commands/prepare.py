@@ -1,0 +1,70 @@
+"""Make the tokens of a text beforehand, which train.py otherwise does by itself."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from picogpt.commands.options import parse
+from picogpt.config import DataConfig
+from picogpt.data.prepare import prepare
+from picogpt.data.sources.hub import is_offline, only_dataset
+from picogpt.data.streaming.filler import fill
+from picogpt.data.streaming.plan import StreamStatus, plan_for
+from picogpt.errors import UserError
+from picogpt.monitoring.screen import Screen
+from picogpt.runs.layout import DATASET
+
+
+@dataclass(frozen=True)
+class PrepareArgs:
+    """Make the tokens of a text beforehand, which train.py otherwise does by itself."""
+
+    config: DataConfig
+
+
+def run(argv: Sequence[str]) -> None:
+    prepare_ahead(parse(PrepareArgs, "picogpt prepare", argv, PrepareArgs(DataConfig())).config, DATASET)
+
+
+def prepare_ahead(data: DataConfig, dataset_dir: Path) -> None:
+    """Make the tokens `data` names, of a data set of the hub up to its limit. Ctrl-C keeps what is sealed.
+
+    Raises UserError for what is wrong with the text, the disk or the network.
+    """
+    screen = Screen()
+    dataset = only_dataset(data.names)
+    columns = (
+        BarColumn(24),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=None)
+        if dataset is None:
+            prepared = prepare(
+                data,
+                dataset_dir,
+                screen.notice,
+                advance=lambda read, total: progress.update(task, advance=read, total=total),
+            )
+            train, val = len(prepared.train), len(prepared.val)
+            screen.notice(f"{prepared.corpus.source}: {train:,} tokens to train on, {val:,} to validate")
+            return
+        if is_offline():
+            raise UserError("HF_HUB_OFFLINE is set: take it away to fetch a data set of the hub")
+        plan, last = plan_for(dataset, data, None, dataset_dir), StreamStatus("working", "")
+
+        def tell(status: StreamStatus) -> None:
+            nonlocal last
+            progress.update(task, completed=status.tokens, total=plan.limit, description=status.text)
+            if status.state == "waiting":
+                screen.notice(status.text)
+            last = status
+
+        fill(plan, tell, lambda: screen.notice("another run is fetching this data set: waiting for it"))
+        screen.notice(last.text)

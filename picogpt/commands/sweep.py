@@ -1,0 +1,157 @@
+"""Train every combination of some settings with several seeds, and compare them."""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from tyro.conf import UseAppendAction
+
+from picogpt.commands.options import Preset, first_of, parse, with_port
+from picogpt.config import MonitoringConfig, RunConfig
+from picogpt.config.presets import preset
+from picogpt.data.sources.hub import only_dataset
+from picogpt.errors import UserError
+from picogpt.runs.find import run_name
+from picogpt.runs.layout import DATASET, LOGS
+from picogpt.runs.lock import run_lock
+from picogpt.sweep.cases import EXERCISE, Budget, Case, exercise, seeded, varied, within
+from picogpt.sweep.result import COLUMNS, Result, markdown, notes, results, table
+from picogpt.sweep.study import TABLE, Study
+from picogpt.sweep.worker import Order, Outcome, Worker
+from picogpt.system.files import make_folder, write_durably, write_error
+from picogpt.system.hardware import machine
+from picogpt.system.signals import stop_signals
+from picogpt.system.terminal import to_stderr, visible
+
+
+@dataclass(frozen=True)
+class SweepArgs(Preset):
+    """Train every combination of some settings with several seeds, and compare them.
+
+    The same command goes on where it stopped; a run that diverges is told of, and the others go on. --preset exercise
+    is a course's study of four cases, with its figures.
+    """
+
+    vary: UseAppendAction[tuple[str, ...]] = ()
+    """NAME=VALUE,VALUE,... with the name of an option of train; several make every combination. The first values are
+    the case that the others are compared with."""
+    seeds: int = 3
+    """Runs of each case, with seeds from --seed on: their spread tells what of a difference may be chance."""
+    budget: Budget = "own"
+    """tokens: every case trains on as many as the first; minutes: for as many --minutes; own: each as it says."""
+    prune: bool = False
+    """Give up a run whose validation loss is worse than the median of the others at the same share of its way. Its case
+    then has no mean over all seeds, so this is for finding a good case, not for measuring how good."""
+    run: str = ""
+    """Name of the sweep, its folder in logs/. Default: what is varied."""
+    fresh: bool = False
+    """Start over, deleting the sweep's runs."""
+    config: RunConfig = field(default_factory=RunConfig)
+    watch: MonitoringConfig = field(default_factory=MonitoringConfig)
+
+
+def run(argv: Sequence[str]) -> None:
+    args, cases = _asked(with_port(argv))
+    if args.seeds < 1:
+        raise UserError(f"--seeds must be at least 1, not {args.seeds}")
+    if only_dataset(args.config.data.names):
+        raise UserError("a streamed data set is other text in every run: sweep over files, or sample or shakespeare")
+    default = "-".join(["sweep", args.preset if args.preset == EXERCISE else "-".join(cases[0].values)])
+    folder = LOGS / run_name(args.run or default)
+    seeds = [args.config.train.seed + i for i in range(args.seeds)]
+    make_folder(folder)
+    with run_lock(folder, to_stderr):
+        study = Study(folder, cases, seeds, args.prune, args.fresh)
+        with study.in_reach():
+            done = _run_all(study, cases, seeds, folder, args)
+            found = results(cases, study.trials())
+        _show(found, folder)
+    if not done:
+        print(f"stopped: the same command{' without --fresh' * args.fresh} goes on from here")
+
+
+def _asked(argv: Sequence[str]) -> tuple[SweepArgs, list[Case]]:
+    """The options, and the cases they make. Raises UserError."""
+    name = first_of(Preset, "picogpt sweep", argv).preset
+
+    def parsed(start: RunConfig) -> SweepArgs:
+        return parse(SweepArgs, "picogpt sweep", argv, SweepArgs(config=start))
+
+    if name == EXERCISE:
+        args = parsed(preset(f"{EXERCISE}-base"))
+        if args.vary:
+            raise UserError("--preset exercise is four cases already: leave --vary out, or take --preset exercise-base")
+        cases = exercise(lambda start: parsed(start).config)
+    else:
+        args = parsed(preset(name))
+        if not args.vary:
+            raise UserError("say what to compare: --vary n_head=4,8, say, or --preset exercise")
+        cases = varied(args.config, args.vary)
+    return args, within(cases, args.budget)
+
+
+def _run_all(study: Study, cases: Sequence[Case], seeds: Sequence[int], folder: Path, args: SweepArgs) -> bool:
+    """Train what has not been trained yet. Returns whether all is done."""
+    ended = {(trial.seed, trial.case) for trial in study.trials()}
+    wanted = [(seed, case) for seed in seeds for case in cases]
+    with stop_signals(lambda text: print(text, flush=True) if text else None) as stopped:
+        for number, (seed, case) in enumerate(wanted, start=1):
+            if (seed, case.name) in ended:
+                continue
+            if stopped():
+                return False
+            print(f"run {number} of {len(wanted)}: {case.name}, seed {seed}", flush=True)
+            order = Order(seeded(case.config, seed), folder / case.run_folder(seed), DATASET, args.watch)
+            outcome = _run(study, case, seed, order, stopped)
+            if outcome.state == "failed":
+                print(f"failed: {outcome.reason}", flush=True)
+            elif outcome.state == "pruned":
+                print("given up: worse than the median of the runs before", flush=True)
+            elif outcome.state == "refused":
+                raise UserError(outcome.reason)
+            elif outcome.state == "stopped":
+                return False
+    return True
+
+
+def _run(study: Study, case: Case, seed: int, order: Order, stopped: Callable[[], bool]) -> Outcome:
+    trial = study.open(case, seed)
+    with ExitStack() as stack:
+        worker = Worker(order)
+        stack.callback(worker.close)
+        while True:
+            news = worker.next(stopped())
+            if isinstance(news, Outcome):
+                study.close(trial, news)
+                return news
+            if news is not None:
+                worker.answer(not study.should_prune(trial, *news))
+
+
+def _show(found: Sequence[Result], folder: Path) -> None:
+    """Print the table, its notes and the samples, and write them to table.md."""
+    console = Console()
+    titles, *rows = table(found)
+    drawn = Table(box=None, pad_edge=False, padding=(0, 2 if console.width >= 100 else 1, 0, 0))
+    for i, title in enumerate(titles):
+        drawn.add_column(title, justify="right" if i else "left", no_wrap=0 < i < len(COLUMNS), overflow="fold")
+    for row in rows:
+        drawn.add_row(*(Text(visible(cell, console.encoding)) for cell in row))
+    console.print(drawn)
+    for note in notes(found):
+        console.print(Text(visible(note, console.encoding), "dim"))
+    for result in found:
+        if samples := result.samples():
+            console.print(Text(visible(result.case.name, console.encoding), "bold"))
+            for when, text in zip(("before", "after"), samples, strict=True):
+                console.print(Text(f"  {when}: {visible(text, console.encoding)}"))
+    path = folder / TABLE
+    try:
+        write_durably(path, markdown(folder.name, found, machine()).encode())
+    except OSError as error:
+        raise write_error(path, error) from error
+    console.print(Text(f"wrote {path}; picogpt report {folder.name} makes a page of its runs"))

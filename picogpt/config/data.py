@@ -1,0 +1,71 @@
+"""What is read, and how text becomes ids."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from picogpt.config.validation import check_limits, check_types
+from picogpt.errors import require, shown
+
+TokenizerName = Literal["picogpt", "chars", "bpe", "ids"]
+
+_LIMITS = {"text_field": 1000, "qa": 1000, "data_limit": 32}
+
+_NAMES_MOST, _NAME_MOST = 100_000, 32_767  # files of a text, and characters of the longest path there is
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is read, and how text becomes ids."""
+
+    data: str | tuple[str, ...] = "sample"
+    """sample (the embedded articles), shakespeare (downloaded once), wiki, wiki-simple, wiki:LANGUAGE or
+    hf:OWNER/NAME[:CONFIG] (streamed while training), any files or folders of text (.txt, .md, .jsonl, .parquet, also
+    compressed), or - for the standard input."""
+    tokenizer: TokenizerName = "picogpt"
+    """picogpt: PicoGPT's lower-case table of 88; chars: the characters of the corpus; bpe, ids: those of an imported
+    model, which --init-from brings."""
+    val_fraction: float = 0.0
+    """Share kept for validation. 0: a tenth at the end of one text, one in twenty of many documents."""
+    text_field: str = "text"
+    """The field of JSON lines, or the column of parquet files, that is the text."""
+    qa: str = ""
+    """Two fields instead, as "question,response": documents become <Q>..</Q> and <A>..</A>."""
+    data_limit: str = ""
+    """How much of a streamed data set to keep on the disk, such as 500MB. Default: a quarter of what is free, at most
+    20GB; a twentieth of the disk always stays free."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(
+            bool(self.names) and all(type(name) is str for name in self.names),
+            f"data must be names, not {shown(self.data)}",
+        )
+        require(0.0 <= self.val_fraction < 1.0, f"val_fraction must be between 0 and 1, not {shown(self.val_fraction)}")
+        require(len(self.names) <= _NAMES_MOST, f"data must not be more than {_NAMES_MOST:,} names")
+        require(max(map(len, self.names)) <= _NAME_MOST, f"data must not have names longer than {_NAME_MOST:,}")
+        check_limits(self, _LIMITS)
+        require(
+            not self.qa or len([name for name in self.qa.split(",") if name.strip()]) == 2,
+            f"qa names two fields, such as question,response, not {shown(self.qa)}",
+        )
+        require(
+            not self.data_limit or self.limit_bytes > 0,
+            f"data_limit is a size such as 500MB, not {shown(self.data_limit)}",
+        )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All that `data` names."""
+        return self.data if isinstance(self.data, tuple) else (self.data,)
+
+    @property
+    def unit(self) -> str:
+        """What a token is."""
+        return "char" if self.tokenizer in ("picogpt", "chars") else "token"
+
+    @property
+    def limit_bytes(self) -> int:
+        """data_limit in bytes; 0 for none, or for one that is no size."""
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)I?B?", self.data_limit.strip().upper())
+        return int(float(match[1]) * 1000 ** " KMGT".index(match[2] or " ")) if match else 0

@@ -1,0 +1,1 @@
+"""Ids on the disk: appended in chunks, verified, read in order."""

@@ -1,0 +1,117 @@
+"""Token shards: files of raw ids, appended, sealed, and read a piece at a time.
+
+A shard is a 32-byte little-endian header (magic, version, dtype code, count, hash of the vocabulary) and the ids.
+A folder's index.json names the sealed shards, with a checksum for each block of a million ids and one of its own, and
+is replaced in one step: a reader never sees a half-written one, and what is not in it does not exist.
+"""
+
+import zlib
+from bisect import bisect_right
+from hashlib import sha256
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+
+from picogpt.data.shards.index import BLOCK_TOKENS, HEADER, INDEX, ShardEntry, check_header, damaged, read_index
+from picogpt.tokenizers.base import Ids
+
+
+class Shards:
+    """The sealed shards of a folder as one sequence of ids.
+
+    A block of ids is checked against its checksum when it is read for the first time. What is read costs its own size
+    in memory, however much there is. It is read, not mapped: where a disk or a network fails, that is an error to wait
+    out, and in a map it would be the end of the process.
+    """
+
+    def __init__(self, folder: Path, fingerprint: str) -> None:
+        self.folder, self._fingerprint = folder, fingerprint
+        self._checked: set[tuple[int, int]] = set()
+        self._entries: tuple[ShardEntry, ...] = ()
+        self.refresh()
+
+    def refresh(self) -> int:
+        """Look for shards that were sealed meanwhile. Returns the ids there are now. Raises UserError for damage."""
+        path = self.folder / INDEX
+        index = read_index(path, self._fingerprint)
+        sealed = {None, *index.sources}
+        entries = tuple(entry for entry in index.shards if entry.source in sealed)
+        if entries[: len(self._entries)] != self._entries:
+            raise damaged(path, "no longer names the shards it did")
+        for entry in entries[len(self._entries) :]:
+            check_header(self.folder / entry.file, index.dtype, entry.count, self._fingerprint)
+        self.dtype, self._entries, self.sources = index.dtype, entries, frozenset(index.sources)
+        self._starts = [0, *accumulate(entry.count for entry in entries)]
+        return len(self)
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def read(self, start: int, stop: int) -> Ids:
+        """Ids start..stop - 1 across shard borders: (stop - start,). Raises UserError for a damaged block, OSError."""
+        if not 0 <= start <= stop <= len(self):
+            raise IndexError(f"tokens {start}:{stop} of {len(self)}")
+        result, done = np.empty(stop - start, self.dtype), 0
+        while done < len(result):
+            shard = bisect_right(self._starts, start + done) - 1
+            block, inside = divmod(start + done - self._starts[shard], BLOCK_TOKENS)
+            count = min(len(result) - done, self._size(shard, block) - inside)
+            if (shard, block) in self._checked:
+                ids = self._ids(shard, block * BLOCK_TOKENS + inside, count)
+            else:
+                ids = self._block(shard, block)[inside : inside + count]
+            result[done : done + count] = ids
+            done += count
+        return result
+
+    def _size(self, shard: int, block: int) -> int:
+        """Ids of a block."""
+        return min(BLOCK_TOKENS, self._entries[shard].count - block * BLOCK_TOKENS)
+
+    def _block(self, shard: int, block: int) -> Ids:
+        """The ids of a block, checked."""
+        entry, start = self._entries[shard], block * BLOCK_TOKENS
+        ids = self._ids(shard, start, self._size(shard, block))
+        if zlib.crc32(ids.data) != entry.crc32[block]:
+            path = self.folder / entry.file
+            raise damaged(path, f"has a wrong checksum of ids {start:,} to {start + len(ids):,}")
+        self._checked.add((shard, block))
+        return ids
+
+    def _ids(self, shard: int, start: int, count: int) -> Ids:
+        """Ids of a shard as the disk has them."""
+        path, ids = self.folder / self._entries[shard].file, np.empty(count, self.dtype)
+        with path.open("rb") as file:
+            file.seek(HEADER.size + start * self.dtype.itemsize)
+            if file.readinto(ids.data.cast("B")) < ids.nbytes:
+                raise damaged(path, f"is cut short before id {start + count:,}")
+        return ids
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of the ids: of each shard's count and checksums."""
+        facts = [(entry.count, entry.crc32) for entry in self._entries]
+        return sha256(repr((self.dtype.name, facts)).encode()).hexdigest()[:16]
+
+    def verify(self) -> None:
+        """Read everything and compare checksums. Raises UserError for ids that are not the ones written."""
+        self._checked.clear()
+        for shard, entry in enumerate(self._entries):
+            for block in range(len(entry.crc32)):
+                self._block(shard, block)
+
+
+class Span:
+    """Ids start..stop - 1 of shards, as if they were all there are."""
+
+    def __init__(self, shards: Shards, start: int, stop: int) -> None:
+        self.dtype, self._shards, self._start, self._stop = shards.dtype, shards, start, stop
+
+    def __len__(self) -> int:
+        return self._stop - self._start
+
+    def read(self, start: int, stop: int) -> Ids:
+        """Ids start..stop - 1 of the span: (stop - start,). Raises UserError for a damaged block."""
+        if not 0 <= start <= stop <= len(self):
+            raise IndexError(f"tokens {start}:{stop} of {len(self)}")
+        return self._shards.read(self._start + start, self._start + stop)

@@ -1,0 +1,1 @@
+"""Where text comes from: files, the hub, and what it is stored in."""

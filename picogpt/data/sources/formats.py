@@ -1,0 +1,334 @@
+"""Files -> documents: plain text, JSON lines and parquet, compressed or not.
+
+A document is an iterable of pieces of text, so that none is ever held whole that need not be.
+"""
+
+import bz2
+import codecs
+import gzip
+import io
+import json
+import lzma
+import shutil
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from picogpt.errors import UserError, shown
+
+_BLOCK = 1 << 20  # bytes read at once
+
+_LINE = 32 << 20  # bytes of a JSON line, which is held whole, and takes up to twenty times as much as objects
+
+_XZ_MEMORY = 256 << 20  # bytes for a dictionary; xz -9 takes 65 MB
+
+_PLAUSIBLE, _RATIO = 1 << 30, 1000  # bytes that anything may unpack to; beyond, text never shrinks to a thousandth
+
+_KEPT_FREE = 0.05  # of the disk
+
+_TABLE, _TABLE_RATIO = 64 << 20, 100  # the same for the columns of a parquet file, and the texts of what it says
+
+_ROWS = 16  # of a parquet file that are unpacked at once: a few bytes can stand for a text of many megabytes in each
+
+_FOOTER = 64 << 20  # bytes of a parquet file that say what is where
+
+_THRIFT = {"thrift_string_size_limit": 16 << 20, "thrift_container_size_limit": 200_000}  # of a footer
+
+_KINDS = (".txt", ".md", ".jsonl", ".parquet")
+
+_COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+
+KNOWN = f"{', '.join(_KINDS)}, or one of these compressed ({', '.join(_COMPRESSED)})"
+
+Document = Iterable[str]
+
+
+class DamagedFileError(UserError):
+    """What is in the file is not what its format says."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which fields of a row are its text: one, or a question and its answer."""
+
+    text: str = "text"
+    qa: tuple[str, str] | None = None
+
+    @property
+    def is_marked(self) -> bool:
+        """Whether documents hold the names of special ids."""
+        return self.qa is not None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.qa or (self.text,)
+
+    def document(self, row: Sequence[Any]) -> str:
+        """The text of a row's fields, "" where one is missing; questions and answers in PicoGPT's marks."""
+        values = [value if isinstance(value, str) else "" for value in row]
+        if self.qa is None:
+            return values[0]
+        return f"<Q>{values[0]}</Q>\n<A>{values[1]}</A>" if all(values) else ""
+
+
+TEXT = Columns()
+
+
+def kind_of(path: Path) -> str:
+    """The suffix that says what is in the file, without that of its compression; "" for one that is not known."""
+    suffix = Path(path.stem).suffix if path.suffix.lower() in _COMPRESSED else path.suffix
+    return suffix.lower() if suffix.lower() in _KINDS else ""
+
+
+def documents(path: Path, columns: Columns, advance: Callable[[int], None] = lambda _: None) -> Iterator[Document]:
+    """The documents of one file. advance: told how many bytes of the file were read.
+
+    Raises UserError for a file that cannot be read, is damaged, is not UTF-8 or has no such field.
+    """
+    with _naming(path), path.open("rb") as raw, closing(_decompressed(path, raw)) as file:
+        counted = _Counted(raw, advance)
+        kind = kind_of(path)
+        if kind == ".jsonl":
+            found: Iterator[Document] = ((text,) for text in _json_lines(path, file, columns))
+        elif kind == ".parquet":
+            found = ((text,) for text in _parquet(path, file, columns))
+        else:
+            found = iter([_pieces(path, file, counted)])
+        for document in found:
+            yield document
+            counted()
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """What goes wrong with a file is told with its name."""
+    try:
+        yield
+    except (EOFError, zlib.error, lzma.LZMAError) as error:
+        raise UserError(f"{path} is damaged ({error}): get it again") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+class _Counted:
+    """Tells how far a file has been read since the last time."""
+
+    def __init__(self, raw: BinaryIO, advance: Callable[[int], None]) -> None:
+        self._raw, self._advance, self._last = raw, advance, 0
+
+    def __call__(self) -> None:
+        now = self._raw.tell()
+        self._advance(now - self._last)
+        self._last = now
+
+
+def _decompressed(path: Path, raw: BinaryIO) -> BinaryIO:
+    file: Any
+    match path.suffix.lower():
+        case ".gz":
+            file = gzip.GzipFile(fileobj=raw)
+        case ".bz2":
+            file = bz2.BZ2File(raw)
+        case ".xz":
+            file = io.BufferedReader(_Xz(raw))
+        case ".zst":
+            import pyarrow
+
+            file = pyarrow.CompressedInputStream(raw, "zstd")
+        case _:
+            return raw
+    return cast(BinaryIO, io.BufferedReader(_Bounded(path, file)))
+
+
+class _Xz(io.RawIOBase):
+    """What `lzma.LZMAFile` reads, with a bound on the memory for it."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self._raw, self._packed = raw, b""
+        self._decompressor = lzma.LZMADecompressor(memlimit=_XZ_MEMORY)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = b""
+        while not data:
+            if self._decompressor.needs_input or self._decompressor.eof:
+                self._packed = self._packed or self._raw.read(_BLOCK)
+            if self._decompressor.eof:  # another stream may follow, after zeros
+                self._packed = self._packed.lstrip(b"\0")
+                if not self._packed:
+                    if not self._raw.peek(1):  # type: ignore[attr-defined]
+                        return 0
+                    continue
+                self._decompressor = lzma.LZMADecompressor(memlimit=_XZ_MEMORY)
+            elif self._decompressor.needs_input and not self._packed:
+                raise EOFError("the compressed data end too early")
+            data = self._decompressor.decompress(self._packed, len(buffer))
+            self._packed = self._decompressor.unused_data
+        buffer[: len(data)] = data
+        return len(data)
+
+
+class _Bounded(io.RawIOBase):
+    """An unpacked file; one that unpacks to more than any text does is refused."""
+
+    def __init__(self, path: Path, file: Any) -> None:
+        self._path, self._file, self._come = path, file, 0
+        self._most = max(_PLAUSIBLE, _RATIO * path.stat().st_size)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = int(self._file.readinto(buffer))
+        self._come += count
+        if self._come > self._most:
+            raise DamagedFileError(f"{self._path} unpacks to more than {self._most / 1e9:.1f} GB: that is no text")
+        return count
+
+
+def _pieces(path: Path, file: BinaryIO, counted: Callable[[], None]) -> Iterator[str]:
+    """The file's text in pieces of at least one character: UTF-8, a byte order mark dropped, every line end as \\n."""
+    newlines = io.IncrementalNewlineDecoder(None, translate=True)
+    start, pending, first = 0, b"", True  # start: offset of the first byte that is not decoded yet
+    while True:
+        with _naming(path):
+            block = file.read(_BLOCK)
+        encoded = pending + block
+        if first and len(encoded) < len(codecs.BOM_UTF8) and block:
+            pending = encoded
+            continue
+        if first and encoded.startswith(codecs.BOM_UTF8):
+            start, encoded = len(codecs.BOM_UTF8), encoded[len(codecs.BOM_UTF8) :]
+        first = False
+        try:
+            text, used = codecs.utf_8_decode(encoded, "strict", not block)
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is not UTF-8 at byte {start + error.start:,}: convert it to UTF-8") from None
+        if piece := newlines.decode(text, not block):
+            yield piece
+        counted()
+        if not block:
+            return
+        pending = encoded[used:]
+        start += used
+
+
+def _json_lines(path: Path, file: BinaryIO, columns: Columns) -> Iterator[str]:
+    for number, line in enumerate(iter(lambda: file.readline(_LINE + 1), b""), start=1):
+        if len(line) > _LINE:
+            raise UserError(f"{path} has more than {_LINE >> 20} MB in line {number:,}: give each text a line")
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            raise UserError(f"{path} has no JSON in line {number:,}: mend that line") from None
+        missing = [name for name in columns.names if not isinstance(row, dict) or name not in row]
+        if missing:
+            there = _names(row) if isinstance(row, dict) else "no object"
+            raise UserError(
+                f"{path} has no field {missing[0]!r} in line {number:,} (it has {there}): use --text-field or --qa"
+            )
+        if text := columns.document([row[name] for name in columns.names]):
+            yield text
+
+
+def _parquet(path: Path, file: BinaryIO, columns: Columns) -> Iterator[str]:
+    with _seekable(path, file) as seekable:
+        table = open_parquet(str(path), seekable, columns)
+        for group in range(table.num_row_groups):
+            yield from row_group(str(path), table, group, columns)
+
+
+@contextmanager
+def _seekable(path: Path, file: BinaryIO) -> Iterator[BinaryIO]:
+    """The file itself, or a copy on the disk of one that can only be read from its beginning."""
+    if path.suffix.lower() not in _COMPRESSED:
+        yield file
+        return
+    with tempfile.TemporaryFile() as copy:
+        while block := file.read(_BLOCK):
+            usage = shutil.disk_usage(tempfile.gettempdir())
+            if usage.free - len(block) < _KEPT_FREE * usage.total:
+                raise UserError(f"there is no room in {tempfile.gettempdir()} to unpack {path}: unpack it elsewhere")
+            copy.write(block)
+        yield cast(BinaryIO, copy)
+
+
+def open_parquet(name: str, file: Any, columns: Columns, buffer_size: int = 0) -> Any:
+    """A pyarrow ParquetFile that has these columns as text. Raises DamagedFileError for another file, UserError without
+    them.
+
+    buffer_size: bytes of a column read at once; 0: all there are in a row group.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    with _damage(f"{name} is no parquet file"):
+        size = file.seek(0, io.SEEK_END)
+        file.seek(max(0, size - 8))
+        if int.from_bytes(file.read(8)[:4], "little") > _FOOTER:
+            raise ValueError("its footer is too large")
+        table = parquet.ParquetFile(file, buffer_size=buffer_size, page_checksum_verification=True, **_THRIFT)
+        schema = table.schema_arrow
+        names = schema.names
+        if sum(size_of(table, group) for group in range(table.num_row_groups)) > max(_TABLE, _TABLE_RATIO * size):
+            raise ValueError(f"it says that it unpacks to more than {_TABLE_RATIO} times its size")
+    for column in columns.names:
+        if column not in names:
+            raise UserError(f"{name} has no column {column!r} (it has {_names(names)}): use --text-field or --qa")
+        if names.count(column) > 1:
+            raise UserError(f"{name} has several columns {column!r}: use --text-field or --qa")
+        kind = schema.field(column).type
+        if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
+            raise UserError(
+                f"{name} has no text in its column {column!r} but {shown(str(kind))[1:-1]}: use --text-field or --qa"
+            )
+    return table
+
+
+def row_group(name: str, table: Any, group: int, columns: Columns) -> Iterator[str]:
+    """The documents of one row group. Raises DamagedFileError."""
+    come, most = 0, max(_PLAUSIBLE, _TABLE_RATIO * size_of(table, group))
+    with _damage(f"{name} is damaged in row group {group}"):
+        for batch in table.iter_batches(batch_size=_ROWS, row_groups=[group], columns=list(columns.names)):
+            for row in zip(*(batch.column(column).to_pylist() for column in columns.names), strict=True):
+                if text := columns.document(row):
+                    come += len(text)
+                    if come > most:
+                        raise DamagedFileError(f"{name} unpacks to more than {most / 1e9:.1f} GB: that is no text")
+                    yield text
+
+
+def size_of(table: Any, group: int) -> int:
+    """Bytes that a row group takes when it is unpacked, as its file says."""
+    return max(0, int(table.metadata.row_group(group).total_byte_size))
+
+
+@contextmanager
+def _damage(what: str) -> Iterator[None]:
+    """pyarrow's exceptions as DamagedFileError."""
+    import pyarrow
+
+    try:
+        yield
+    except (pyarrow.ArrowException, ValueError, MemoryError, OSError) as error:
+        if isinstance(error, OSError) and error.errno:  # the system's word, not the library's
+            raise
+        raise DamagedFileError(f"{what} ({_line(error)}): get it again") from None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:120]
+
+
+def _names(names: Iterable[str]) -> str:
+    """The first few of a file's names, which may be any text."""
+    return shown(", ".join(islice(names, 8)))[1:-1]

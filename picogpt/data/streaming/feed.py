@@ -1,0 +1,198 @@
+"""The batches of a data set that arrives while it is trained on."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from errno import ENOENT
+
+import numpy as np
+
+from picogpt.data.loader import Batch, Loader, validation_windows
+from picogpt.data.prepare import Prepared
+from picogpt.data.shards.reader import Span
+from picogpt.data.sources.hub import is_offline
+from picogpt.data.streaming.plan import Plan, StreamStatus, shards_of
+from picogpt.data.streaming.process import StreamProcess
+from picogpt.errors import UserError
+from picogpt.rng import generator
+
+_LOOK_SECONDS = 0.5  # between two looks at the stream
+
+_PATIENCE = 2.0  # seconds that a run waits for the first row group, unless there is trouble
+
+OFFLINE = "HF_HUB_OFFLINE is set: nothing is fetched"
+
+SAMPLE, _STREAM = "sample", "stream"
+
+
+FeedState = dict[str, str | int]
+"""Where a feed stands, fit for JSON: what a checkpoint keeps of it."""
+
+
+@dataclass(frozen=True)
+class StreamPart:
+    """Tokens start..stop - 1 of a text, read once from position `first` on."""
+
+    text: str
+    """Whether it is of the embedded sample or of the stream."""
+    number: int
+    """How many parts were read before it."""
+    first: int
+    """The position of the run at which it begins."""
+    start: int
+    stop: int
+    validation: int
+    """Tokens of the text kept for validation that validation windows are taken from."""
+
+    def to_dict(self, fingerprint: str) -> FeedState:
+        """Fit for JSON. fingerprint: of the text that it is a part of."""
+        return {"of": fingerprint, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, state: FeedState | None) -> "StreamPart":
+        """Inverse of `to_dict`. Raises ValueError for what it does not make."""
+        match state:
+            case {
+                "of": str(),
+                "text": "sample" | "stream" as text,
+                "number": int(number),
+                "first": int(first),
+                "start": int(start),
+                "stop": int(stop),
+                "validation": int(validation),
+                **rest,
+            } if not rest and not any(isinstance(count, bool) for count in (number, first, start, stop, validation)):
+                return cls(text, number, first, start, stop, validation)
+        raise ValueError("this is no part of a stream")
+
+
+class StreamFeed:
+    """A data set that arrives while it is read: a `Feed` (data/feed.py), which says what its methods do."""
+
+    def __init__(
+        self, plan: Plan, sample: Prepared, context: int, seed: int, windows: int, state: FeedState | None
+    ) -> None:
+        """sample: stands in until text arrives. windows: to validate with. state: of a run that goes on."""
+        self.source, self.tokenizer, self.fingerprint = str(plan.dataset), sample.tokenizer, plan.folder.name
+        self.text = self.warning = ""
+        self._plan, self._context, self._seed, self._windows = plan, context, seed, windows
+        self._stand_in = sample.train, sample.val
+        self._stream, self._shards = StreamProcess(plan), shards_of(plan)
+        self._looked, self._seen = 0.0, StreamStatus("working", f"asking for {plan.dataset}")
+        if state and state.get("of") == self.fingerprint:
+            self.restore(state)
+        else:  # another text's is for the run to refuse
+            train, val = self._stand_in
+            self._enter(StreamPart(SAMPLE, 0, 0, 0, len(train), len(val)))
+
+    def describe(self) -> str:
+        if self._part.text == _STREAM and self._shards:
+            return f"{self.source}: {sum(map(len, self._shards)):,} tokens so far"
+        return f"{self.source}: nothing of it here yet"
+
+    def begin(self, position: int) -> list[str]:
+        """Start the stream, and wait a moment for the first row group unless there is trouble.
+
+        Raises UserError where the data set cannot be had at all.
+        """
+        if not is_offline():
+            self._stream.start()
+        notices, until = self.look(position, at_once=True), time.monotonic() + _PATIENCE
+        while self._part.text == SAMPLE and self._seen.state == "working" and time.monotonic() < until:
+            time.sleep(0.05)
+            notices += self.look(position, at_once=True)
+        if self._part.text == SAMPLE:
+            how = OFFLINE if is_offline() else "it is asked for again and again"
+            self.warning = f"training on the embedded sample until text of {self.source} arrives: {how}"
+        return notices
+
+    def look(self, position: int, at_once: bool = False) -> list[str]:
+        """Raises UserError where there is nothing to hope for but the sample."""
+        now = time.monotonic()
+        if now - self._looked < _LOOK_SECONDS and not at_once:
+            return []
+        self._looked = now
+        before, notices = self._seen, []
+        self._seen = StreamStatus("waiting", OFFLINE) if is_offline() else self._stream.status()
+        if self._seen.state != before.state and (self._seen.state != "working" or before.state == "waiting"):
+            notices.append(self._seen.text)
+        if self._part.text == SAMPLE and self._arrived():
+            assert self._shards is not None
+            train, val = map(len, self._shards)
+            self._enter(StreamPart(_STREAM, 1, position, 0, train, val))
+            self.warning = ""
+            notices.append(f"text of {self.source} has arrived: training on it from here, {train:,} tokens so far")
+        elif self._part.text == SAMPLE and self._seen.state == "failed":
+            raise UserError(self._seen.text)
+        elif self._part.text == SAMPLE and self._seen.state == "complete":
+            raise UserError(f"{self._seen.text}, and it is too short for a window of {self._context} tokens")
+        return notices
+
+    def status(self) -> str:
+        if self._part.text == SAMPLE:
+            return "ON THE SAMPLE: " + self._seen.text
+        return f"{self._seen.tokens / 1e6:,.0f}M tokens here" if self._seen.state == "working" else self._seen.text
+
+    def batch(self, position: int, count: int) -> Batch:
+        before = self._part
+        try:
+            x, y = (np.concatenate(side) for side in zip(*self._batches(position, count), strict=True))
+        except (OSError, UserError):
+            self._enter(before)  # it is asked for this position again, or saved as it was
+            raise
+        return x, y
+
+    def _batches(self, position: int, count: int) -> Iterator[Batch]:
+        """The batch in pieces: it may go over the end of a part."""
+        while count:
+            left = count
+            if self._part.text == _STREAM:
+                left = self._part.first + self._loader.windows_per_epoch - position
+                if left <= 0:
+                    self._enter(self._next(position))
+                    continue
+            batch = self._loader.batch(position - self._part.first, min(count, left))
+            position, count = position + len(batch[0]), count - len(batch[0])
+            yield batch
+
+    @property
+    def state(self) -> FeedState | None:
+        return self._part.to_dict(self.fingerprint)
+
+    def restore(self, state: FeedState | None) -> None:
+        try:
+            self._enter(StreamPart.from_dict(state))
+        except ValueError:
+            raise UserError(f"the run does not say which part of {self.source} it was reading: use --fresh") from None
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def _arrived(self) -> bool:
+        """Whether there is enough of the text to train on and to validate with."""
+        self._shards = shards_of(self._plan)
+        return self._shards is not None and all(len(shards) > self._context for shards in self._shards)
+
+    def _next(self, position: int) -> StreamPart:
+        """The part after one that was read to its end."""
+        assert self._shards is not None
+        if not self._plan.folder.is_dir():  # not damaged: it may be a network's, and come back
+            raise FileNotFoundError(ENOENT, "its folder has gone", str(self._plan.folder))
+        part, train = self._part, self._shards[0].refresh()
+        start = part.stop if train - part.stop > self._context else 0
+        return replace(part, number=part.number + 1, first=position, start=start, stop=train)
+
+    def _enter(self, part: StreamPart) -> None:
+        """Read from this part on."""
+        if part.text == _STREAM:
+            shards = self._shards
+            if shards is None or len(shards[0]) < part.stop or len(shards[1]) < part.validation:
+                raise UserError(f"{self._plan.folder} has lost text this run was reading: start it over with --fresh")
+        else:
+            shards = self._stand_in
+        train, val = shards
+        seed = int(generator(self._seed, "part", part.number).integers(1 << 31)) if part.number > 1 else self._seed
+        self._loader = Loader(Span(train, part.start, part.stop), self._context, seed)
+        if part.text != self.text:
+            self.validation = validation_windows(Span(val, 0, part.validation), self._context, self._windows)
+        self._part, self.text = part, part.text

@@ -1,0 +1,115 @@
+"""What a stream fetches and where to, and how it tells of itself."""
+
+import json
+import os
+import secrets
+import shutil
+import sys
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Literal, cast, get_args
+
+from picogpt.config import DataConfig
+from picogpt.data.shards.index import INDEX
+from picogpt.data.shards.reader import Shards
+from picogpt.data.sources.corpora import columns_of
+from picogpt.data.sources.formats import Columns
+from picogpt.data.sources.hub import Dataset
+from picogpt.data.token_folder import PARTS, read_tokenizer, require_known, val_share, write_tokenizer
+from picogpt.errors import UserError
+from picogpt.system.files import make_folder
+from picogpt.tokenizers.base import Tokenizer
+from picogpt.tokenizers.characters import PicoTokenizer
+
+_DEFAULT_LIMIT = 20 * 1000**3  # bytes of tokens, where nothing else is asked for
+
+_STATUS_LIMIT = 100_000  # bytes of a status; ours have a few hundred
+
+StreamState = Literal["working", "waiting", "complete", "failed"]
+
+
+@dataclass(frozen=True)
+class StreamStatus:
+    """How a stream is doing. text: a line for people."""
+
+    state: StreamState
+    text: str
+    tokens: int = 0
+    mark: str = ""  # another one each time it is written
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to stream, and where to."""
+
+    dataset: Dataset
+    columns: Columns
+    val_fraction: float
+    folder: Path
+    limit: int  # bytes of tokens
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), default=str)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Plan":
+        plan = json.loads(text)
+        qa = plan["columns"]["qa"]
+        columns = Columns(plan["columns"]["text"], tuple(qa) if qa else None)
+        return cls(Dataset(**plan["dataset"]), columns, plan["val_fraction"], Path(plan["folder"]), plan["limit"])
+
+
+def plan_for(dataset: Dataset, data: DataConfig, tokenizer: Tokenizer | None, dataset_dir: Path) -> Plan:
+    """The plan of a data set, its folder made. tokenizer: that of a model to fine-tune; PicoGPT's where it is None.
+
+    Raises UserError where the text would have to be known before the first token, or the disk refuses.
+    """
+    require_known(data, tokenizer)
+    if tokenizer is None and data.tokenizer != PicoTokenizer.name:
+        raise UserError(f"{dataset} is streamed, so its characters are not known beforehand: use --tokenizer picogpt")
+    tokenizer = tokenizer or PicoTokenizer()
+    share, columns = data.val_fraction or val_share(data, sys.maxsize), columns_of(data)
+    facts = (dataset, columns, share, tokenizer.fingerprint())
+    folder = dataset_dir / "tokens" / f"{dataset.name}-{sha256(repr(facts).encode()).hexdigest()[:12]}"
+    try:
+        make_folder(folder)
+        if not (folder / "tokenizer.json").exists():
+            write_tokenizer(folder, tokenizer)
+        room = shutil.disk_usage(folder).free + sum(path.stat().st_size for path in folder.glob("*/*.bin"))
+    except OSError as error:
+        raise UserError(f"the tokens cannot be written to {folder}: {error.strerror or error}") from error
+    return Plan(dataset, columns, share, folder, data.limit_bytes or min(_DEFAULT_LIMIT, room // 4))
+
+
+def shards_of(plan: Plan) -> tuple[Shards, Shards] | None:
+    """The shards to train on and to validate with, None before there are any. Raises UserError for damaged ones."""
+    tokenizer = read_tokenizer(plan.folder)
+    folders = [plan.folder / part for part in PARTS]
+    if not all((folder / INDEX).exists() for folder in folders):
+        return None
+    train, val = (Shards(folder, tokenizer.fingerprint()) for folder in folders)
+    return train, val
+
+
+def write_status(folder: Path, status: StreamStatus) -> None:
+    part = folder / "status.part"
+    part.write_text(json.dumps(asdict(replace(status, mark=secrets.token_hex(8)))), encoding="utf-8")
+    with suppress(PermissionError):  # Windows, while it is being read: the next one will do
+        os.replace(part, folder / "status.json")
+
+
+def read_status(folder: Path) -> StreamStatus | None:
+    """None for one that is missing, or damaged."""
+    try:
+        with (folder / "status.json").open("rb") as file:
+            found = json.loads(file.read(_STATUS_LIMIT))
+    except (OSError, ValueError, RecursionError):
+        return None
+    match found:
+        case {"state": str(state), "text": str(text), "tokens": tokens, "mark": str(mark)} if (
+            state in get_args(StreamState) and type(tokens) is int and 0 <= tokens < 1 << 63
+        ):
+            return StreamStatus(cast(StreamState, state), " ".join(text.split()), tokens, mark)
+    return None

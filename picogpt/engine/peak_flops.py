@@ -1,0 +1,28 @@
+"""The roof that training is measured against: what the machine reaches in large matrix products."""
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from picogpt.engine.lanes import Lanes
+from picogpt.rng import generator
+
+
+def sgemm_gflops(size: int, rounds: int) -> float:
+    """Billions of float32 operations a second in a product of two (size, size) matrices, the median of `rounds`."""
+    a = generator(0, "sgemm").standard_normal((size, size), np.float32)
+    c = np.empty_like(a)
+    np.matmul(a, a, out=c)
+    times = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        np.matmul(a, a, out=c)
+        times.append(time.perf_counter() - began)
+    return 2 * size**3 / float(np.median(times)) / 1e9
+
+
+def peak_flops_on(lanes: Lanes) -> Callable[[], float]:
+    """What measures it on all lanes at once, in a fraction of a second. It is a task, made before the lanes begin."""
+    on_lanes = lanes.task(lambda lane, size, rounds: sgemm_gflops(size, rounds))
+    return lambda: sum(on_lanes([1024] * lanes.count, 3))

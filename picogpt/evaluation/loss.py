@@ -1,0 +1,39 @@
+"""A loss over all of a text, where the few windows of an evaluation would not do."""
+
+import numpy as np
+import numpy.typing as npt
+
+from picogpt.data.shards.reader import Shards, Span
+from picogpt.errors import UserError
+from picogpt.inference.engines import Floats
+from picogpt.training.trainer import Trainer
+
+PASS_TOKENS = 1 << 20  # validated at once
+
+
+def token_losses(logits: Floats, targets: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
+    """Cross entropy of each token, in nats. (..., V), (...) -> (...)"""
+    scores = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    chosen = np.take_along_axis(scores, targets[..., None].astype(np.int64), axis=-1)[..., 0]
+    return np.asarray(np.log(np.exp(scores).sum(axis=-1)) - chosen)
+
+
+def full_loss(trainer: Trainer, tokens: Shards | Span) -> float:
+    """The mean loss over every token but the first, each once, in nats a token.
+
+    Windows lie side by side; the last one may be shorter and counts by its own tokens. Raises UserError for fewer than
+    two tokens.
+    """
+    if len(tokens) < 2:
+        raise UserError("the validation text has no token to predict: use more text or a larger --val-fraction")
+    context, targets = trainer.config.context, len(tokens) - 1
+    whole = targets // context * context
+    step = max(1, PASS_TOKENS // context) * context
+    spans = [(start, min(start + step, whole)) for start in range(0, whole, step)]
+    spans += [(whole, targets)] if whole < targets else []
+    total = 0.0
+    for start, stop in spans:
+        ids = tokens.read(start, stop + 1).astype(np.int32)
+        width = min(context, stop - start)
+        total += trainer.evaluate(ids[:-1].reshape(-1, width), ids[1:].reshape(-1, width)) * (stop - start)
+    return total / targets

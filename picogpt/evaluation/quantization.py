@@ -1,0 +1,62 @@
+"""What an export in few bits loses, measured on the text that the run is validated with."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from picogpt.config import RunConfig
+from picogpt.data.feed import open_feed
+from picogpt.data.loader import Batch
+from picogpt.data.streaming.feed import SAMPLE
+from picogpt.errors import UserError
+from picogpt.evaluation.loss import token_losses
+from picogpt.inference.engines import Notify, open_onnx
+from picogpt.inference.language_model import load
+from picogpt.inference.onnx.session import OnnxReader
+from picogpt.model.parameters import is_large
+from picogpt.runs.checkpoint import read_record
+from picogpt.runs.layout import DATASET
+from picogpt.tokenizers.ids import IdsTokenizer
+from picogpt.tokenizers.registry import from_dict
+
+TOLERANCE = 0.01  # nats a token that an export may lose before it says so
+
+_MEASURED, _MEASURED_LARGE = 4096, 1024  # tokens to measure that on
+
+_SEQUENCE = 256  # tokens of a sequence, at most
+
+
+def quantization_loss(place: Path, path: Path, notify: Notify) -> str:
+    """What the rounded weights lose, in words, on windows of the run's validation text."""
+    try:
+        text, (x, y) = _validation(place, notify)
+    except UserError as error:
+        return f"what that loses was not measured: {error}"
+    model, exact = open_onnx(path), load(place)
+    reader, precision = OnnxReader(model, len(x)), model.precision
+    # A position of all windows, and a window of all positions at a time: the logits of a large vocabulary fill memory.
+    few = sum(token_losses(reader.read(x[:, t : t + 1]), y[:, t]).sum() for t in range(x.shape[1])) / x.size
+    all_ = sum(token_losses(exact.logits(row)[0], targets).sum() for row, targets in zip(x, y, strict=True)) / x.size
+    verdict = f", more than {TOLERANCE}: fp32 writes better" if few - all_ > TOLERANCE else ""
+    return (
+        f"loss over {x.size:,} tokens to validate with, of {text}: {precision} {few:.4f}, fp32 {all_:.4f}; "
+        f"{precision} loses {few - all_:+.4f} nats a token{verdict}"
+    )
+
+
+def _validation(place: Path, notify: Notify) -> tuple[str, Batch]:  # -> (name, ((B, W), (B, W)))
+    """Windows of the text that the run is validated with; of the embedded sample where that is not to be had."""
+    meta = read_record(place)["meta"]
+    config, tokenizer = RunConfig.from_dict(meta["config"]), from_dict(meta["tokenizer"])
+    if tokenizer.name == IdsTokenizer.name:
+        raise UserError("this model came without a tokenizer, so there is no text for it")
+    config = replace(config, train=replace(config.train, context=min(_SEQUENCE, config.model.context_len)))
+    windows = max(2, (_MEASURED_LARGE if is_large(config.model) else _MEASURED) // config.context)
+    try:
+        if "-" in config.data.names:
+            raise UserError("the run read the standard input")
+        feed = open_feed(config, DATASET, notify, tokenizer, windows, meta.get("feed"))
+        return "the embedded sample" if feed.text == SAMPLE else feed.source, feed.validation
+    except UserError as error:
+        notify(f"{error}: measuring on the embedded sample")
+    config = replace(config, data=replace(config.data, data="sample"))
+    return "the embedded sample", open_feed(config, DATASET, notify, tokenizer, windows, None).validation

@@ -1,0 +1,135 @@
+"""A run's ONNX file: made, made again when the run has learnt more, and opened."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from picogpt.config import Precision
+from picogpt.errors import UserError
+from picogpt.inference.generator import Generator
+from picogpt.inference.language_model import LanguageModel, model_of
+from picogpt.inference.onnx.session import OnnxModel, OnnxReader, why_unavailable
+from picogpt.model.parameters import LARGE, parameter_count
+from picogpt.runs.checkpoint import config_of, fingerprint, rolled
+from picogpt.runs.find import use_checkpoint
+from picogpt.runs.layout import onnx_path
+from picogpt.runs.trained_model import read_model
+from picogpt.system import hardware
+from picogpt.tokenizers.base import LibraryMissingError
+
+Notify = Callable[[str], None]
+
+Floats = npt.NDArray[np.floating]
+
+_TAKES_LONG = 100_000_000  # bytes of weights whose export is announced
+
+
+def export_checkpoint(place: Path, precision: Precision, portable: bool) -> Path:
+    """Write the ONNX file of a checkpoint folder. Raises UserError where that is damaged, or the disk refuses."""
+    try:
+        return _write(place, precision, portable)
+    except _NoOnnxError as error:
+        raise UserError(str(error)) from None
+
+
+def open_generator(
+    run: str, engine: str, precision: Precision | Literal["auto"], notify: Notify
+) -> tuple[Generator, str]:
+    """The run's best sound checkpoint, or an ONNX file by its path, ready to write; and what runs it, in words.
+
+    engine: "onnx", which exports the run first where its file is missing or of other weights, or "numpy". precision:
+    "auto" for that of the file there is, or what fits into memory. Where ONNX Runtime cannot be had, or the file cannot
+    be written, NumPy runs the model and `notify` is told.
+    """
+    if Path(run).suffix == ".onnx":
+        return _from_file(Path(run), engine, precision)
+    return use_checkpoint(run, lambda place: _from_checkpoint(place, engine, precision, notify), notify)
+
+
+def _from_checkpoint(
+    place: Path, engine: str, precision: Precision | Literal["auto"], notify: Notify
+) -> tuple[Generator, str]:
+    if engine == "onnx":
+        try:
+            model = _current(place, precision, notify)
+            return onnx_generator(model), f"onnx {model.precision}"
+        except _NoOnnxError as error:
+            notify(f"{error}; generating with NumPy")
+    return model_of(*read_model(place)).writer, "numpy"
+
+
+def _from_file(path: Path, engine: str, precision: Precision | Literal["auto"]) -> tuple[Generator, str]:
+    if reason := why_unavailable() or ("--engine numpy needs a run" if engine == "numpy" else ""):
+        raise UserError(f"{path} is an ONNX file: {reason}")
+    model = open_onnx(path)
+    if precision not in ("auto", model.precision):
+        raise UserError(f"{path} is {model.precision}: export the run again for {precision}")
+    return onnx_generator(model), f"onnx {model.precision}"
+
+
+class _NoOnnxError(Exception):
+    """Why ONNX Runtime cannot run the model."""
+
+
+def onnx_generator(model: OnnxModel) -> Generator:
+    return Generator(model.config, model.tokenizer, lambda batch: OnnxReader(model, batch), bool(model.rolls))
+
+
+def _write(place: Path, precision: Precision, portable: bool) -> Path:
+    """Raises UserError where the checkpoint is damaged, _NoOnnxError where the file cannot be made."""
+    source, (found, model, arrays, tokenizer), path = fingerprint(place), read_model(place), onnx_path(place)
+    try:
+        from picogpt.inference.onnx.export import export
+
+        export(path, model, arrays, tokenizer, precision, portable, source, rolled(found))
+    except (UserError, ImportError) as error:
+        raise _NoOnnxError(" ".join(str(error).split())) from None
+    return path
+
+
+def arrays_of(model: LanguageModel) -> dict[str, Floats]:
+    return {name: tensor.data for name, tensor in model.model.named_parameters()}
+
+
+def _current(place: Path, precision: Precision | Literal["auto"], notify: Notify) -> OnnxModel:
+    """The file of this checkpoint in this precision, made anew where there is another or none. Raises _NoOnnxError."""
+    if reason := why_unavailable():
+        raise _NoOnnxError(reason)
+    path, portable = onnx_path(place), False
+    if path.is_file():
+        try:
+            model = open_onnx(path)
+        except LibraryMissingError:
+            raise
+        except UserError as error:
+            notify(f"{error}; exporting it again")
+        else:
+            precision, portable = model.precision if precision == "auto" else precision, model.portable
+            current = model.rolls is not None and model.precision == precision
+            if current and model.source == fingerprint(place):
+                return model
+    size = 4 * parameter_count(config_of(place).model)[0]  # in fp32, however the checkpoint has them
+    precision = _fitting(size, notify) if precision == "auto" else precision
+    if size > _TAKES_LONG:
+        notify(f"exporting {place} to {path}")
+    return open_onnx(_write(place, precision, portable))
+
+
+def open_onnx(path: Path) -> OnnxModel:
+    """On the cores that nothing else is using."""
+    cores, free = hardware.physical_cores(), hardware.free_cores()
+    return OnnxModel(path, max(1, min(cores, round(free))), spin=free > cores - 0.5)
+
+
+def _fitting(size: int, notify: Notify) -> Precision:
+    """fp32, or int8 where so many bytes of weights are many, or would take half of the memory that is free."""
+    if size > LARGE:
+        notify(f"int8: {size / 1e9:.1f} GB of weights would take more memory than most machines have to spare")
+    elif size > hardware.available_memory() / 2:
+        notify(f"int8: {size / 1e9:.1f} GB of weights would take more than half of the memory that is free")
+    else:
+        return "fp32"
+    return "int8"

@@ -1,0 +1,129 @@
+"""From a prompt to text, whatever runs the model.
+
+B streams side by side   T tokens   V vocabulary
+"""
+
+import secrets
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from picogpt.config import GenerateConfig, ModelConfig
+from picogpt.errors import UserError, shown
+from picogpt.inference.sampling import sample
+from picogpt.inference.stopping import VisibleText
+from picogpt.inference.windows import Decoder, Recut, WindowReader
+from picogpt.rng import generator
+from picogpt.tokenizers.base import Ids, Tokenizer
+from picogpt.tokenizers.bpe import BpeTokenizer
+
+EMPTY = "\n"  # what an empty prompt begins after, where the tokenizer has no end of a text
+
+TOP_K = 40  # of a byte-level BPE vocabulary, where nothing else is asked for
+
+
+class Generator:
+    """A model that writes."""
+
+    def __init__(
+        self, config: ModelConfig, tokenizer: Tokenizer, reader: Callable[[int], WindowReader], rolls: bool = False
+    ) -> None:
+        """reader: makes one that reads so many streams side by side.
+
+        rolls: the model was trained to go on with the mean of the window before, and does so where nothing else is
+        asked for. One that was not has learnt nothing about a slot that is not empty, and would write worse.
+        """
+        self.config, self.tokenizer, self.rolls, self._reader = config, tokenizer, rolls, reader
+
+    def begin(self, config: GenerateConfig) -> "Streams":
+        """config.samples streams that have read nothing yet. Raises UserError for a context the model cannot have."""
+        reader = self._reader(config.samples)
+        seed = secrets.randbits(32) if config.seed is None else config.seed
+        rngs = [generator(seed, "generate", i) for i in range(config.samples)]
+        return Streams(_decoder(reader, config, self.rolls), self.tokenizer, self.config.vocab_size, rngs)
+
+    def stream(self, prompt: str, config: GenerateConfig) -> Iterator[str]:
+        """The text that follows the prompt, piece by piece; of several samples, the first."""
+        streams = self.begin(config)
+        streams.read(prompt)
+        for pieces in streams.write(config):
+            yield pieces[0]
+
+
+class Streams:
+    """Texts with one beginning: what was read and written so far."""
+
+    def __init__(
+        self, decoder: Decoder | Recut, tokenizer: Tokenizer, vocab_size: int, rngs: list[np.random.Generator]
+    ) -> None:
+        """vocab_size: the model's."""
+        self._decoder, self._tokenizer, self._vocab_size, self._rngs = decoder, tokenizer, vocab_size, rngs
+        self._spellers = [tokenizer.speller() for _ in rngs]
+        self.written = [0] * len(rngs)
+        """Tokens of each stream that the last `write` wrote."""
+        # Of the text so far, what the model has yet to see.
+        self._unread: Ids = np.empty((len(rngs), 0), tokenizer.dtype)
+
+    def read(self, text: str) -> None:
+        """Go on with this text, in which the names of special tokens stand for them.
+
+        Raises UserError for what the tokenizer or the model does not take.
+        """
+        ids = self._tokenizer.encode_marked(text)
+        if ids.max(initial=0) >= self._vocab_size:
+            named = self._tokenizer.decode(ids[ids >= self._vocab_size][:1])
+            raise UserError(f"this model has no token {shown(named)}, though its tokenizer has: leave it out")
+        if len(ids):
+            self._spellers = [self._tokenizer.speller() for _ in self._rngs]
+        self._add(ids)
+
+    def _add(self, ids: Ids) -> None:
+        self._unread = np.concatenate([self._unread, np.broadcast_to(ids, (len(self._rngs), len(ids)))], axis=1)
+
+    def write(self, config: GenerateConfig) -> Iterator[list[str]]:
+        """Up to config.tokens tokens more: of each stream what can be shown at every step, which may be nothing.
+
+        Ends early when every stream has come to config.stop or to the end of a text. What comes later follows that end.
+        """
+        top_k = config.top_k
+        if top_k is None:
+            top_k = TOP_K if self._tokenizer.name == BpeTokenizer.name else 0
+        end = self._tokenizer.end_of_text
+        showings = [VisibleText(speller, end, config.stop) for speller in self._spellers]
+        self.written = [0] * len(showings)
+        if not self._unread.shape[1]:
+            self._add(_beginning(self._tokenizer))
+        for left in reversed(range(config.tokens)):
+            logits = self._decoder.feed(self._unread)[:, : self._tokenizer.vocab_size]
+            chosen = [
+                sample(row, config.temperature, top_k, config.top_p, rng)
+                for row, rng in zip(logits, self._rngs, strict=True)
+            ]
+            self._unread = np.array(chosen, self._unread.dtype)[:, None]
+            for i, showing in enumerate(showings):
+                self.written[i] += not showing.over
+            pieces = [showing.show(id) for showing, id in zip(showings, chosen, strict=True)]
+            yield pieces if left else [piece + showing.rest() for piece, showing in zip(pieces, showings, strict=True)]
+            if all(showing.over for showing in showings):
+                return
+
+
+def _beginning(tokenizer: Tokenizer) -> Ids:
+    """What a text without a beginning follows."""
+    if tokenizer.end_of_text is not None:
+        return np.array([tokenizer.end_of_text], tokenizer.dtype)
+    ids = tokenizer.encode(EMPTY)
+    return ids if len(ids) else np.zeros(1, tokenizer.dtype)
+
+
+def _decoder(reader: WindowReader, config: GenerateConfig, rolls: bool) -> Decoder | Recut:
+    """rolls: what `auto` means. Raises UserError for a context the model cannot have."""
+    W, rolling = reader.config.context_len, config.context == "rolling" or (config.context == "auto" and rolls)
+    if rolling and not reader.config.can_roll:
+        raise UserError("this model has no context slot, so nothing can roll: --context window")
+    if config.context == "original":
+        return Recut(reader)
+    overlap = W // 8 if config.overlap is None else config.overlap
+    if overlap >= W:
+        raise UserError(f"--overlap {overlap} leaves no room in a window of {W}: at most {W - 1}")
+    return Decoder(reader, rolling, overlap)

@@ -1,0 +1,1 @@
+"""A run watched live: on the screen, on a page, in TensorBoard, as a picture."""

@@ -1,0 +1,84 @@
+"""The evaluations as TensorBoard's event files, for those who have TensorBoard open anyway."""
+
+import shutil
+import socket
+import struct
+import time
+from collections.abc import Callable
+from math import log as ln
+from pathlib import Path
+from typing import Any
+
+from picogpt.errors import UserError, install_extra
+from picogpt.runs.log import is_finite
+
+_SCALARS = {
+    "loss/train": ("train_loss", 1.0),
+    "loss/validation": ("val_loss", 1.0),
+    "bits/validation": ("val_loss", 1 / ln(2)),
+    "learning_rate": ("lr", 1.0),
+    "tokens_per_second": ("tokens_per_second", 1.0),
+    "memory_mb": ("memory_mb", 1.0),
+}
+
+
+class TensorBoardWriter:
+    """The events of one start of a run, in a file of its own; TensorBoard reads all files of a folder as one run.
+
+    Its records are tensorboardX's, but not its writer: that has a thread which loses what the disk refuses, and waits
+    for the disk at every flush.
+    """
+
+    def __init__(self, folder: Path, step: int, notify: Callable[[str], None]) -> None:
+        """step: the run goes on after it, what other files say of later ones does not count; at 0 they are deleted.
+
+        notify: told, once, where the disk refuses. Raises UserError without the library.
+        """
+        require_library()
+        from tensorboardX import proto
+
+        self._event, self._notify, self._refused = proto.event_pb2.Event, notify, False
+        self._path = folder / f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
+        if step == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+        self._session = proto.event_pb2.SessionLog
+        self._write(file_version="brain.Event:2")
+        self.start(step)
+
+    def start(self, step: int) -> None:
+        """The run goes on after `step`: what was said of later ones does not count."""
+        self._write(step=step + 1, session_log=self._session(status=self._session.START))
+
+    def evaluation(self, entry: dict[str, Any]) -> None:
+        """Write one evaluation, a dict with the fields of the run's log, in nats and bits a token."""
+        from tensorboardX import summary
+
+        for tag, (name, factor) in _SCALARS.items():
+            if is_finite(entry.get(name)):
+                self._write(step=entry["step"], summary=summary.scalar(tag, factor * entry[name]))
+        if entry.get("sample"):
+            self._write(step=entry["step"], summary=summary.text("sample", entry["sample"]))
+
+    def _write(self, **fields: Any) -> None:
+        from tensorboardX.record_writer import masked_crc32c
+
+        record = self._event(wall_time=time.time(), **fields).SerializeToString()
+        length = struct.pack("<Q", len(record))
+        framed = [length, struct.pack("<I", masked_crc32c(length)), record, struct.pack("<I", masked_crc32c(record))]
+        if self._refused:
+            return
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("ab") as file:
+                file.write(b"".join(framed))
+        except OSError as error:
+            self._refused = True
+            self._notify(f"{self._path} cannot be written ({error.strerror or error}): TensorBoard is told no more")
+
+
+def require_library() -> None:
+    """Raises UserError where tensorboardX is not there."""
+    try:
+        import tensorboardX  # noqa: F401
+    except ImportError:
+        raise UserError(f"--tensorboard needs the package tensorboardX: {install_extra('tensorboard')}") from None

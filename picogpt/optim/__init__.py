@@ -1,0 +1,1 @@
+"""Gradients to weights: the schedule, and the optimizers."""

@@ -1,0 +1,240 @@
+"""One checkpoint: a folder with two files of arrays and a record that vouches for them.
+
+    model.safetensors, optimizer.safetensors, meta.json
+
+`meta.json` is written last. It holds the size and the crc32 of the other files, which are checked before anything is
+made of them, and a crc32 of itself.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from errno import EIO
+from pathlib import Path
+from typing import Any, BinaryIO
+from zlib import crc32
+
+from picogpt.config import RunConfig
+from picogpt.engine.backend import Array
+from picogpt.errors import UserError, shown
+from picogpt.system.files import read_bytes, sync_file, sync_folder
+from picogpt.tensorfiles.safetensors import tensors_in, write_safetensors
+
+_SENSIBLE = 1e300  # what a float can hold, with some room
+FORMAT = 2
+META, MODEL, OPTIMIZER = "meta.json", "model.safetensors", "optimizer.safetensors"
+_META_LIMIT = 16 << 20  # bytes of JSON; ours are a few thousand
+_PIECE = 1 << 18  # bytes read at once
+_FILE = {"size": 0, "crc32": 0}
+_RECORD = {"format": FORMAT, "step": 0, "files": {MODEL: _FILE, OPTIMIZER: _FILE}, "meta": {}, "crc32": 0}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint: float32 arrays by dotted name; `optimizer` is empty when it was not asked for.
+
+    Matrices that are kept in 16 bits, or were asked for where they lie, are `Kept`, the others in memory.
+    """
+
+    path: Path
+    step: int
+    model: dict[str, Array]
+    optimizer: dict[str, Array]
+    meta: dict[str, Any]
+
+
+class DamageError(UserError):
+    """What is wrong with one file of a checkpoint. Whoever has another checkpoint takes that one instead."""
+
+    def __init__(self, file: Path, reason: str) -> None:
+        super().__init__(f"{file} {reason}")
+
+
+def write_arrays(folder: Path, model: Mapping[str, Array], optimizer: Mapping[str, Array]) -> None:
+    """Write the arrays, as quick as copying them: nothing waits for the disk.
+
+    Raises TypeError for other kinds of numbers than `write_safetensors` takes, OSError as the disk does.
+    """
+    for file, arrays in ((MODEL, model), (OPTIMIZER, optimizer)):
+        write_safetensors(folder / file, arrays)
+
+
+def finish(folder: Path, step: int, meta: dict[str, Any]) -> None:
+    """Vouch for the arrays written here, make everything durable, and read it back from the disk.
+
+    Raises OSError as the disk does, or where it gives back something else.
+    """
+    files = {}
+    for name in (MODEL, OPTIMIZER):
+        with (folder / name).open("rb") as file:
+            files[name] = _measure(file)
+    record: dict[str, Any] = {"format": FORMAT, "step": step, "files": files, "meta": meta}
+    (folder / META).write_text(json.dumps({**record, "crc32": _digest(record)}, indent=1), encoding="utf-8")
+    for name in (MODEL, OPTIMIZER, META):
+        sync_file(folder / name)
+    sync_folder(folder)
+    try:
+        for name, expected in read_record(folder)["files"].items():
+            _check(folder / name, expected, from_disk=True)
+    except UserError as damage:
+        raise OSError(f"what was written cannot be read back: {damage}") from None
+
+
+def read(folder: Path, optimizer: bool = True, mapped: bool = False) -> Checkpoint:
+    """mapped: leave the matrices where they lie.
+
+    Raises DamageError, and UserError for files that are not damaged but cannot be read.
+    """
+    record = read_record(folder)
+    loaded: dict[str, dict[str, Array]] = {OPTIMIZER: {}}
+    for name in (MODEL, OPTIMIZER) if optimizer else (MODEL,):
+        loaded[name] = _read_arrays(folder / name, record["files"][name], mapped)
+    return Checkpoint(folder, record["step"], loaded[MODEL], loaded[OPTIMIZER], record["meta"])
+
+
+def verify(folder: Path, optimizer: bool = True) -> None:
+    """Raise what `read` would for a checkpoint that is damaged, holding no more of it than a small piece at a time."""
+    record = read_record(folder)
+    for name in (MODEL, OPTIMIZER) if optimizer else (MODEL,):
+        _check(folder / name, record["files"][name])
+
+
+def fingerprint(folder: Path) -> str:
+    """Tell this checkpoint from every other, sound or not, without reading its arrays. Raises as `read` does."""
+    try:
+        return f"{folder.name}-{crc32(read_bytes(folder / META)):08x}"
+    except OSError as error:
+        raise _unreadable(folder / META, error) from None
+
+
+def _read_arrays(path: Path, expected: dict[str, int], mapped: bool) -> dict[str, Array]:
+    """Arrays of a safetensors file whose record is `expected`. Raises DamageError."""
+    _check(path, expected)
+    arrays: dict[str, Array] = {}
+    try:
+        for name, stored in tensors_in(path).items():
+            half = stored.dtype in ("F16", "BF16")
+            if stored.dtype != "F32" and not (half and len(stored.shape) == 2):
+                raise ValueError(f"{shown(name)} is {stored.dtype} of {stored.shape}, where float32 is expected")
+            arrays[name] = stored.kept() if half or (mapped and len(stored.shape) == 2) else stored.read()
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    except ValueError as error:
+        raise DamageError(path, f"is damaged ({error})") from None
+    return arrays
+
+
+def _check(path: Path, expected: dict[str, int], from_disk: bool = False) -> None:
+    """Raises DamageError where a file is not the one recorded.
+
+    from_disk: as the disk has it and not the system's memory, where the system can be asked.
+    """
+    try:
+        with path.open("rb") as file:
+            if from_disk and hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            found = _measure(file)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    if found["size"] != expected["size"]:
+        raise DamageError(path, f"is damaged (it has {found['size']:,} bytes, {expected['size']:,} were written)")
+    if found["crc32"] != expected["crc32"]:
+        crcs = f"its crc32 is {found['crc32']:08x}, {expected['crc32']:08x} was written"
+        raise DamageError(path, f"is damaged ({crcs})")
+
+
+def _measure(file: BinaryIO) -> dict[str, int]:
+    """Size and crc32 of an open file, read in small pieces."""
+    size = crc = 0
+    while piece := file.read(_PIECE):
+        size += len(piece)
+        crc = crc32(piece, crc)
+    return {"size": size, "crc32": crc}
+
+
+def _digest(record: dict[str, Any]) -> int:
+    """crc32 of a record, whatever its layout in the file; its own entry "crc32" does not count."""
+    return crc32(json.dumps({key: record[key] for key in _RECORD if key != "crc32"}, sort_keys=True).encode())
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The verified record of a checkpoint: format, step, files, meta. Raises DamageError."""
+    path = folder / META
+    try:
+        if path.stat().st_size > _META_LIMIT:
+            raise DamageError(path, "is too large to be a record of picogpt")
+        record = json.loads(path.read_bytes().decode("utf-8"))
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    except (ValueError, RecursionError):
+        raise DamageError(path, "is damaged (it is not JSON)") from None
+    version = record.get("format") if isinstance(record, dict) else None
+    if type(version) is int and version != FORMAT:
+        raise DamageError(path, f"has format {version}, this picogpt reads format {FORMAT}")
+    if not _has_shape(record, _RECORD):
+        raise DamageError(path, "is not a record of picogpt")
+    if _digest(record) != record.pop("crc32"):
+        raise DamageError(path, "is damaged (it does not match its own crc32)")
+    return dict(record)
+
+
+def _has_shape(value: object, example: object) -> bool:
+    """Whether JSON `value` has the type of `example` and, for an object, at least its keys, so shaped as well."""
+    if type(value) is not type(example):
+        return False
+    if isinstance(value, dict) and isinstance(example, dict):
+        return all(key in value and _has_shape(value[key], inner) for key, inner in example.items())
+    return True
+
+
+def _unreadable(path: Path, error: OSError) -> DamageError:
+    """What a file that cannot be read means. Raises UserError where the fault is not in it."""
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return DamageError(path, "is missing")
+    if error.errno == EIO:  # a bad place on the disk
+        return DamageError(path, f"cannot be read ({error.strerror})")
+    raise UserError(
+        f"{path} cannot be read ({error.strerror or error}): look at the folder and its permissions"
+    ) from None
+
+
+def config_of(place: Path) -> RunConfig:
+    """The configuration of a checkpoint, without reading its arrays. Raises UserError, DamageError among them."""
+    try:
+        return RunConfig.from_dict(read_record(place)["meta"]["config"])
+    except KeyError:
+        raise UserError(f"{place} is no checkpoint of a run: give another") from None
+
+
+def is_imported(place: Path) -> bool:
+    """Whether a checkpoint is another program's model, as it was imported. Raises DamageError."""
+    return bool(read_record(place)["meta"].get("data") == "")
+
+
+def rolled(found: Checkpoint) -> bool:
+    """Whether a model was trained to go from window to window with the mean, as all that PicoGPT's own logs hold were.
+
+    Of the imported models those alone have a slot.
+    """
+    config = RunConfig.from_dict(found.meta["config"])
+    return config.rolls or (found.meta.get("data") == "" and config.model.can_roll)
+
+
+def require_meta(found: Checkpoint) -> None:
+    """Raises UserError where a checkpoint does not say all that a run goes on from."""
+    match found.meta:
+        case {
+            "config": dict(),
+            "tokenizer": dict(),
+            "data": str(),
+            "seconds": int() | float() as seconds,
+            "recent": [int() | float() as total, int() as count],
+            "feed": dict() | None,
+        } if all(abs(number) < _SENSIBLE for number in (seconds, total, count)):
+            return
+    raise not_resumable(found)
+
+
+def not_resumable(found: Checkpoint) -> UserError:
+    return UserError(f"{found.path} is no checkpoint that a run can go on from: start over with --fresh")

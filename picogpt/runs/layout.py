@@ -1,0 +1,14 @@
+"""The names of the folders and files of a run."""
+
+from pathlib import Path
+
+LOGS, DATASET = Path("logs"), Path("dataset")
+ONNX = "model.onnx"
+CHECKPOINTS = "checkpoints"
+LOCK, OWNER = ".lock", ".owner.json"
+TENSORBOARD = "tensorboard"  # folder of a run
+
+
+def onnx_path(place: Path) -> Path:
+    """Of a checkpoint: in its run's folder, or in its own when that is in no run."""
+    return (place.parent.parent if place.parent.name == CHECKPOINTS else place) / ONNX

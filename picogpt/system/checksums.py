@@ -1,0 +1,58 @@
+"""Checksums at the end of files: a byte that was changed is noticed before anything looks at the content.
+
+A seal tells of damage. Who forges a file can forge its seal, so the content is still checked.
+"""
+
+from pathlib import Path
+from typing import BinaryIO
+from zlib import crc32
+
+_MARK = b"crc32"
+
+_FIELD = b"\xfd\xff\xff\xff\x0f"  # tag of protobuf's last field number, four bytes long, which every reader skips
+
+_PIECE = 1 << 18  # bytes read at once
+
+
+def with_checksum(data: bytes) -> bytes:
+    """`data` and a trailer: "crc32" and, little-endian, the crc32 of all before it."""
+    return data + _MARK + crc32(data).to_bytes(4, "little")
+
+
+def without_checksum(data: bytes) -> bytes:
+    """What was sealed, and `data` itself where it has no trailer. Raises ValueError for another checksum."""
+    end = len(data) - len(_MARK) - 4
+    if end < 0 or data[end:-4] != _MARK:
+        return data
+    if data[-4:] != crc32(memoryview(data)[:end]).to_bytes(4, "little"):
+        raise ValueError("its checksum does not match")
+    return data[:end]
+
+
+def append_checksum(path: Path) -> None:
+    """Append a seal that an ONNX file may have: a field that means nothing, of the crc32 of all before it."""
+    with path.open("r+b") as file:
+        checksum = _crc32(file, file.seek(0, 2))
+        file.write(_FIELD + checksum)
+
+
+def check_checksum(path: Path) -> None:
+    """Raises ValueError for a file that `seal_file` did not seal, or that is another one since."""
+    with path.open("rb") as file:
+        end = file.seek(0, 2) - len(_FIELD) - 4
+        checksum = _crc32(file, max(0, end))
+        seal = file.read()
+    if end < 0 or not seal.startswith(_FIELD):
+        raise ValueError(f"{path.name} has no checksum at its end")
+    if seal != _FIELD + checksum:
+        raise ValueError(f"the checksum of {path.name} does not match")
+
+
+def _crc32(file: BinaryIO, size: int) -> bytes:
+    """Of the first `size` bytes, read in small pieces; the file then stands behind them."""
+    file.seek(0)
+    checksum = 0
+    while size and (piece := file.read(min(_PIECE, size))):
+        checksum = crc32(piece, checksum)
+        size -= len(piece)
+    return checksum.to_bytes(4, "little")

@@ -1,0 +1,154 @@
+"""Facts about the machine, from psutil and the system."""
+
+import multiprocessing
+import os
+import platform
+import re
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+_LEAST_FREE = 0.03  # of the machine's memory: with less, systems begin to swap
+
+_PROCESSOR_SENSORS = ("coretemp", "k10temp", "zenpower", "cpu_thermal", "soc_thermal", "acpitz")
+
+_SENSIBLE = 0.0, 150.0  # degrees; broken sensors tell of thousands
+
+_LOOK, _AFTER_SHORTAGE = 2.0, 15.0  # seconds to the next look
+
+
+def physical_cores() -> int:
+    """Physical cores, but no more than the processors this process may use, and at least one."""
+    cores = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        cores = min(cores, len(os.sched_getaffinity(0)))
+    return max(1, min(cores, _quota()))
+
+
+def free_cores() -> float:
+    """Physical cores that nothing else has been busy on since this program began."""
+    process, count = psutil.Process(), psutil.cpu_count() or 1
+    own = sum(process.cpu_times()[:2]) / max(1e-3, time.time() - process.create_time())
+    free = count - max(0.0, psutil.cpu_percent() / 100 * count - own)  # since psutil was imported
+    return free * (psutil.cpu_count(logical=False) or count) / count
+
+
+def _quota() -> int:
+    """Whole processors a container's cgroup grants; more than any machine has where nothing says so."""
+    unlimited = 1 << 20
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+    except (OSError, ValueError):  # not Linux, or not the second version of cgroups
+        return unlimited
+    return unlimited if quota == "max" else int(quota) // int(period)
+
+
+def total_memory() -> int:
+    """Bytes of memory in the machine, or those that a container's cgroup grants where that is less."""
+    total = int(psutil.virtual_memory().total)
+    try:
+        return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
+    except (OSError, ValueError):  # not Linux, not the second version of cgroups, or no limit: "max"
+        return total
+
+
+def available_memory() -> int:
+    """Bytes that can be had without swapping, or that a container's cgroup has left where that is less."""
+    available, group = int(psutil.virtual_memory().available), Path("/sys/fs/cgroup")
+    try:
+        most = int((group / "memory.max").read_text(encoding="ascii"))
+        used = int((group / "memory.current").read_text(encoding="ascii"))
+        cached = re.search(r"^inactive_file (\d+)$", (group / "memory.stat").read_text(encoding="ascii"), re.MULTILINE)
+    except (OSError, ValueError):  # as in total_memory
+        return available
+    return min(available, most - used + (int(cached[1]) if cached else 0))
+
+
+class MemoryWatch:
+    """Looks every few seconds whether the machine is about to swap."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def is_short(self) -> bool:
+        if (now := time.monotonic()) < self._next:
+            return False
+        short = available_memory() < _LEAST_FREE * total_memory()
+        self._next = now + (_AFTER_SHORTAGE if short else _LOOK)
+        return short
+
+
+def resident_memory() -> int:
+    """Bytes of memory this process holds now."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def peak_memory() -> int:
+    """The most bytes of memory this process has ever held, and what its lanes hold now; shared pages count once."""
+    return _own_peak() - resident_memory() + held_memory()
+
+
+def held_memory() -> int:
+    """Bytes that this process and its lanes hold now; shared pages count once, where the system tells."""
+    lanes = multiprocessing.active_children()
+    if not lanes:
+        return resident_memory()
+    return sum(int(psutil.Process(pid).memory_full_info().pss) for pid in (os.getpid(), *(lane.pid for lane in lanes)))
+
+
+def processor_load() -> float:
+    """Share of all processors that was busy since this was last asked, with whatever else runs."""
+    return float(psutil.cpu_percent()) / 100
+
+
+def temperature() -> tuple[float, float | None] | None:
+    """Degrees Celsius of the processor, and those its sensor calls critical; None where there is no sensor."""
+    if not hasattr(psutil, "sensors_temperatures"):  # Windows, macOS
+        return None
+    sensors: dict[str, list[Any]] = psutil.sensors_temperatures()
+    readings = next((sensors[chip] for chip in _PROCESSOR_SENSORS if sensors.get(chip)), [])
+    hottest = max(readings, key=lambda reading: float(reading.current), default=None)
+    if hottest is None or not _SENSIBLE[0] < hottest.current < _SENSIBLE[1]:
+        return None
+    critical = hottest.critical or hottest.high or 0.0
+    return float(hottest.current), float(critical) if 60 <= critical < _SENSIBLE[1] else None
+
+
+def battery() -> tuple[int, bool] | None:
+    """Percent of the battery that is left, and whether the machine is on the mains; None where there is no battery."""
+    if not hasattr(psutil, "sensors_battery") or (found := psutil.sensors_battery()) is None:
+        return None
+    return round(found.percent), found.power_plugged is not False  # None: not known, and nothing to wait for
+
+
+def _own_peak() -> int:
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    if sys.platform == "linux":
+        # not getrusage: there, a process starts with the peak of the one that started it
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        match = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+        return int(match[1]) * 1024 if match else resident_memory()
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
+
+
+def machine() -> str:
+    """One line such as "AMD EPYC, 2 cores, 24 GB, Linux"."""
+    cores = physical_cores()
+    plural = "" if cores == 1 else "s"
+    return f"{_processor()}, {cores} core{plural}, {total_memory() / 2**30:.0f} GB, {platform.system()}"
+
+
+def _processor() -> str:
+    model = ""
+    with suppress(OSError):  # Linux on Intel and AMD says it here
+        match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+        model = match[1] if match else ""
+    model = re.sub(r"\((R|TM)\)", "", model or platform.processor() or platform.machine())
+    return " ".join(model.split()) or "unknown processor"

@@ -1,0 +1,218 @@
+"""The options of the command line: the help that lists them, and the run that they ask for."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from picogpt import cli
+from picogpt.config import DataConfig, ModelConfig, MonitoringConfig, RunConfig, TrainConfig
+from picogpt.config.presets import PRESETS, preset
+from tests.support.running import status_of
+
+# Help
+
+
+def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in ([], ["-h"], ["--help"]):
+        assert status_of(*argv) == 0
+        out = capsys.readouterr().out
+        assert all(f"\n  {command} " in out for command in cli.COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("argv", "options"),
+    [
+        (["train"], ["--steps", "--data", "--n-layer", "--fresh", "--init-from", "-e", "-s", "Optimizer steps"]),
+        (["generate"], ["--prompt", "--temperature", "--top-k", "--top-p", "--seed", "--run"]),
+        (["info"], ["--preset", "--n-embd"]),
+        (["bench"], ["train", "time-to-loss", "data", "generate"]),
+        (["bench", "train"], ["--seconds", "--json", "--micro-batch"]),
+        (["bench", "time-to-loss"], ["--seeds", "--target", "--data", "--steps", "--json", "(default: race)"]),
+        (["bench", "data"], ["--megabytes", "--tokenizer", "--batch-size", "--json"]),
+        (["bench", "generate"], ["--tokens", "--preset", "--run", "--json"]),
+        (["logs"], ["A run in logs/", "--out"]),
+        (["report"], ["A run in logs/", "--out"]),
+    ],
+)
+def test_help(argv: list[str], options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(*argv, "--help") == 0
+    out = capsys.readouterr().out
+    assert all(option in out for option in options)
+
+
+# What train is asked for
+
+
+class Recorder:
+    """In place of Run: notes what it was asked for."""
+
+    asked: tuple[RunConfig, str, bool]
+    watch: MonitoringConfig
+
+    def __init__(
+        self,
+        config: RunConfig,
+        run_dir: Path,
+        dataset_dir: Path,
+        fresh: bool,
+        init_from: Path | None,
+        watch: MonitoringConfig,
+    ) -> None:
+        Recorder.asked, Recorder.watch = (config, run_dir.as_posix(), fresh), watch
+
+    def train(self) -> None:
+        pass
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[Recorder]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("picogpt.training.run.Run", Recorder)
+    return Recorder
+
+
+@pytest.mark.parametrize(
+    ("argv", "name"),
+    [
+        ([], "pico"),
+        (["-e"], "gpt-neo-efficiency"),
+        (["--efficiency"], "gpt-neo-efficiency"),
+        (["-s"], "gpt-neo-speed"),
+        (["--speed"], "gpt-neo-speed"),
+        *[(["--preset", name], name) for name in PRESETS],
+        (["--preset=lecture"], "lecture"),
+    ],
+)
+def test_presets(argv: list[str], name: str, recorder: type[Recorder]) -> None:
+    assert status_of("train", *argv) == 0
+    config = preset(name)
+    assert recorder.asked == (config, f"logs/{name}-{config.data.data}", False)
+
+
+def test_options_change_the_preset(recorder: type[Recorder]) -> None:
+    argv = ["-s", "--steps", "7", "--n-layer", "2", "--layer-pattern", "local", "global", "--data", "sample"]
+    assert status_of("train", *argv, "--run", "Mine.2_b-c", "--fresh") == 0
+    config, folder, fresh = recorder.asked
+    assert (config.train.steps, config.model.n_layer, config.model.layer_pattern) == (7, 2, ("local", "global"))
+    assert (config.train.batch_size, config.model.context_len) == (16, 16)  # the preset's
+    assert (folder, fresh) == ("logs/Mine.2_b-c", True)
+
+
+def test_an_empty_run_name_is_the_default(recorder: type[Recorder]) -> None:
+    assert status_of("train", "--run", "", "--data", "books/War.txt") == 0
+    assert recorder.asked[1] == "logs/pico-War"
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("train", "--steps", "abc"),
+        ("train", "--bogus", "1"),
+        ("train", "--preset"),
+        ("train", "--layer-pattern", "sideways"),
+        ("generate", "--tokens", "1.5"),
+        ("info", "--n-layr", "4"),
+        ("bench", "train", "--seconds", "long"),
+        ("bench", "time-to-loss", "--seeds", "one"),
+        ("bench", "data", "--terabytes", "1"),
+        ("bench", "generate", "--n-layer", "1"),
+        ("logs",),
+        ("report",),
+    ],
+)
+def test_a_wrong_option_is_one_line(argv: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(*argv) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("picogpt: ") and line.endswith("--help)")
+
+
+@pytest.mark.parametrize(
+    ("argv", "dashboard", "steps"),
+    [
+        ([], "", 2000),
+        (["--dashboard"], "8050", 2000),
+        (["--dashboard", "9000"], "9000", 2000),
+        (["--dashboard=9000"], "9000", 2000),
+        (["--dashboard", "--steps", "5"], "8050", 5),
+        (["--dashboard", "-s", "--steps", "5"], "8050", 5),
+        (["--steps", "5", "--dashboard"], "8050", 5),
+        (["--dashboard", "0.0.0.0:9000", "--steps", "5"], "0.0.0.0:9000", 5),
+        (["--dashboard=[::1]:0"], "[::1]:0", 2000),
+        (["--dashboard", "--dashboard", "7"], "7", 2000),
+        (["--run", "dashboard", "--data", "dashboard"], "", 2000),
+    ],
+)
+def test_dashboard_with_and_without_a_port(
+    argv: list[str], dashboard: str, steps: int, recorder: type[Recorder]
+) -> None:
+    assert status_of("train", *argv) == 0
+    assert (recorder.watch.dashboard, recorder.asked[0].train.steps) == (dashboard, steps)
+
+
+# Fine-tuning
+
+
+@pytest.fixture
+def tuning(recorder: type[Recorder], monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunConfig]:
+    """What --init-from asks for: `tuning(origin, *options)`."""
+
+    def asked(origin: RunConfig, *options: str) -> RunConfig:
+        monkeypatch.setattr("picogpt.runs.find.find_checkpoint", lambda name: Path(name))
+        monkeypatch.setattr("picogpt.runs.checkpoint.config_of", lambda place: origin)
+        assert status_of("train", "--init-from", "origin", "--run", "tuned", *options) == 0
+        return recorder.asked[0]
+
+    return asked
+
+
+def of_another_program(monkeypatch: pytest.MonkeyPatch, **shape: Any) -> RunConfig:
+    monkeypatch.setattr("picogpt.config.presets._CHARACTERS", ("picogpt",))
+    return RunConfig(replace(preset("gpt-neo-125m").model, **shape), DataConfig(tokenizer="chars"))
+
+
+def test_a_model_of_characters_is_trained_on_as_from_scratch(tuning: Callable[..., RunConfig]) -> None:
+    origin = RunConfig(ModelConfig(n_layer=2), DataConfig(tokenizer="chars"), TrainConfig(steps=7))
+    assert tuning(origin) == RunConfig(origin.model, DataConfig(tokenizer="chars"), TrainConfig())
+    assert tuning(origin, "-s").train == preset("gpt-neo-speed").train
+
+
+def test_a_model_that_knows_a_language_is_tuned_gently(
+    tuning: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin = of_another_program(monkeypatch)
+    config = tuning(origin, "--data", "sample", "--preset", "gpt-neo-125m")
+    assert config.model == origin.model and config.data == DataConfig("sample", "chars")
+    train = config.train
+    assert (train.optimizer, train.learning_rate, train.beta2, train.weight_decay) == ("adamw", 5e-5, 0.999, 0.01)
+    assert (train.steps, train.batch_size, train.eval_interval, train.depth_warmup) == (200, 8, 20, 0.0)
+    assert config.context == 256
+    assert tuning(of_another_program(monkeypatch, context_len=200)).context == 200
+    few = tuning(origin, "--train", "lora")
+    assert (few.train.learning_rate, few.model) == (5e-4, replace(origin.model, lora_rank=8))
+    assert tuning(origin, "--train", "biases").train.learning_rate == 5e-4
+    assert tuning(origin, "--train", "last-12").train.learning_rate == 5e-5  # more blocks than pico has
+
+
+def test_every_setting_of_tuning_can_be_another(
+    tuning: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin = of_another_program(monkeypatch)
+    options = ["--learning-rate", "0.001", "--context", "1000", "--optimizer", "muon", "--steps", "3"]
+    config = tuning(origin, *options, "--train", "lora", "--lora-rank", "4")
+    train = config.train
+    assert (train.learning_rate, train.context, train.optimizer, train.steps) == (0.001, 1000, "muon", 3)
+    assert config.model.lora_rank == 4
+    again = tuning(config, *options, "--train", "lora", "--lora-rank", "4")  # of a run with low-rank matrices
+    assert again == config
+    assert tuning(config).model == origin.model
+
+
+def test_help_shows_the_settings_of_tuning(
+    tuning: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tuning(of_another_program(monkeypatch))
+    assert status_of("train", "--init-from", "origin", "--run", "tuned", "--help") == 0
+    assert "5e-05" in capsys.readouterr().out

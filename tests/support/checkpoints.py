@@ -1,0 +1,86 @@
+"""What the tests of checkpoints share: some arrays, saved, compared, damaged and forged."""
+
+import json
+import struct
+from pathlib import Path
+from zlib import crc32
+
+import numpy as np
+
+from picogpt.runs import checkpoint, checkpoints
+
+FILES = (checkpoint.META, checkpoint.MODEL, checkpoint.OPTIMIZER)
+
+
+def arrays(seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {
+        "blocks.0.weight": rng.standard_normal((5, 7), dtype=np.float32),
+        "strided": rng.standard_normal((6, 4), dtype=np.float32)[::2].T,
+        "größe": np.array([np.nan, np.inf, -0.0], dtype=np.float32),
+        "scalar": np.array(3.5, dtype=np.float32),
+        "empty": np.zeros((0, 4), dtype=np.float32),
+    }
+
+
+def save(run: Path, step: int, val_loss: float | None = None, seed: int | None = None) -> Path:
+    meta = {"val_loss": val_loss, "position": [step, 2]}
+    content = arrays(step if seed is None else seed)
+    return checkpoints.save(run, step, content, {f"m.{name}": array for name, array in content.items()}, meta)
+
+
+def same(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> bool:
+    return left.keys() == right.keys() and all(
+        left[name].shape == right[name].shape and left[name].tobytes() == right[name].tobytes() for name in left
+    )
+
+
+def remove(file: Path) -> None:
+    file.unlink()
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-3])
+
+
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[-20] ^= 4
+    file.write_bytes(data)
+
+
+def blank(file: Path) -> None:
+    file.write_bytes(bytes(file.stat().st_size))
+
+
+def empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def scrawl(file: Path) -> None:
+    """Other bytes of the same number."""
+    file.write_bytes(np.random.default_rng(0).bytes(file.stat().st_size))
+
+
+DAMAGES = (remove, truncate, flip, blank, empty, scrawl)
+"""What may become of a file."""
+
+
+def forge(folder: Path, content: bytes) -> Path:
+    """Put other bytes where the model was, and a record that vouches for them."""
+    (folder / checkpoint.MODEL).write_bytes(content)
+    record = json.loads((folder / checkpoint.META).read_text(encoding="utf-8"))
+    record["files"][checkpoint.MODEL] = {"size": len(content), "crc32": crc32(content)}
+    del record["crc32"]
+    record["crc32"] = crc32(json.dumps(record, sort_keys=True).encode())
+    (folder / checkpoint.META).write_text(json.dumps(record), encoding="utf-8")
+    return folder / checkpoint.MODEL
+
+
+def container(header: object, data: bytes = b"") -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def entry(shape: object, begin: object, end: object, dtype: object = "F32") -> dict[str, object]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}

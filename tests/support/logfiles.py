@@ -1,0 +1,44 @@
+"""Logs as runs write them, made up for tests."""
+
+from pathlib import Path
+from typing import Any
+
+from picogpt.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from picogpt.reports.summary import Summary
+from picogpt.runs.log import RunLog, read_log
+
+SAMPLE = "He is a sea shell."
+
+
+def write_log(folder: Path, losses: list[float | None], about: dict[str, Any] | None = None, **options: Any) -> Path:
+    """logs/NAME/log.pkl with an evaluation every 50 steps. options: settings of any part, and `sample`."""
+    sample = options.pop("sample", SAMPLE)
+    parts = {
+        kind: {name: value for name, value in options.items() if name in kind.__dataclass_fields__}
+        for kind in (ModelConfig, DataConfig, TrainConfig)
+    }
+    parts[TrainConfig] = {"steps": 50 * len(losses) or 50, **parts[TrainConfig]}
+    config = RunConfig(*(kind(**parts[kind]) for kind in (ModelConfig, DataConfig, TrainConfig)))
+    folder.mkdir(parents=True, exist_ok=True)
+    told = {**config.to_dict(), "parameters": 17_664, "machine": "Old i3, 2 cores, 8 GB, Linux"}
+    log = RunLog(folder / "log.pkl", told if about is None else about)
+    for i, loss in enumerate(losses, start=1):
+        log.evaluation(
+            step=50 * i,
+            tokens=50 * i * config.train.batch_size * config.context,
+            seconds=30.0 * i,
+            lr=0.01,
+            train_loss=None if loss is None else loss - 0.1,
+            val_loss=loss,
+            tokens_per_second=1000.0 * i,
+            memory_mb=70.0 + i,
+            sample=f"{sample} {i}" if sample else "",
+        )
+    log.save()
+    return log.path
+
+
+def summary_of(
+    folder: Path, losses: list[float | None], about: dict[str, Any] | None = None, **options: Any
+) -> Summary:
+    return Summary(folder.name, read_log(write_log(folder, losses, about, **options)))
