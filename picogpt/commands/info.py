@@ -14,7 +14,7 @@ from picogpt.inference.onnx.quantize import weight_bytes
 from picogpt.model.flops import cache_bytes, flops_per_token, read_flops, text_flops, write_flops
 from picogpt.model.memory import estimate_memory
 from picogpt.model.parameters import parameter_count
-from picogpt.runs.checkpoint import config_of, is_imported
+from picogpt.runs.checkpoint import read_record
 from picogpt.runs.find import use_checkpoint
 from picogpt.system import hardware
 from picogpt.system.terminal import to_stderr
@@ -37,8 +37,9 @@ def run(argv: Sequence[str]) -> None:
     args = parse(InfoArgs, "picogpt info", argv, InfoArgs(config=preset(name)))
     if args.run:
         name = args.run
-        config, imported = use_checkpoint(name, lambda place: (config_of(place), is_imported(place)), to_stderr)
-        if imported:
+        meta = use_checkpoint(name, read_record, to_stderr).meta
+        config = meta.config
+        if meta.is_imported:
             config = fine_tuning(config, RunConfig(), TrainConfig.train)
         args = parse(InfoArgs, "picogpt info", argv, InfoArgs(config=config))
     print_report(name, args.config)

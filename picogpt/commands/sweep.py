@@ -51,7 +51,7 @@ class SweepArgs(Preset):
     fresh: bool = False
     """Start over, deleting the sweep's runs."""
     config: RunConfig = field(default_factory=RunConfig)
-    watch: MonitoringConfig = field(default_factory=MonitoringConfig)
+    monitoring: MonitoringConfig = field(default_factory=MonitoringConfig)
 
 
 def run(argv: Sequence[str]) -> None:
@@ -105,7 +105,7 @@ def _run_all(study: Study, cases: Sequence[Case], seeds: Sequence[int], folder: 
             if stopped():
                 return False
             print(f"run {number} of {len(wanted)}: {case.name}, seed {seed}", flush=True)
-            order = Order(seeded(case.config, seed), folder / case.run_folder(seed), DATASET, args.watch)
+            order = Order(seeded(case.config, seed), folder / case.run_folder(seed), DATASET, args.monitoring)
             outcome = _run(study, case, seed, order, stopped)
             if outcome.state == "failed":
                 print(f"failed: {outcome.reason}", flush=True)

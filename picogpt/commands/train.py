@@ -12,8 +12,9 @@ from picogpt.commands.options import Preset, first_of, parse, with_port
 from picogpt.config import DataConfig, MonitoringConfig, RunConfig, TrainConfig
 from picogpt.config.presets import fine_tuning, preset
 from picogpt.errors import UserError
+from picogpt.monitoring.observers import Observers
 from picogpt.runs import checkpoints
-from picogpt.runs.checkpoint import config_of, verify
+from picogpt.runs.checkpoint import read_record, verify
 from picogpt.runs.find import run_name, use_checkpoint
 from picogpt.runs.layout import DATASET, LOGS
 from picogpt.system.terminal import to_stderr
@@ -62,7 +63,7 @@ class TrainArgs(TrainStart):
     """Train a run, or go on with it: the same command continues where it stopped."""
 
     config: RunConfig = field(default_factory=RunConfig)
-    watch: MonitoringConfig = field(default_factory=MonitoringConfig)
+    monitoring: MonitoringConfig = field(default_factory=MonitoringConfig)
 
 
 def run(argv: Sequence[str]) -> None:
@@ -74,13 +75,14 @@ def run(argv: Sequence[str]) -> None:
     if first.init_from:  # the other run is needed once
         own = None if first.fresh else checkpoints.newest_recorded(LOGS / name)
         origin = own or use_checkpoint(first.init_from, _verified, to_stderr)
-        before = config_of(origin)
+        before = read_record(origin).meta.config
         tuned = replace(before, data=start.data) if own else fine_tuning(before, start, first.train)
         if not own and first.preset_name != Preset.preset and tuned.train != start.train:
             to_stderr("from a model of another program the settings are fine-tuning's, and not those of the preset")
         start = replace(tuned, data=replace(start.data, tokenizer=before.data.tokenizer))
     args = parse(TrainArgs, "picogpt train", argv, TrainArgs(config=start))
-    Run(args.config, LOGS / name, DATASET, args.fresh, origin, args.watch).train()
+    observers = Observers(args.monitoring, LOGS / name)
+    Run(args.config, LOGS / name, DATASET, observers, args.fresh, origin, args.monitoring).train()
 
 
 def _verified(place: Path) -> Path:

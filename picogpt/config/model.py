@@ -114,5 +114,5 @@ class ModelConfig:
         return self.local_window if span == "local" else 0
 
     def cache_of(self, layer: int) -> int:
-        """Positions whose keys and values block `layer` has room for when decoding (inference/sliding.py)."""
+        """Positions whose keys and values block `layer` has room for when decoding (model/kv_cache.py)."""
         return min(self.n_position, 2 * self.window_of(layer) or self.n_position)

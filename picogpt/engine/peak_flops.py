@@ -1,4 +1,4 @@
-"""The roof that training is measured against: what the machine reaches in large matrix products."""
+"""What a machine reaches in large matrix products: the peak that training is measured against."""
 
 import time
 from collections.abc import Callable

@@ -1,14 +1,29 @@
 """A loss over all of a text, where the few windows of an evaluation would not do."""
 
+from typing import Protocol
+
 import numpy as np
 import numpy.typing as npt
 
+from picogpt.config import RunConfig
 from picogpt.data.shards.reader import Shards, Span
 from picogpt.errors import UserError
 from picogpt.inference.engines import Floats
-from picogpt.training.trainer import Trainer
 
 PASS_TOKENS = 1 << 20  # validated at once
+
+
+class Evaluator(Protocol):
+    """What evaluates windows, as a `Trainer` does on its lanes."""
+
+    @property
+    def config(self) -> RunConfig:
+        """The run's: it says how long a window is."""
+        ...
+
+    def evaluate(self, x: npt.NDArray[np.int32], y: npt.NDArray[np.int32]) -> float:  # (B, T), (B, T)
+        """Return the mean loss over all tokens, in nats a token."""
+        ...
 
 
 def token_losses(logits: Floats, targets: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
@@ -18,7 +33,7 @@ def token_losses(logits: Floats, targets: npt.NDArray[np.integer]) -> npt.NDArra
     return np.asarray(np.log(np.exp(scores).sum(axis=-1)) - chosen)
 
 
-def full_loss(trainer: Trainer, tokens: Shards | Span) -> float:
+def full_loss(model: Evaluator, tokens: Shards | Span) -> float:
     """The mean loss over every token but the first, each once, in nats a token.
 
     Windows lie side by side; the last one may be shorter and counts by its own tokens. Raises UserError for fewer than
@@ -26,7 +41,7 @@ def full_loss(trainer: Trainer, tokens: Shards | Span) -> float:
     """
     if len(tokens) < 2:
         raise UserError("the validation text has no token to predict: use more text or a larger --val-fraction")
-    context, targets = trainer.config.context, len(tokens) - 1
+    context, targets = model.config.context, len(tokens) - 1
     whole = targets // context * context
     step = max(1, PASS_TOKENS // context) * context
     spans = [(start, min(start + step, whole)) for start in range(0, whole, step)]
@@ -35,5 +50,5 @@ def full_loss(trainer: Trainer, tokens: Shards | Span) -> float:
     for start, stop in spans:
         ids = tokens.read(start, stop + 1).astype(np.int32)
         width = min(context, stop - start)
-        total += trainer.evaluate(ids[:-1].reshape(-1, width), ids[1:].reshape(-1, width)) * (stop - start)
+        total += model.evaluate(ids[:-1].reshape(-1, width), ids[1:].reshape(-1, width)) * (stop - start)
     return total / targets

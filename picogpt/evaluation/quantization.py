@@ -3,7 +3,6 @@
 from dataclasses import replace
 from pathlib import Path
 
-from picogpt.config import RunConfig
 from picogpt.data.feed import open_feed
 from picogpt.data.loader import Batch
 from picogpt.data.streaming.feed import SAMPLE
@@ -45,8 +44,8 @@ def quantization_loss(place: Path, path: Path, notify: Notify) -> str:
 
 def _validation(place: Path, notify: Notify) -> tuple[str, Batch]:  # -> (name, ((B, W), (B, W)))
     """Windows of the text that the run is validated with; of the embedded sample where that is not to be had."""
-    meta = read_record(place)["meta"]
-    config, tokenizer = RunConfig.from_dict(meta["config"]), from_dict(meta["tokenizer"])
+    meta = read_record(place).meta
+    config, tokenizer = meta.config, from_dict(meta.tokenizer)
     if tokenizer.name == IdsTokenizer.name:
         raise UserError("this model came without a tokenizer, so there is no text for it")
     config = replace(config, train=replace(config.train, context=min(_SEQUENCE, config.model.context_len)))
@@ -54,7 +53,7 @@ def _validation(place: Path, notify: Notify) -> tuple[str, Batch]:  # -> (name, 
     try:
         if "-" in config.data.names:
             raise UserError("the run read the standard input")
-        feed = open_feed(config, DATASET, notify, tokenizer, windows, meta.get("feed"))
+        feed = open_feed(config, DATASET, notify, tokenizer, windows, meta.feed)
         return "the embedded sample" if feed.text == SAMPLE else feed.source, feed.validation
     except UserError as error:
         notify(f"{error}: measuring on the embedded sample")

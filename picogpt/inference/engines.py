@@ -13,7 +13,7 @@ from picogpt.inference.generator import Generator
 from picogpt.inference.language_model import LanguageModel, model_of
 from picogpt.inference.onnx.session import OnnxModel, OnnxReader, why_unavailable
 from picogpt.model.parameters import LARGE, parameter_count
-from picogpt.runs.checkpoint import config_of, fingerprint, rolled
+from picogpt.runs.checkpoint import fingerprint, read_record
 from picogpt.runs.find import use_checkpoint
 from picogpt.runs.layout import onnx_path
 from picogpt.runs.trained_model import read_model
@@ -84,7 +84,7 @@ def _write(place: Path, precision: Precision, portable: bool) -> Path:
     try:
         from picogpt.inference.onnx.export import export
 
-        export(path, model, arrays, tokenizer, precision, portable, source, rolled(found))
+        export(path, model, arrays, tokenizer, precision, portable, source, found.meta.rolls)
     except (UserError, ImportError) as error:
         raise _NoOnnxError(" ".join(str(error).split())) from None
     return path
@@ -111,7 +111,7 @@ def _current(place: Path, precision: Precision | Literal["auto"], notify: Notify
             current = model.rolls is not None and model.precision == precision
             if current and model.source == fingerprint(place):
                 return model
-    size = 4 * parameter_count(config_of(place).model)[0]  # in fp32, however the checkpoint has them
+    size = 4 * parameter_count(read_record(place).meta.config.model)[0]  # in fp32, however the checkpoint has them
     precision = _fitting(size, notify) if precision == "auto" else precision
     if size > _TAKES_LONG:
         notify(f"exporting {place} to {path}")

@@ -15,7 +15,7 @@ from picogpt.inference.numpy_reader import NumpyReader
 from picogpt.model.gpt import GPT
 from picogpt.model.parameters import Arrays, as_tensors, is_large
 from picogpt.model.rolling_context import sequence_logits
-from picogpt.runs.checkpoint import Checkpoint, rolled
+from picogpt.runs.checkpoint import Checkpoint
 from picogpt.runs.find import use_checkpoint
 from picogpt.runs.trained_model import read_model
 from picogpt.system.terminal import to_stderr
@@ -64,7 +64,7 @@ class LanguageModel:
 
         temperature 0 is greedy; top_k 0 and top_p 1 cut nothing (no top_k is 40 for a byte-level BPE vocabulary); the
         same seed gives the same text; it ends before `stop`, and where the model ends it. context and overlap: what
-        happens when a window is full (see inference/decoding.py); auto rolls where the model was trained so, and
+        happens when a window is full (see inference/windows.py); auto rolls where the model was trained so, and
         with overlap 0 that is the context of `logits`.
         """
         config = GenerateConfig(  # NumPy's numbers are welcome
@@ -97,4 +97,4 @@ def model_of(found: Checkpoint, config: ModelConfig, arrays: Arrays, tokenizer: 
     """What `read_model` read, ready to write: in memory, where it is not large."""
     if not is_large(config):
         arrays = {name: np.asarray(array) for name, array in arrays.items()}
-    return LanguageModel(config, arrays, tokenizer, rolled(found))
+    return LanguageModel(config, arrays, tokenizer, found.meta.rolls)

@@ -12,7 +12,7 @@ from picogpt.model.kv_cache import KVCache
 
 
 class NumpyReader:
-    """A `WindowReader` (inference/decoding.py) over the model."""
+    """A `WindowReader` (inference/windows.py) over the model."""
 
     def __init__(self, model: GPT, batch: int = 1) -> None:
         self.model, self.config, self.batch = model, model.config, batch

@@ -15,6 +15,7 @@ from picogpt.interop.picogpt_log import Log, write_log
 from picogpt.model.parameters import Arrays
 from picogpt.runs.checkpoint import Checkpoint
 from picogpt.runs.find import use_checkpoint
+from picogpt.runs.layout import LOG
 from picogpt.runs.log import read_log
 from picogpt.runs.trained_model import read_model
 from picogpt.tokenizers.bpe import BpeTokenizer
@@ -48,10 +49,10 @@ def export_model(run: str, form: Format, out: Path, notify: Callable[[str], None
 
 def _log(found: Checkpoint, model: ModelConfig, arrays: Arrays) -> Log:
     """With the losses of the run's own log, where it is in a run."""
-    path = found.path.parent.parent / "log.pkl"
-    evaluations = read_log(path)["evaluations"] if path.is_file() else []
-    pairs = [(entry["train_loss"], entry["val_loss"]) for entry in evaluations]
-    known = [pair for pair in pairs if None not in pair]
+    path = found.path.parent.parent / LOG
+    evaluations = read_log(path).evaluations if path.is_file() else []
+    pairs = [(entry.train_loss, entry.val_loss) for entry in evaluations]
+    known = [(train, val) for train, val in pairs if train is not None and val is not None]
     train, val = ([pair[side] for pair in known] for side in (0, 1))
     floats = {name: np.asarray(array) for name, array in arrays.items()}
-    return Log(model, floats, train, val, found.meta["val_loss"], found.step)
+    return Log(model, floats, train, val, found.meta.val_loss, found.step)

@@ -24,10 +24,10 @@ Pieces = tuple[LazyTensor, ...]
 
 @dataclass(frozen=True)
 class ForeignModel:
-    """What a reader found."""
+    """A model that a reader found in another program's files."""
 
     family: str
-    """gpt2, gpt_neo or picogpt."""
+    """gpt2 or gpt_neo."""
     model: ModelConfig
     weights: dict[str, Pieces]
     """By picogpt's names and in its layout: linear weights are (outputs, inputs)."""
@@ -36,12 +36,12 @@ class ForeignModel:
 
 
 def shape_of(pieces: Pieces) -> tuple[int, ...]:
-    """Of the pieces one under the other."""
+    """Return the shape of the pieces one under the other."""
     return (sum(piece.shape[0] for piece in pieces), *pieces[0].shape[1:])
 
 
 def require_weights(path: Path, model: ModelConfig, weights: Mapping[str, Pieces], unused: Iterable[str] = ()) -> None:
-    """Raises UserError unless the weights are those of the model: what is missing, foreign or of another shape.
+    """Raise UserError unless the weights are those of the model, with those that are missing, unexpected or misshapen.
 
     unused: names in the file that stand for no parameter.
     """
@@ -55,21 +55,22 @@ def require_weights(path: Path, model: ModelConfig, weights: Mapping[str, Pieces
         "of other numbers": {f"{name} ({', '.join(sorted(others))})" for name, others in kinds.items() if others},
     }
     if any(faults.values()):
-        told = "; ".join(f"{what}: {few(names)}" for what, names in faults.items() if names)
-        raise UserError(f"{path} does not hold the weights its configuration describes ({told})")
+        found = "; ".join(f"{what}: {few(names)}" for what, names in faults.items() if names)
+        raise UserError(f"{path} does not hold the weights its configuration describes ({found})")
 
 
 def shortest_pattern(spans: list[AttentionSpan]) -> tuple[AttentionSpan, ...]:
-    """The shortest one that, repeated, gives the span of each layer."""
+    """Return the shortest pattern that, repeated, gives the span of each layer."""
     n = len(spans)
     sizes = (size for size in range(1, n + 1) if all(spans[i] == spans[i % size] for i in range(n)))
     return tuple(spans[: next(sizes, n)])
 
 
 def array_of(pieces: Pieces, rounded: bool = False) -> Array:
-    """The pieces one under the other, as picogpt keeps them: a matrix in 16 bits where nothing is lost by it.
+    """Return the pieces one under the other, as picogpt keeps them: a matrix in 16 bits where that loses nothing.
 
-    float32 numbers whose lower halves are zero are bfloat16 ones. rounded: to the nearest of those where they are not.
+    A float32 number whose lower half is zero is kept as bfloat16. rounded: a matrix with other numbers is rounded to
+    the nearest bfloat16 ones instead of being kept in float32.
     Raises UserError where a file has no floating numbers, or cannot be read.
     """
     shape, kinds = shape_of(pieces), {piece.dtype for piece in pieces}
@@ -84,7 +85,7 @@ def array_of(pieces: Pieces, rounded: bool = False) -> Array:
 
 
 def _as_bfloat16(pieces: Pieces, rounded: bool) -> npt.NDArray[np.uint16] | None:
-    """The bits of a matrix's numbers; None where they are no bfloat16 ones, unless they are to be rounded."""
+    """Return a matrix as the bits of bfloat16; None where that loses something and `rounded` is false."""
     bits = np.empty(shape_of(pieces), np.uint16)
     for rows, piece, numbers in _rows(pieces):
         floats = piece.floats(numbers)
@@ -95,7 +96,7 @@ def _as_bfloat16(pieces: Pieces, rounded: bool) -> npt.NDArray[np.uint16] | None
 
 
 def common_kind(arrays: Mapping[str, Array]) -> np.dtype[Any]:
-    """In which numbers a whole model can be written without loss: uint16 (bfloat16), float16, or else float32."""
+    """Return the numbers a whole model can be written in without loss: uint16 (bfloat16), float16, or else float32."""
     vectors = [array for array in arrays.values() if array.ndim < 2]
     matrices = {
         array.raw.dtype if isinstance(array, MappedMatrix) else array.dtype
@@ -110,12 +111,13 @@ def common_kind(arrays: Mapping[str, Array]) -> np.dtype[Any]:
 
 
 def _is_half(floats: npt.NDArray[np.float32]) -> bool:
+    """Return whether float16 holds all of the numbers exactly."""
     with np.errstate(over="ignore"):
         return np.array_equal(floats.astype(np.float16).astype(np.float32), floats, equal_nan=True)
 
 
 def in_kind(array: Array, kind: np.dtype[Any]) -> npt.NDArray[Any]:
-    """The array in numbers of `common_kind`."""
+    """Return the array in numbers of a kind that `common_kind` gave; bfloat16 as its bits."""
     if isinstance(array, MappedMatrix) and array.raw.dtype == kind:
         return array.raw
     floats = np.asarray(array)
@@ -123,7 +125,7 @@ def in_kind(array: Array, kind: np.dtype[Any]) -> npt.NDArray[Any]:
 
 
 def _rows(pieces: Pieces) -> Iterator[tuple[slice, LazyTensor, npt.NDArray[Any]]]:
-    """A few rows of the pieces at a time: where they go, of which piece they are, and what its file has."""
+    """Yield a few rows of the pieces at a time: where they go, which piece they are of, and what its file has."""
     start = 0
     for piece in pieces:
         whole = piece.raw()
@@ -135,17 +137,17 @@ def _rows(pieces: Pieces) -> Iterator[tuple[slice, LazyTensor, npt.NDArray[Any]]
 
 
 def refuse(format: str, features: Mapping[str, bool]) -> None:
-    """Raises UserError with what a model has and a format cannot say. features: whether the model has each."""
-    if told := [name for name, there in features.items() if there]:
-        raise UserError(f"{format} cannot hold {' or '.join(told)}: export the model in another format")
+    """Raise UserError where a model has what a format cannot hold. features: whether the model has each of them."""
+    if found := [name for name, is_there in features.items() if is_there]:
+        raise UserError(f"{format} cannot hold {' or '.join(found)}: export the model in another format")
 
 
 def plain(name: str) -> str:
-    """A name of a file's for a message: short, and on one line."""
+    """Return a name from a file as a message can show it: short, and on one line."""
     return repr(name[:80])[1:-1]
 
 
 def few(names: Iterable[str]) -> str:
-    """The first of the names."""
-    shown = sorted(map(plain, names))
-    return ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")
+    """Return the first five names in alphabetical order, and how many more there are."""
+    ordered = sorted(map(plain, names))
+    return ", ".join(ordered[:5]) + (f" and {len(ordered) - 5} more" if len(ordered) > 5 else "")

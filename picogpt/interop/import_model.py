@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from picogpt.config import DataConfig, RunConfig, TrainConfig
 from picogpt.engine.backend import Array
@@ -14,15 +13,14 @@ from picogpt.interop.huggingface.reader import CONFIG, FILES, read_huggingface
 from picogpt.interop.picogpt_log import Log, read_log
 from picogpt.model.parameters import parameter_count
 from picogpt.runs import checkpoints
+from picogpt.runs.layout import LOG
 from picogpt.runs.lock import run_lock
-from picogpt.runs.log import RunLog
+from picogpt.runs.log import Evaluation, RunLog
+from picogpt.runs.meta import CheckpointMeta
 from picogpt.tokenizers.base import Tokenizer
 from picogpt.tokenizers.bpe import BpeTokenizer
 from picogpt.tokenizers.characters import PicoTokenizer
 from picogpt.tokenizers.ids import IdsTokenizer
-from picogpt.training.divergence import Divergence
-
-_LOG = "log.pkl"
 
 _WEIGHTS = (".safetensors", ".bin", ".json")
 
@@ -36,7 +34,7 @@ def import_model(
     rounded: float32 matrices to bfloat16. Returns what was imported, in a line. Raises UserError where there is no
     such model, or the run is there already.
     """
-    if checkpoints.newest(run_dir) or (run_dir / _LOG).exists():
+    if checkpoints.newest(run_dir) or (run_dir / LOG).exists():
         raise UserError(f"there is a run {run_dir.name} already: give another --run NAME")
     if theirs := _picogpt_log(path):
         if tokenizer or rounded:
@@ -46,19 +44,19 @@ def import_model(
     words = _tokenizer(found, _folder(tokenizer or path), tokenizer is not None, notify)
     config = RunConfig(found.model, DataConfig(tokenizer=words.name), TrainConfig(steps=1))
     weights = _Weights(found, rounded)
-    log = RunLog(run_dir / _LOG, {**config.to_dict(), "parameters": parameter_count(found.model)[0]})
+    log = RunLog(run_dir / LOG, {**config.to_dict(), "parameters": parameter_count(found.model)[0]})
     log.notice(f"imported from {path}")
     _make(run_dir, log, weights, _meta(config, words, None), notify)
     return f"{found.family}, {parameter_count(found.model)[0]:,} parameters, {weights.kinds()}"
 
 
 def _make(
-    run_dir: Path, log: RunLog, weights: Mapping[str, Array], meta: dict[str, Any], notify: Callable[[str], None]
+    run_dir: Path, log: RunLog, weights: Mapping[str, Array], meta: CheckpointMeta, notify: Callable[[str], None]
 ) -> None:
     """Write the run; where that fails or is broken off, nothing of it is left."""
     with run_lock(run_dir, notify):
         try:
-            checkpoints.save(run_dir, meta["config"]["train"]["steps"], weights, {}, meta)
+            checkpoints.save(run_dir, meta.config.train.steps, weights, {}, meta)
             log.save()
         except BaseException:
             checkpoints.clear(run_dir)
@@ -104,9 +102,9 @@ def _picogpt_log(path: Path) -> Path | None:
         return None if path.suffix in _WEIGHTS or path.name == PROPERTIES else path
     if any((path / name).is_file() for name in (PROPERTIES, CONFIG, *FILES)):
         return None
-    if (path / _LOG).is_file():
-        return path / _LOG
-    raise UserError(f"{path} holds no model that is known: {CONFIG} with weights, {PROPERTIES} or {_LOG} is looked for")
+    if (path / LOG).is_file():
+        return path / LOG
+    raise UserError(f"{path} holds no model that is known: {CONFIG} with weights, {PROPERTIES} or {LOG} is looked for")
 
 
 def _tokenizer(found: ForeignModel, folder: Path, asked: bool, notify: Callable[[str], None]) -> Tokenizer:
@@ -147,15 +145,13 @@ def _import_log(log: Log, path: Path, run_dir: Path, notify: Callable[[str], Non
 
 def _evaluations(log: Log, config: RunConfig, run_dir: Path) -> RunLog:
     """Its losses, one pair an epoch, as evaluations that are evenly spread over its iterations."""
-    made = RunLog(run_dir / _LOG, {**config.to_dict(), "parameters": parameter_count(config.model)[0]})
+    made = RunLog(run_dir / LOG, {**config.to_dict(), "parameters": parameter_count(config.model)[0]})
     pairs = list(zip(log.train_losses, log.val_losses, strict=True))
     for i, (train, val) in enumerate(pairs, start=1):
-        made.evaluation(step=max(i, config.train.steps * i // len(pairs)), train_loss=train, val_loss=val)
+        made.evaluation(Evaluation(max(i, config.train.steps * i // len(pairs)), train, val))
     made.notice("imported from PicoGPT: its epochs are spread evenly over the steps")
     return made
 
 
-def _meta(config: RunConfig, tokenizer: Tokenizer, val_loss: float | None) -> dict[str, Any]:
-    meta: dict[str, Any] = {"config": config.to_dict(), "tokenizer": tokenizer.to_dict(), "data": ""}
-    meta |= {"val_loss": val_loss, "evaluated": True, "text": "", "feed": None, "seconds": 0.0}
-    return meta | {"recent": (0.0, 0), "divergence": Divergence().to_dict([])}
+def _meta(config: RunConfig, tokenizer: Tokenizer, val_loss: float | None) -> CheckpointMeta:
+    return CheckpointMeta(config, tokenizer.to_dict(), data="", val_loss=val_loss, evaluated=True)

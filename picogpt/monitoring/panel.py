@@ -14,7 +14,7 @@ from rich.text import Text
 
 from picogpt.monitoring.status import Status
 from picogpt.reports.figures import duration, rate, size
-from picogpt.runs.log import is_finite
+from picogpt.runs.log import Evaluation, is_finite
 from picogpt.system.terminal import visible
 
 _SPARKS, _ASCII_SPARKS = "▁▂▃▄▅▆▇█", "_.-~=+*#"
@@ -29,7 +29,7 @@ _MOST_WIDE = 100
 class Panel:
     """What there is to see at one moment."""
 
-    def __init__(self, name: str, unit: str, status: Status, evaluations: Sequence[dict[str, Any]]) -> None:
+    def __init__(self, name: str, unit: str, status: Status, evaluations: Sequence[Evaluation]) -> None:
         """name: of the run. unit: what a token of it is, for the bits. evaluations: of its log."""
         self._name, self._unit, self._status, self._evaluations = name, unit, status, evaluations
 
@@ -43,7 +43,7 @@ class Panel:
             table.add_row(label, text)
         bar = Padding(ProgressBar(total=1.0, completed=self._status.progress), 0)  # which ends its line
         parts: list[Any] = [bar, table]
-        if sample := next((entry["sample"] for entry in self._evaluations[::-1] if entry.get("sample")), ""):
+        if sample := next((entry.sample for entry in self._evaluations[::-1] if entry.sample), ""):
             shown = visible(sample, options.encoding)
             parts.append(Text(shown[: _SAMPLE_LINES * (width - 4)], "italic"))
         if self._status.pausing:
@@ -63,8 +63,8 @@ class Panel:
         gap = "   "
         step = f"{status.step:,} of {status.steps:,}{gap}{status.progress:.1%} done{gap}lr {rate(status.learning_rate)}"
         speed = [f"{status.tokens_per_second:,.0f} tokens/s"]
-        if status.roof_share is not None:
-            speed.append(f"{status.roof_share:.0%} of the machine's matrix products")
+        if status.peak_share is not None:
+            speed.append(f"{status.peak_share:.0%} of the machine's matrix products")
         memory = f"{size(status.process_memory)} here"
         memory += f"{gap}{size(status.machine_memory)} of {size(status.total_memory)} in use"
         machine = [f"{status.load:.0%} busy"]
@@ -84,7 +84,7 @@ class Panel:
 
     def _losses(self, name: str, now: float | None, plain: bool, columns: int) -> Text:
         """The last value, how it came there, and of the validation loss what it means."""
-        values = [entry[name] for entry in self._evaluations if is_finite(entry.get(name))]
+        values = [value for entry in self._evaluations if is_finite(value := getattr(entry, name))]
         last = now if now is not None else values[-1] if values else None
         if last is None:
             return Text("not yet")

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from math import log as ln
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.live import Live
@@ -16,6 +15,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from picogpt.reports.figures import duration, rate
+from picogpt.runs.log import Evaluation
 from picogpt.system.terminal import visible
 
 _REDRAW_SECONDS = 0.25
@@ -62,13 +62,13 @@ class Screen:
         ended = time.monotonic()
         self._next = ended + max(_REDRAW_SECONDS, (ended - began) / _REDRAW_SHARE)
 
-    def evaluation(self, entry: dict[str, Any], steps: int, eta: float | None, unit: str) -> None:
-        """Print one evaluation, a dict with the fields of the run's log.
+    def evaluation(self, entry: Evaluation, steps: int, eta: float | None, unit: str) -> None:
+        """Print one evaluation. Its sample is below it, or in the panel where there is one.
 
-        Its sample is below it, or in the panel where there is one. eta: seconds to the end. unit: what a token is.
+        eta: seconds to the end. unit: what a token is.
         """
         self._print(_line(entry, steps, unit) + ("" if self._live else _more(entry, eta)))
-        self._sample = entry.get("sample") or ""
+        self._sample = entry.sample or ""
         if self._live is None:
             self._print_sample()
 
@@ -137,22 +137,20 @@ class Screen:
             signal.setitimer(signal.ITIMER_REAL, 1.1)
 
 
-def _line(entry: dict[str, Any], steps: int, unit: str) -> str:
+def _line(entry: Evaluation, steps: int, unit: str) -> str:
     """What an evaluation says."""
-    val_loss, speed = entry.get("val_loss"), entry.get("tokens_per_second")
-    parts = [f"step {entry['step']:,}/{steps:,}"]
-    forms = {"train_loss": "train {:.3f}", "val_loss": "val {:.3f}"}
-    parts += [form.format(entry[name]) for name, form in forms.items() if entry.get(name) is not None]
-    parts += [] if val_loss is None else [f"{val_loss / ln(2):.3f} bits/{unit}"]
-    parts += [] if speed is None else [f"{speed:,.0f} tokens/s"]
+    parts = [f"step {entry.step:,}/{steps:,}"]
+    parts += [] if entry.train_loss is None else [f"train {entry.train_loss:.3f}"]
+    parts += [] if entry.val_loss is None else [f"val {entry.val_loss:.3f}  {entry.val_loss / ln(2):.3f} bits/{unit}"]
+    parts += [] if entry.tokens_per_second is None else [f"{entry.tokens_per_second:,.0f} tokens/s"]
     return "  ".join(parts)
 
 
-def _more(entry: dict[str, Any], eta: float | None) -> str:
+def _more(entry: Evaluation, eta: float | None) -> str:
     """And what a panel shows anyway."""
-    parts = [f"lr {rate(entry['lr'])}"] if entry.get("lr") is not None else []
-    if entry.get("seconds") is not None:
-        parts += [duration(entry["seconds"]), f"ETA {'?' if eta is None else duration(eta)}"]
-    if entry.get("memory_mb") is not None:
-        parts.append(f"{entry['memory_mb']:,.0f} MB")
+    parts = [] if entry.lr is None else [f"lr {rate(entry.lr)}"]
+    if entry.seconds is not None:
+        parts += [duration(entry.seconds), f"ETA {'?' if eta is None else duration(eta)}"]
+    if entry.memory_mb is not None:
+        parts.append(f"{entry.memory_mb:,.0f} MB")
     return "".join(f"  {part}" for part in parts)

@@ -25,6 +25,7 @@ from picogpt.monitoring.live_page import LIVE_POLICY, live, live_page
 from picogpt.monitoring.status import Status
 from picogpt.reports.page import report
 from picogpt.reports.summary import Summary
+from picogpt.runs.layout import LOG
 from picogpt.runs.log import read_log
 from picogpt.system.processes import give_way
 
@@ -42,7 +43,7 @@ class LivePage:
     """What is served: how the run stands, and its report, which is made anew when the log is another."""
 
     def __init__(self, run_dir: Path) -> None:
-        self._name, self._path = run_dir.absolute().name, run_dir / "log.pkl"
+        self._name, self._path = run_dir.absolute().name, run_dir / LOG
         self._status: Status | None = None
         self._heard = time.monotonic()
         self._ended = False

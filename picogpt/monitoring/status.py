@@ -3,9 +3,28 @@
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
-class Status:
-    """None is what is not known, or not known yet."""
+@dataclass(frozen=True, kw_only=True)
+class MachineReading:
+    """What the machine says of itself; None is what it does not tell."""
+
+    process_memory: int = 0
+    """Bytes that training holds, over all lanes."""
+    machine_memory: int = 0
+    """Bytes in use in the machine, of total_memory."""
+    total_memory: int = 0
+    load: float = 0.0
+    """Share of all processors that is busy, with whatever else runs."""
+    temperature: float | None = None
+    """Of the processor, in degrees Celsius."""
+    battery: int | None = None
+    """Percent; None where there is none."""
+    plugged: bool = True
+    """Whether it runs on mains power."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status(MachineReading):
+    """A run at a moment; None is what is not known, or not known yet."""
 
     step: int
     steps: int
@@ -19,22 +38,9 @@ class Status:
     learning_rate: float
     tokens_per_second: float
     """Smoothed, too."""
-    roof_share: float | None
+    peak_share: float | None
     """Of what the machine's matrix products would allow."""
-    process_memory: int
-    """Bytes, over all lanes."""
-    machine_memory: int
-    """Bytes in use in the machine, of total_memory."""
-    total_memory: int
-    load: float
-    """Share of all processors that is busy, with whatever else runs."""
-    temperature: float | None
-    """Of the processor, in degrees Celsius."""
-    battery: int | None
-    """Percent; None where there is none."""
-    plugged: bool
-    """Whether it is on the mains."""
     data: str
-    """What the text is doing: streaming, complete, standing in."""
+    """What the text is doing: arriving, complete, standing in."""
     pausing: str
     """Why training pauses just now, or nothing."""

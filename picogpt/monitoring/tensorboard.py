@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from picogpt.errors import UserError, install_extra
-from picogpt.runs.log import is_finite
+from picogpt.runs.log import Evaluation, is_finite
 
 _SCALARS = {
     "loss/train": ("train_loss", 1.0),
@@ -49,15 +49,15 @@ class TensorBoardWriter:
         """The run goes on after `step`: what was said of later ones does not count."""
         self._write(step=step + 1, session_log=self._session(status=self._session.START))
 
-    def evaluation(self, entry: dict[str, Any]) -> None:
-        """Write one evaluation, a dict with the fields of the run's log, in nats and bits a token."""
+    def evaluation(self, entry: Evaluation) -> None:
+        """Write one evaluation, in nats and bits a token."""
         from tensorboardX import summary
 
         for tag, (name, factor) in _SCALARS.items():
-            if is_finite(entry.get(name)):
-                self._write(step=entry["step"], summary=summary.scalar(tag, factor * entry[name]))
-        if entry.get("sample"):
-            self._write(step=entry["step"], summary=summary.text("sample", entry["sample"]))
+            if is_finite(value := getattr(entry, name)):
+                self._write(step=entry.step, summary=summary.scalar(tag, factor * value))
+        if entry.sample:
+            self._write(step=entry.step, summary=summary.text("sample", entry.sample))
 
     def _write(self, **fields: Any) -> None:
         from tensorboardX.record_writer import masked_crc32c

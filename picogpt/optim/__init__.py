@@ -1,1 +1,1 @@
-"""Gradients to weights: the schedule, and the optimizers."""
+"""How gradients become new weights: the optimizers AdamW and Muon, and the schedule of the learning rate."""

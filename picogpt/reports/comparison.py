@@ -92,7 +92,7 @@ def _text(run: Summary) -> str:
     usual = {"data.val_fraction": 0.0, "data.text_field": DataConfig.text_field, "data.qa": DataConfig.qa}
     found = {name: run.settings.get(name) for name in names}
     told = [shown_value(value) for name, value in found.items() if value not in (None, usual.get(name))]
-    last = run.points[-1].get("text")
+    last = run.points[-1].text
     return " ".join([*told, *([f"now {shown_value(last)}"] if last else [])])
 
 

@@ -111,8 +111,8 @@ def render(template: str, **what: Any) -> str:
 
 def _shown(i: int, run: Summary, first: Summary) -> Shown:
     best, percent = run.best, difference(run, first) if i else None
-    events = [f"step {event['step']:,}: {event['text']}" for event in run.log["divergence"]]
-    notices = run.log["notices"]
+    events = [f"step {event.step:,}: {event.text}" for event in run.log.divergence]
+    notices = run.log.notices
     whole = f" ({100 * run.share:.0f} % of the run)" if run.share is not None and run.share < 1 else ""
     figures = {
         "best": best and f"{best[1]:.4f} at {run.axis} {best[0]:,.0f}",
@@ -141,9 +141,9 @@ def _shown(i: int, run: Summary, first: Summary) -> Shown:
 
 
 def _samples(run: Summary) -> list[tuple[str, str]]:
-    written = [point for point in run.points if point.get("sample")]
+    written = [(point.step, point.sample) for point in run.points if point.sample]
     ends = written[:1] + written[1:][-1:]
-    return [(f"{run.axis} {point['step']:,}", _cut(point["sample"])) for point in ends]
+    return [(f"{run.axis} {step:,}", _cut(sample)) for step, sample in ends]
 
 
 def _cut(text: str) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from picogpt.errors import UserError
-from picogpt.runs.log import Values, entries, is_finite, read_log, series
+from picogpt.runs.log import LogContent, Values, is_finite, read_log, series
 from picogpt.system.files import replace
 from picogpt.system.processes import give_way
 from picogpt.system.terminal import visible
@@ -31,12 +31,12 @@ class _Curve:
     dashes: str = "-"
 
 
-def draw(log: dict[str, Any], name: str, path: Path) -> None:
+def draw(log: LogContent, name: str, path: Path) -> None:
     """Draw a log from `read_log` under the title `name`, 900 x 540 pixels. Raises OSError as the disk does."""
-    axis, points = entries(log)
+    axis, points = log.axis, log.points
     val = _Curve("validation", series(points, "val_loss"), _VAL_COLOUR)
     curves = [_Curve("train", series(points, "train_loss"), _TRAIN_COLOUR), val]
-    _draw(path, name, _facts(log["config"]), axis, curves, best=val.values)
+    _draw(path, name, _facts(log.config), axis, curves, best=val.values)
 
 
 def draw_comparison(losses: Sequence[tuple[str, Values]], title: str, axis: str, path: Path) -> None:
@@ -112,7 +112,7 @@ def _mark_best(axes: Any, axis: str, steps: npt.NDArray[np.float64], values: npt
     )
 
 
-def _facts(config: dict[str, Any]) -> str:
+def _facts(config: dict[str, object]) -> str:
     """What a config says of itself that fits in a title."""
     parameters = config.get("parameters")
     return f"{float(parameters) / 1e6:.2f}M parameters" if type(parameters) is int and is_finite(parameters) else ""

@@ -1,5 +1,6 @@
 """One run on a terminal: the table of its evaluations, the curve of its losses, its last sample."""
 
+from collections.abc import Sequence
 from math import log as ln
 from typing import Any
 
@@ -9,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from picogpt.reports.line_plot import Line, LinePlot
-from picogpt.runs.log import entries, is_finite, series
+from picogpt.runs.log import Evaluation, LogContent, is_finite, series
 from picogpt.system.terminal import visible
 
 _TABLE_ROWS = 20
@@ -17,19 +18,19 @@ _TABLE_ROWS = 20
 _TRAIN, _VAL = "cyan", "bold yellow"
 
 
-def run_view(log: dict[str, Any], name: str) -> Group:
+def run_view(log: LogContent, name: str) -> Group:
     """The table, the curve and the last sample of a log from `read_log`, for a terminal."""
-    axis, points = entries(log)
+    axis, points = log.axis, log.points
     if not points:
-        notices = [_Visible(notice, "") for notice in log["notices"][-1:]]
+        notices = [_Visible(notice, "") for notice in log.notices[-1:]]
         return Group(_Visible(name, "bold"), Text("no evaluation yet"), *notices)
-    match log["config"]:
+    match log.config:
         case {"data": {"tokenizer": "bpe" | "ids"}}:
             bits = "bits/token"
         case _:
             bits = "bits/char"
     parts: list[Any] = [_Visible(name, "bold"), _table(axis, points, bits), _losses(axis, points)]
-    sample = points[-1].get("sample")
+    sample = points[-1].sample
     if sample:
         parts += [Text("last sample", "bold"), _Visible(sample, "")]
     return Group(*parts)
@@ -45,7 +46,7 @@ class _Visible:
         yield Text(visible(self._text, options.encoding), self._style)
 
 
-def _table(axis: str, points: list[dict[str, Any]], bits: str) -> Table:
+def _table(axis: str, points: Sequence[Evaluation], bits: str) -> Table:
     """About _TABLE_ROWS of the evaluations, the first, the best (starred) and the last among them."""
     columns = {
         axis: ("step", "{:,}", 1),
@@ -57,16 +58,18 @@ def _table(axis: str, points: list[dict[str, Any]], bits: str) -> Table:
         "tok/s": ("tokens_per_second", "{:,.0f}", 1),
         "MB": ("memory_mb", "{:,.0f}", 1),
     }
-    columns = {title: column for title, column in columns.items() if any(p.get(column[0]) is not None for p in points)}
+    columns = {
+        title: column for title, column in columns.items() if any(getattr(p, column[0]) is not None for p in points)
+    }
     table = Table()
     for title in columns:
         table.add_column(title, justify="right", overflow="fold")  # an ellipsis would break an ASCII terminal
-    finite = [i for i, point in enumerate(points) if is_finite(point["val_loss"])]
-    best = min(finite, key=lambda i: points[i]["val_loss"], default=-1)
+    finite = [i for i, point in enumerate(points) if is_finite(point.val_loss)]
+    best = min(finite, key=lambda i: points[i].val_loss or 0.0, default=-1)
     for i in sorted({*np.linspace(0, len(points) - 1, _TABLE_ROWS - 1).astype(int).tolist(), best} - {-1}):
         cells = []
         for title, (field, form, factor) in columns.items():
-            value = points[i].get(field)
+            value = getattr(points[i], field)
             cells.append(
                 "-" if value is None else form.format(value * factor) + ("*" if i == best and title == "val" else "")
             )
@@ -74,6 +77,6 @@ def _table(axis: str, points: list[dict[str, Any]], bits: str) -> Table:
     return table
 
 
-def _losses(axis: str, points: list[dict[str, Any]]) -> "LinePlot":
+def _losses(axis: str, points: Sequence[Evaluation]) -> "LinePlot":
     train = Line("train", series(points, "train_loss"), _TRAIN, ".", dotted=True)
     return LinePlot(axis, [train, Line("val", series(points, "val_loss"), _VAL, "o")])

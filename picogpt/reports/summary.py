@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from picogpt.runs.log import Values, entries, is_finite, read_log, series
+from picogpt.runs.log import Evaluation, LogContent, Values, is_finite, read_log, series, values_of
 
 _ABOUT = ("parameters", "machine")  # what a log's config holds beside the settings
 
@@ -21,29 +21,29 @@ class Summary:
     """A run in figures; None is what its log does not tell."""
 
     name: str
-    log: dict[str, Any]
+    log: LogContent
 
     @cached_property
-    def points(self) -> list[dict[str, Any]]:
-        return entries(self.log)[1]
+    def points(self) -> list[Evaluation]:
+        return self.log.points
 
     @property
     def axis(self) -> str:
-        return entries(self.log)[0]
+        return self.log.axis
 
     @cached_property
     def settings(self) -> dict[str, Any]:
         """Of its configuration, by "section.field"."""
-        return {name: value for name, value in flat_settings(self.log["config"]) if name not in _ABOUT}
+        return {name: value for name, value in flat_settings(self.log.config) if name not in _ABOUT}
 
     @property
     def parameters(self) -> float | None:
-        return number_or_none(self.log["config"].get("parameters"))
+        return number_or_none(self.log.config.get("parameters"))
 
     @property
     def machine(self) -> str:
         """One line, or "" for a log that does not tell."""
-        told = self.log["config"].get("machine")
+        told = self.log.config.get("machine")
         return told[:_VALUE_CHARACTERS] if isinstance(told, str) else ""
 
     @property
@@ -75,8 +75,8 @@ class Summary:
     @property
     def best(self) -> tuple[float, float] | None:
         """Step and value of the lowest validation loss on the text that it was validated with at the end."""
-        text = self.points[-1].get("text") if self.points else None
-        steps, values = series([point for point in self.points if point.get("text") == text], "val_loss")
+        text = self.points[-1].text if self.points else None
+        steps, values = series([point for point in self.points if point.text == text], "val_loss")
         return (float(steps[values.argmin()]), float(values.min())) if values.size else None
 
     @property
@@ -109,12 +109,13 @@ class Summary:
     def curve(self, field: str, axis: str) -> Values:
         """The finite values of a field over `axis`: step, tokens or evaluation."""
         if axis == "evaluation":
-            return series([{**point, "step": i} for i, point in enumerate(self.points, start=1)], field)
+            return values_of((i, getattr(point, field)) for i, point in enumerate(self.points, start=1))
         key = "tokens" if axis == "tokens" else "step"
-        return series([{**point, "step": point[key]} for point in self.points if is_finite(point.get(key))], field)
+        pairs = [(getattr(point, key), getattr(point, field)) for point in self.points]
+        return values_of((at, value) for at, value in pairs if is_finite(at))
 
     def _last(self, field: str) -> float | None:
-        return number_or_none(self.points[-1].get(field)) if self.points else None
+        return number_or_none(getattr(self.points[-1], field)) if self.points else None
 
 
 def read_runs(paths: Sequence[Path]) -> list[Summary]:

@@ -12,16 +12,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from errno import EIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 from zlib import crc32
 
-from picogpt.config import RunConfig
 from picogpt.engine.backend import Array
 from picogpt.errors import UserError, shown
+from picogpt.runs.meta import CheckpointMeta
 from picogpt.system.files import read_bytes, sync_file, sync_folder
 from picogpt.tensorfiles.safetensors import tensors_in, write_safetensors
 
-_SENSIBLE = 1e300  # what a float can hold, with some room
 FORMAT = 2
 META, MODEL, OPTIMIZER = "meta.json", "model.safetensors", "optimizer.safetensors"
 _META_LIMIT = 16 << 20  # bytes of JSON; ours are a few thousand
@@ -34,14 +33,23 @@ _RECORD = {"format": FORMAT, "step": 0, "files": {MODEL: _FILE, OPTIMIZER: _FILE
 class Checkpoint:
     """A checkpoint: float32 arrays by dotted name; `optimizer` is empty when it was not asked for.
 
-    Matrices that are kept in 16 bits, or were asked for where they lie, are `Kept`, the others in memory.
+    Matrices that are kept in 16 bits, or were asked for where they lie, are `MappedMatrix`, the others in memory.
     """
 
     path: Path
     step: int
     model: dict[str, Array]
     optimizer: dict[str, Array]
-    meta: dict[str, Any]
+    meta: CheckpointMeta
+
+
+@dataclass(frozen=True)
+class Record:
+    """What meta.json says: the step, the size and crc32 of each file of arrays, and the rest."""
+
+    step: int
+    files: dict[str, dict[str, int]]
+    meta: CheckpointMeta
 
 
 class DamageError(UserError):
@@ -60,7 +68,7 @@ def write_arrays(folder: Path, model: Mapping[str, Array], optimizer: Mapping[st
         write_safetensors(folder / file, arrays)
 
 
-def finish(folder: Path, step: int, meta: dict[str, Any]) -> None:
+def finish(folder: Path, step: int, meta: dict[str, object]) -> None:
     """Vouch for the arrays written here, make everything durable, and read it back from the disk.
 
     Raises OSError as the disk does, or where it gives back something else.
@@ -69,35 +77,36 @@ def finish(folder: Path, step: int, meta: dict[str, Any]) -> None:
     for name in (MODEL, OPTIMIZER):
         with (folder / name).open("rb") as file:
             files[name] = _measure(file)
-    record: dict[str, Any] = {"format": FORMAT, "step": step, "files": files, "meta": meta}
+    record = {"format": FORMAT, "step": step, "files": files, "meta": meta}
     (folder / META).write_text(json.dumps({**record, "crc32": _digest(record)}, indent=1), encoding="utf-8")
     for name in (MODEL, OPTIMIZER, META):
         sync_file(folder / name)
     sync_folder(folder)
     try:
-        for name, expected in read_record(folder)["files"].items():
+        for name, expected in read_record(folder).files.items():
             _check(folder / name, expected, from_disk=True)
     except UserError as damage:
         raise OSError(f"what was written cannot be read back: {damage}") from None
 
 
 def read(folder: Path, optimizer: bool = True, mapped: bool = False) -> Checkpoint:
-    """mapped: leave the matrices where they lie.
+    """Read a checkpoint folder and verify the size and crc32 of each file that is read.
 
-    Raises DamageError, and UserError for files that are not damaged but cannot be read.
+    optimizer: read its state as well. mapped: leave the matrices where they lie. Raises DamageError, and UserError for
+    files that are not damaged but cannot be read.
     """
     record = read_record(folder)
     loaded: dict[str, dict[str, Array]] = {OPTIMIZER: {}}
     for name in (MODEL, OPTIMIZER) if optimizer else (MODEL,):
-        loaded[name] = _read_arrays(folder / name, record["files"][name], mapped)
-    return Checkpoint(folder, record["step"], loaded[MODEL], loaded[OPTIMIZER], record["meta"])
+        loaded[name] = _read_arrays(folder / name, record.files[name], mapped)
+    return Checkpoint(folder, record.step, loaded[MODEL], loaded[OPTIMIZER], record.meta)
 
 
 def verify(folder: Path, optimizer: bool = True) -> None:
     """Raise what `read` would for a checkpoint that is damaged, holding no more of it than a small piece at a time."""
     record = read_record(folder)
     for name in (MODEL, OPTIMIZER) if optimizer else (MODEL,):
-        _check(folder / name, record["files"][name])
+        _check(folder / name, record.files[name])
 
 
 def fingerprint(folder: Path) -> str:
@@ -153,13 +162,13 @@ def _measure(file: BinaryIO) -> dict[str, int]:
     return {"size": size, "crc32": crc}
 
 
-def _digest(record: dict[str, Any]) -> int:
-    """crc32 of a record, whatever its layout in the file; its own entry "crc32" does not count."""
+def _digest(record: dict[str, object]) -> int:
+    """Return the crc32 of a record, whatever its layout in the file; its own entry "crc32" does not count."""
     return crc32(json.dumps({key: record[key] for key in _RECORD if key != "crc32"}, sort_keys=True).encode())
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """The verified record of a checkpoint: format, step, files, meta. Raises DamageError."""
+def read_record(folder: Path) -> Record:
+    """Read what a checkpoint says of itself, without its arrays. Raises DamageError, and UserError as `read` does."""
     path = folder / META
     try:
         if path.stat().st_size > _META_LIMIT:
@@ -174,9 +183,13 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise DamageError(path, f"has format {version}, this picogpt reads format {FORMAT}")
     if not _has_shape(record, _RECORD):
         raise DamageError(path, "is not a record of picogpt")
-    if _digest(record) != record.pop("crc32"):
+    if _digest(record) != record["crc32"]:
         raise DamageError(path, "is damaged (it does not match its own crc32)")
-    return dict(record)
+    try:
+        meta = CheckpointMeta.from_dict(record["meta"])
+    except ValueError as error:
+        raise DamageError(path, f"is no record of a run ({error})") from None
+    return Record(record["step"], record["files"], meta)
 
 
 def _has_shape(value: object, example: object) -> bool:
@@ -197,44 +210,3 @@ def _unreadable(path: Path, error: OSError) -> DamageError:
     raise UserError(
         f"{path} cannot be read ({error.strerror or error}): look at the folder and its permissions"
     ) from None
-
-
-def config_of(place: Path) -> RunConfig:
-    """The configuration of a checkpoint, without reading its arrays. Raises UserError, DamageError among them."""
-    try:
-        return RunConfig.from_dict(read_record(place)["meta"]["config"])
-    except KeyError:
-        raise UserError(f"{place} is no checkpoint of a run: give another") from None
-
-
-def is_imported(place: Path) -> bool:
-    """Whether a checkpoint is another program's model, as it was imported. Raises DamageError."""
-    return bool(read_record(place)["meta"].get("data") == "")
-
-
-def rolled(found: Checkpoint) -> bool:
-    """Whether a model was trained to go from window to window with the mean, as all that PicoGPT's own logs hold were.
-
-    Of the imported models those alone have a slot.
-    """
-    config = RunConfig.from_dict(found.meta["config"])
-    return config.rolls or (found.meta.get("data") == "" and config.model.can_roll)
-
-
-def require_meta(found: Checkpoint) -> None:
-    """Raises UserError where a checkpoint does not say all that a run goes on from."""
-    match found.meta:
-        case {
-            "config": dict(),
-            "tokenizer": dict(),
-            "data": str(),
-            "seconds": int() | float() as seconds,
-            "recent": [int() | float() as total, int() as count],
-            "feed": dict() | None,
-        } if all(abs(number) < _SENSIBLE for number in (seconds, total, count)):
-            return
-    raise not_resumable(found)
-
-
-def not_resumable(found: Checkpoint) -> UserError:
-    return UserError(f"{found.path} is no checkpoint that a run can go on from: start over with --fresh")

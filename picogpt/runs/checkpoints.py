@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from errno import EDQUOT, ENOSPC
-from math import inf
+from math import isfinite
 from pathlib import Path
-from typing import Any
 
 from picogpt.engine.backend import Array
 from picogpt.errors import UserError
@@ -30,6 +29,7 @@ from picogpt.runs.checkpoint import (
     write_arrays,
 )
 from picogpt.runs.layout import CHECKPOINTS
+from picogpt.runs.meta import CheckpointMeta
 from picogpt.system.files import make_folder, replace, sync_folder
 
 _TEMPORARY = ".tmp-"
@@ -45,7 +45,8 @@ class Draft:
     folder: Path
     final: Path
     step: int
-    meta: dict[str, Any]
+    meta: dict[str, object]
+    """As JSON holds it."""
 
     def drop(self) -> None:
         """Give its space back."""
@@ -53,27 +54,28 @@ class Draft:
 
 
 def save(
-    run_dir: Path, step: int, model: Mapping[str, Array], optimizer: Mapping[str, Array], meta: dict[str, Any]
+    run_dir: Path, step: int, model: Mapping[str, Array], optimizer: Mapping[str, Array], meta: CheckpointMeta
 ) -> Path:
     """Write the checkpoint of `step`, replacing one of the same step, and return its folder.
 
-    `meta` is anything JSON holds. Raises UserError when the disk refuses; the checkpoints before stay as they are.
+    Raises UserError when the disk refuses; the checkpoints before stay as they are.
     """
     make_folder(run_dir)
     return publish(write(run_dir, step, model, optimizer, meta))
 
 
 def write(
-    run_dir: Path, step: int, model: Mapping[str, Array], optimizer: Mapping[str, Array], meta: dict[str, Any]
+    run_dir: Path, step: int, model: Mapping[str, Array], optimizer: Mapping[str, Array], meta: CheckpointMeta
 ) -> Draft:
     """The first half of `save`, as quick as copying: when it returns, the arrays may change.
 
     The run's folder has to be there: one that has gone, as a network's does, may come back. Raises UserError when the
     disk refuses.
     """
-    meta = json.loads(json.dumps(meta))  # refused before anything is written; and the crc32 is of what will be read
+    # What is no JSON is refused before anything is written; and the crc32 is of what will be read.
+    fields = json.loads(json.dumps(meta.to_dict()))
     final = run_dir / CHECKPOINTS / f"{step:08d}"
-    draft = Draft(final.with_name(f"{_TEMPORARY}{final.name}"), final, step, meta)
+    draft = Draft(final.with_name(f"{_TEMPORARY}{final.name}"), final, step, fields)
     with _as_one_line(draft):
         final.parent.mkdir(exist_ok=True)
         _remove(draft.folder)
@@ -178,9 +180,9 @@ def latest(run_dir: Path, skipped: Callable[[str], None] = lambda _: None, mappe
 
 
 def best(run_dir: Path) -> Path | None:
-    """The checkpoint folder with the lowest finite meta["val_loss"]; one without such a number does not count.
+    """Return the checkpoint folder with the lowest finite validation loss; one without such a number does not count.
 
-    Nor do those from before the last change of meta["text"], the text the losses are of.
+    Nor do those from before the last change of the text that the losses are of.
     """
     return _best(_records(run_dir))
 
@@ -190,7 +192,7 @@ def before_divergence(run_dir: Path, again: bool) -> Checkpoint | None:
 
     The beginning counts as an evaluation. Of those that verify. Raises UserError for files that cannot be read.
     """
-    records = {folder: meta for folder, meta in _records(run_dir).items() if meta.get("evaluated")}
+    records = {folder: meta for folder, meta in _records(run_dir).items() if meta.evaluated}
     order = list(records)[::-1]
     if again and (first := _best(records)):
         order.sort(key=lambda folder: folder != first)
@@ -218,7 +220,7 @@ def prune(run_dir: Path) -> None:
     Two, because one may turn out to be damaged.
     """
     root, records = run_dir / CHECKPOINTS, _records(run_dir)
-    evaluated = [folder for folder, meta in records.items() if meta.get("evaluated")]
+    evaluated = [folder for folder, meta in records.items() if meta.evaluated]
     last = newest(run_dir)
     kept = {last, *list(records)[-2:], _best(records), *evaluated[-1:]}
     for folder in _ours(root):
@@ -272,30 +274,29 @@ def _sound(
             skipped(str(damage))
 
 
-def _records(run_dir: Path) -> dict[Path, dict[str, Any]]:
+def _records(run_dir: Path) -> dict[Path, CheckpointMeta]:
     """The meta of every checkpoint whose record is sound, by step."""
     records = {}
     for folder in _complete(run_dir / CHECKPOINTS):
         with suppress(DamageError):  # it says nothing; load() tells its story to whoever asks for it
-            records[folder] = read_record(folder)["meta"]
+            records[folder] = read_record(folder).meta
     return records
 
 
-def _best(records: Mapping[Path, dict[str, Any]]) -> Path | None:
+def _best(records: Mapping[Path, CheckpointMeta]) -> Path | None:
     ranked = _losses(records)
     return min(ranked)[1] if ranked else None
 
 
-def _losses(records: Mapping[Path, dict[str, Any]]) -> list[tuple[float, Path]]:
+def _losses(records: Mapping[Path, CheckpointMeta]) -> list[tuple[float, Path]]:
     """The finite validation losses, and whose they are, of those that are of the same text as the last one."""
     ranked: list[tuple[float, Path]] = []
     text = None
     for folder, meta in records.items():
-        loss = meta.get("val_loss")
-        if isinstance(loss, int | float) and -inf < loss < inf:
-            if meta.get("text") != text:
-                ranked, text = [], meta.get("text")
-            ranked.append((loss, folder))
+        if meta.val_loss is not None and isfinite(meta.val_loss):
+            if meta.text != text:
+                ranked, text = [], meta.text
+            ranked.append((meta.val_loss, folder))
     return ranked
 
 

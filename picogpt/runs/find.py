@@ -9,7 +9,7 @@ from typing import TypeVar
 from picogpt.errors import UserError
 from picogpt.runs import checkpoints
 from picogpt.runs.checkpoint import META, DamageError
-from picogpt.runs.layout import LOGS
+from picogpt.runs.layout import LOG, LOGS
 
 Result = TypeVar("Result")
 MOST_RUNS = 52  # a letter for each
@@ -83,7 +83,7 @@ def find_logs(names: Sequence[str], logs: Path) -> list[Path]:
         place = next((place for place in places if place.exists()), None)
         if place is None:
             raise UserError(f"there is no log at {places[0]} or {places[1]}")
-        path = place / "log.pkl" if place.is_dir() else place
+        path = place / LOG if place.is_dir() else place
         inside = [] if path.exists() else sorted(place.glob("*/log.pkl"), key=lambda log: _natural(log.parent.name))
         found += inside or [path]
     if len(found) > MOST_RUNS:

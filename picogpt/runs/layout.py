@@ -4,6 +4,7 @@ from pathlib import Path
 
 LOGS, DATASET = Path("logs"), Path("dataset")
 ONNX = "model.onnx"
+LOG, PICTURE = "log.pkl", "log.png"
 CHECKPOINTS = "checkpoints"
 LOCK, OWNER = ".lock", ".owner.json"
 TENSORBOARD = "tensorboard"  # folder of a run

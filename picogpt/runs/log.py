@@ -8,8 +8,11 @@ our own that knows nothing but plain data.
 """
 
 import pickle
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -21,83 +24,172 @@ from picogpt.system.terminal import visible
 from picogpt.tensorfiles.pickle_reader import ClassNamedError, loads
 
 MOST_EVALUATIONS, _MOST_LINES = 10_000, 1_000  # kept of a run, however long it is
-
 _SIZE_LIMIT = 32 << 20  # bytes; ten thousand evaluations are about 6 MB
-
-_NUMBERS = ("step", "tokens", "seconds", "lr", "train_loss", "val_loss", "tokens_per_second", "memory_mb")
-
 _SCALARS = (str, int, float, bool, type(None))
 
 Values = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
 """Steps (N,), or what else is counted, and what there is at each (N,)."""
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation of a run: a field is added here and nowhere else. None is what was not measured."""
+
+    step: int
+    """Steps done."""
+    train_loss: float | None
+    """The mean since the evaluation before, in nats a token."""
+    val_loss: float | None
+    """In nats a token."""
+    tokens: float | None = None
+    """Trained on so far."""
+    seconds: float | None = None
+    """Spent training."""
+    lr: float | None = None
+    """Learning rate of AdamW."""
+    tokens_per_second: float | None = None
+    memory_mb: float | None = None
+    """The most that training has held."""
+    sample: str | None = None
+    """What the model writes."""
+    text: str | None = None
+    """Which text the losses are of, where that may change."""
+
+    def to_dict(self) -> dict[str, object]:
+        """Return it as it stands in the file: without what was not measured."""
+        return {name: value for name, value in vars(self).items() if value is not None or name in _ALWAYS}
+
+    @classmethod
+    def from_dict(cls, fields: object) -> "Evaluation":
+        """Inverse of `to_dict`; what other programs have added is left out. Raises ValueError for what is none."""
+        if (
+            not isinstance(fields, dict)
+            or not all(type(name) is str and type(value) in _SCALARS for name, value in fields.items())
+            or type(fields.get("step")) is not int
+            or not {"train_loss", "val_loss"} <= fields.keys()
+            or not all(_is_number(fields.get(name)) for name in _NUMBERS)
+            or not all(type(fields.get(name)) in (str, type(None)) for name in _TEXTS)
+        ):
+            raise ValueError("an evaluation is damaged")
+        return cls(**{name: value for name, value in fields.items() if name in (*_NUMBERS, *_TEXTS)})
+
+
+_ALWAYS, _TEXTS = ("step", "train_loss", "val_loss"), ("sample", "text")
+_NUMBERS = tuple(field.name for field in dataclass_fields(Evaluation) if field.name not in _TEXTS)
+
+
+@dataclass(frozen=True)
+class DivergenceEvent:
+    """What was done about a step whose loss or gradient was not finite."""
+
+    step: int
+    text: str
+
+    def to_dict(self) -> dict[str, object]:
+        """Return it as plain builtins."""
+        return {"step": self.step, "text": self.text}
+
+    @classmethod
+    def from_dict(cls, fields: object) -> "DivergenceEvent":
+        """Inverse of `to_dict`. Raises ValueError for what it does not make."""
+        match fields:
+            case {"step": int(step), "text": str(text), **rest} if not rest and type(step) is int:
+                return cls(step, text)
+        raise ValueError("what it says of divergence is damaged")
+
+
+@dataclass(frozen=True)
+class LogContent:
+    """A log that was read. Losses alone are enough of one; the rest is then empty."""
+
+    losses: dict[str, list[float | None]]
+    """"train" and "val": of each evaluation, in nats a token."""
+    best_loss: float | None = None
+    iter_num: float | None = 0
+    """The step of the last evaluation."""
+    evaluations: list[Evaluation] = field(default_factory=list)
+    divergence: list[DivergenceEvent] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+    config: dict[str, object] = field(default_factory=dict)
+    """The run's settings as they were written, and "parameters" and "machine"."""
+
+    @property
+    def axis(self) -> str:
+        """What `points` are counted by: "step", or "evaluation" where there are losses alone."""
+        return "step" if self.evaluations else "evaluation"
+
+    @property
+    def points(self) -> list[Evaluation]:
+        """The evaluations; of losses alone, these, counted from 1."""
+        pairs = enumerate(zip(self.losses["train"], self.losses["val"], strict=True), start=1)
+        return self.evaluations or [Evaluation(i, train, val) for i, (train, val) in pairs]
+
+
 class RunLog:
     """The log being written, in memory; `to_bytes` is the file as a whole, and `save` replaces it."""
 
-    def __init__(self, path: Path, config: dict[str, Any]) -> None:
+    def __init__(self, path: Path, config: dict[str, object]) -> None:
+        """config: plain builtins. Raises TypeError for others."""
         self.path = path
         self.config = _plain(config)
-        self.evaluations: list[dict[str, Any]] = []
-        self.divergence: list[dict[str, Any]] = []
+        self.evaluations: list[Evaluation] = []
+        self.divergence: list[DivergenceEvent] = []
         self.notices: list[str] = []
 
     @classmethod
-    def open(cls, path: Path, config: dict[str, Any]) -> "RunLog":
+    def open(cls, path: Path, config: dict[str, object]) -> "RunLog":
         """Go on with the log at `path`, or begin one. Raises UserError for a file that is not a log of ours."""
         log = cls(path, config)
         if path.exists():
             found = read_log(path)
-            if found["losses"]["val"] and not found["evaluations"]:
+            if found.losses["val"] and not found.evaluations:
                 raise UserError(f"{path} holds losses without their steps, it cannot be continued: move it away")
-            log.evaluations, log.notices = found["evaluations"], found["notices"]
-            log.divergence = found["divergence"]
+            log.evaluations, log.notices, log.divergence = found.evaluations, found.notices, found.divergence
         return log
 
-    def evaluation(self, *, step: int, train_loss: float | None, val_loss: float | None, **fields: Any) -> None:
-        """Append one evaluation. NumPy scalars become builtins; TypeError for what is no plain scalar.
+    def evaluation(self, evaluation: Evaluation) -> None:
+        """Append one evaluation. NumPy scalars become builtins; raises TypeError for what is no plain scalar.
 
         Where there are too many, every second one goes, but for the best and the last.
         """
-        entry = {"step": step, "train_loss": train_loss, "val_loss": val_loss, **fields}
-        self.evaluations.append({name: _scalar(value) for name, value in entry.items()})
+        self.evaluations.append(Evaluation(**{name: _scalar(value) for name, value in vars(evaluation).items()}))
         if len(self.evaluations) > MOST_EVALUATIONS:
-            losses = [entry["val_loss"] for entry in self.evaluations]
+            losses = [entry.val_loss for entry in self.evaluations]
             best, last = losses.index(self.best_loss) if self.best_loss in losses else -1, len(losses) - 1
             self.evaluations = [e for i, e in enumerate(self.evaluations) if i % 2 == last % 2 or i == best]
 
     def diverged(self, step: int, text: str) -> None:
         """Append what was done about a step that was not finite."""
-        self.divergence = [*self.divergence, {"step": step, "text": text}][-_MOST_LINES:]
+        self.divergence = [*self.divergence, DivergenceEvent(step, text)][-_MOST_LINES:]
 
     def notice(self, text: str) -> None:
         """Append one line the user should find again."""
         self.notices = [*self.notices, text][-_MOST_LINES:]
 
-    def rewind(self, step: int, divergence: list[dict[str, Any]]) -> None:
+    def rewind(self, step: int, divergence: Sequence[DivergenceEvent]) -> None:
         """Be what the log was after `step`: a run that goes on from there makes again what came after.
 
         divergence: what it had to say of that by then.
         """
-        self.evaluations = [entry for entry in self.evaluations if entry["step"] <= step]
-        self.divergence = divergence
+        self.evaluations = [entry for entry in self.evaluations if entry.step <= step]
+        self.divergence = list(divergence)
 
     @property
     def best_loss(self) -> float | None:
         """Lowest finite validation loss on the text of the last evaluation."""
-        text = self.evaluations[-1].get("text") if self.evaluations else None
-        losses = [entry["val_loss"] for entry in self.evaluations if entry.get("text") == text]
-        return min(filter(is_finite, losses), default=None)
+        text = self.evaluations[-1].text if self.evaluations else None
+        losses = [entry.val_loss for entry in self.evaluations if entry.text == text]
+        return min((loss for loss in losses if is_finite(loss)), default=None)
 
     def to_bytes(self) -> bytes:
-        """The file."""
-        losses = {name: [entry[f"{name}_loss"] for entry in self.evaluations] for name in ("train", "val")}
+        """Return the whole file."""
+        evaluations = [entry.to_dict() for entry in self.evaluations]
         content = {
-            "losses": losses,
+            "losses": {name: [entry[f"{name}_loss"] for entry in evaluations] for name in ("train", "val")},
             "best_loss": self.best_loss,
-            "iter_num": self.evaluations[-1]["step"] if self.evaluations else 0,
-            "evaluations": self.evaluations,
-            "divergence": self.divergence,
+            "iter_num": self.evaluations[-1].step if self.evaluations else 0,
+            "evaluations": evaluations,
+            "divergence": [event.to_dict() for event in self.divergence],
             "notices": self.notices,
             "config": self.config,
         }
@@ -118,8 +210,8 @@ def write_log(path: Path, content: bytes) -> None:
         ) from error
 
 
-def read_log(path: Path) -> dict[str, Any]:
-    """A log as a dict with every key, checked. Losses alone are enough of a log; the rest is then empty.
+def read_log(path: Path) -> LogContent:
+    """Read a log, and check it.
 
     Raises UserError for a file that is missing, damaged, foreign, too large, or that names any class.
     """
@@ -145,80 +237,50 @@ def read_log(path: Path) -> dict[str, Any]:
     except ValueError as error:
         reason = visible(str(error)[:120], "utf-8")
         raise UserError(f"{path} is damaged or not a log of picogpt ({reason})") from None
-    return _checked(content, path)
+    try:
+        return _content(content)
+    except ValueError as reason:
+        raise UserError(f"{path} is not a log of picogpt: {reason}") from None
 
 
-def entries(log: dict[str, Any]) -> tuple[str, list[dict[str, Any]]]:
-    """What the log's horizontal axis counts, and its evaluations; losses alone are counted from 1."""
-    if log["evaluations"]:
-        return "step", log["evaluations"]
-    pairs = enumerate(zip(log["losses"]["train"], log["losses"]["val"], strict=True), start=1)
-    return "evaluation", [{"step": i, "train_loss": train, "val_loss": val} for i, (train, val) in pairs]
-
-
-def series(points: list[dict[str, Any]], name: str) -> Values:
-    """Steps (N,) in order and the finite values (N,) of field `name` at them."""
-    pairs = sorted((point["step"], point[name]) for point in points if is_finite(point.get(name)))
-    steps, values = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
+def values_of(pairs: Iterable[tuple[float, float | None]]) -> Values:
+    """Steps (N,) in order and the values (N,) at them, of pairs whose value is finite."""
+    finite = sorted((step, value) for step, value in pairs if is_finite(value))
+    steps, values = np.array(finite, dtype=np.float64).reshape(-1, 2).T
     return steps, values
 
 
-def is_finite(value: object) -> bool:
-    """A number that can be drawn: not None, NaN, infinite or beyond all sense."""
+def series(points: Sequence[Evaluation], name: str) -> Values:
+    """Steps (N,) in order and the finite values (N,) of field `name` at them."""
+    return values_of((point.step, getattr(point, name)) for point in points)
+
+
+def is_finite(value: object) -> TypeGuard[float]:
+    """Return whether a number can be drawn: not None, NaN, infinite or too large to mean anything."""
     return isinstance(value, int | float) and -1e30 < value < 1e30
 
 
-def _checked(content: object, path: Path) -> dict[str, Any]:
-    """The log with all its keys. Raises UserError for another structure."""
-    reason = _foreign(content)
-    if reason or not isinstance(content, dict):
-        raise UserError(f"{path} is not a log of picogpt: {reason}")
-    empty: dict[str, Any] = {"best_loss": None, "iter_num": 0, "evaluations": [], "divergence": [], "notices": []}
-    empty["config"] = {}
-    return {"losses": content["losses"], **{name: content.get(name, value) for name, value in empty.items()}}
-
-
-def _foreign(content: object) -> str:
-    """What makes `content` no log, or nothing. Only as deep as it is used."""
+def _content(content: object) -> LogContent:
+    """The log of what its pickle holds, only as deep as it is used. Raises ValueError with what makes it none."""
     if not isinstance(content, dict) or not isinstance(content.get("losses"), dict):
-        return "it has no losses"
-    losses = [content["losses"].get(name) for name in ("train", "val")]
-    if not all(type(values) is list and all(map(_is_number, values)) for values in losses):
-        return "its losses are not lists of numbers"
-    if len(losses[0]) != len(losses[1]):
-        return "its train and val losses differ in number"
-    if not all(_is_number(content.get(name)) for name in ("best_loss", "iter_num")):
-        return "its best_loss or iter_num is not a number"
+        raise ValueError("it has no losses")
+    losses = {name: content["losses"].get(name) for name in ("train", "val")}
+    if not all(type(values) is list and all(map(_is_number, values)) for values in losses.values()):
+        raise ValueError("its losses are not lists of numbers")
+    if len(losses["train"]) != len(losses["val"]):
+        raise ValueError("its train and val losses differ in number")
+    best_loss, iter_num = content.get("best_loss"), content.get("iter_num", 0)
+    if not (_is_number(best_loss) and _is_number(iter_num)):
+        raise ValueError("its best_loss or iter_num is not a number")
     for name, kind in (("evaluations", list), ("divergence", list), ("notices", list), ("config", dict)):
         if type(content.get(name, kind())) is not kind:
-            return f"its {name} are not a {kind.__name__}"
-    if not all(type(notice) is str for notice in content.get("notices", [])):
-        return "a notice is not text"
-    if not all(is_event(entry) for entry in content.get("divergence", [])):
-        return "what it says of divergence is damaged"
-    if not all(_is_evaluation(entry) for entry in content.get("evaluations", [])):
-        return "an evaluation is damaged"
-    return ""
-
-
-def _is_evaluation(entry: object) -> bool:
-    return (
-        isinstance(entry, dict)
-        and all(type(name) is str and type(value) in _SCALARS for name, value in entry.items())
-        and type(entry.get("step")) is int
-        and {"train_loss", "val_loss"} <= entry.keys()
-        and all(_is_number(entry.get(name)) for name in _NUMBERS)
-        and type(entry.get("sample")) in (str, type(None))
-    )
-
-
-def is_event(entry: object) -> bool:
-    """What `diverged` appends."""
-    return (
-        isinstance(entry, dict)
-        and entry.keys() == {"step", "text"}
-        and (type(entry["step"]), type(entry["text"])) == (int, str)
-    )
+            raise ValueError(f"its {name} are not a {kind.__name__}")
+    notices = content.get("notices", [])
+    if not all(type(notice) is str for notice in notices):
+        raise ValueError("a notice is not text")
+    divergence = list(map(DivergenceEvent.from_dict, content.get("divergence", [])))
+    evaluations = list(map(Evaluation.from_dict, content.get("evaluations", [])))
+    return LogContent(losses, best_loss, iter_num, evaluations, divergence, notices, content.get("config", {}))
 
 
 def _is_number(value: object) -> bool:

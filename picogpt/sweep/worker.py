@@ -21,7 +21,9 @@ from picogpt.evaluation.samples import sample
 from picogpt.model.gpt import GPT
 from picogpt.model.initialization import initial_arrays
 from picogpt.model.parameters import as_tensors, merged, parameter_count
+from picogpt.monitoring.observers import Observers
 from picogpt.runs import checkpoints
+from picogpt.runs.log import Evaluation
 from picogpt.tokenizers.registry import from_dict
 from picogpt.training.device import open_lanes
 from picogpt.training.run import Run
@@ -41,7 +43,7 @@ class Order:
     config: RunConfig
     run_dir: Path
     dataset_dir: Path
-    watch: MonitoringConfig
+    monitoring: MonitoringConfig
 
 
 @dataclass(frozen=True)
@@ -131,25 +133,26 @@ def _work(link: Connection, order: Order) -> None:
 def _trained(link: Connection, order: Order) -> Outcome:
     pruned = False
 
-    def ask(entry: dict[str, Any]) -> bool:
+    def ask(evaluation: Evaluation) -> bool:
         nonlocal pruned
         try:
-            link.send((run.progress(), entry["val_loss"]))
+            link.send((run.progress, evaluation.val_loss))
             pruned = not link.recv()
         except (EOFError, OSError):
             return False  # nobody is there any more: it is saved, and goes on another time
         return not pruned
 
-    run = Run(order.config, order.run_dir, order.dataset_dir, watch=order.watch, after_evaluation=ask)
+    observers = Observers(order.monitoring, order.run_dir, goes_on=ask)
+    run = Run(order.config, order.run_dir, order.dataset_dir, observers, monitoring=order.monitoring)
     try:
         run.train()
     except UserError as error:
-        if run.divergence.returns or isinstance(error, NotFiniteError):
+        if run.state.divergence.returns or isinstance(error, NotFiniteError):
             return Outcome("failed", {}, str(error))
         raise
-    if pruned and run.progress() < 1:
+    if pruned and run.progress < 1:
         return Outcome("pruned", {})
-    if run.progress() < 1:
+    if run.progress < 1:
         return Outcome("stopped", {})
     return Outcome("done", _figures(order, run))
 
@@ -160,7 +163,7 @@ def _figures(order: Order, run: Run) -> dict[str, Any]:
     assert place is not None
     found, last = checkpoints.load(place, optimizer=False), run.log.evaluations[-1]
     config, arrays = merged(run.config.model, found.model)
-    tokenizer, seed = from_dict(found.meta["tokenizer"]), run.config.train.seed
+    tokenizer, seed = from_dict(found.meta.tokenizer), run.config.train.seed
     untrained = GPT(config, as_tensors(initial_arrays(config, seed)))
     with open_lanes(run.fitted) as lanes:
         trainer = Trainer(run.fitted, found.model, lanes)
@@ -170,10 +173,10 @@ def _figures(order: Order, run: Run) -> dict[str, Any]:
     return {
         **losses,
         "parameters": parameter_count(run.config.model)[0],
-        "tokens": last["tokens"],
-        "seconds": run.seconds,
-        "tokens_per_second": median(entry["tokens_per_second"] for entry in run.log.evaluations),
-        "memory_mb": last["memory_mb"],
+        "tokens": last.tokens,
+        "seconds": run.state.seconds,
+        "tokens_per_second": median(entry.tokens_per_second or 0.0 for entry in run.log.evaluations),
+        "memory_mb": last.memory_mb,
         "before": sample(untrained, tokenizer, SAMPLE_SEED, order.config.rolls),
         "after": sample(GPT(config, as_tensors(arrays)), tokenizer, SAMPLE_SEED, order.config.rolls),
     }

@@ -7,8 +7,8 @@ import re
 import sys
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -105,24 +105,42 @@ def processor_load() -> float:
     return float(psutil.cpu_percent()) / 100
 
 
-def temperature() -> tuple[float, float | None] | None:
-    """Degrees Celsius of the processor, and those its sensor calls critical; None where there is no sensor."""
+@dataclass(frozen=True)
+class Temperature:
+    """What a sensor of the processor says, in degrees Celsius."""
+
+    degrees: float
+    critical: float | None
+    """What the sensor calls critical; None where it does not say, or what cannot be true."""
+
+
+def temperature() -> Temperature | None:
+    """Return the temperature of the processor; None where there is no sensor."""
     if not hasattr(psutil, "sensors_temperatures"):  # Windows, macOS
         return None
-    sensors: dict[str, list[Any]] = psutil.sensors_temperatures()
+    sensors = psutil.sensors_temperatures()
     readings = next((sensors[chip] for chip in _PROCESSOR_SENSORS if sensors.get(chip)), [])
     hottest = max(readings, key=lambda reading: float(reading.current), default=None)
     if hottest is None or not _SENSIBLE[0] < hottest.current < _SENSIBLE[1]:
         return None
     critical = hottest.critical or hottest.high or 0.0
-    return float(hottest.current), float(critical) if 60 <= critical < _SENSIBLE[1] else None
+    return Temperature(float(hottest.current), float(critical) if 60 <= critical < _SENSIBLE[1] else None)
 
 
-def battery() -> tuple[int, bool] | None:
-    """Percent of the battery that is left, and whether the machine is on the mains; None where there is no battery."""
+@dataclass(frozen=True)
+class Battery:
+    """How much is left in a battery."""
+
+    percent: int
+    plugged: bool
+    """Whether the machine runs on mains power."""
+
+
+def battery() -> Battery | None:
+    """Return what is left in the battery; None where there is none."""
     if not hasattr(psutil, "sensors_battery") or (found := psutil.sensors_battery()) is None:
         return None
-    return round(found.percent), found.power_plugged is not False  # None: not known, and nothing to wait for
+    return Battery(round(found.percent), found.power_plugged is not False)  # None: not known, and nothing to wait for
 
 
 def _own_peak() -> int:

@@ -4,16 +4,24 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 import psutil
 
-_ROOT = Path(__file__).parents[2]  # the folder picogpt is imported from
+_ROOT = Path(__file__).resolve().parents[2]  # the folder picogpt is imported from
 
 
 def start(
-    module: str, *arguments: str, stdin: int = subprocess.DEVNULL, stdout: int = subprocess.DEVNULL
+    module: str,
+    *arguments: str,
+    stdin: int = subprocess.DEVNULL,
+    stdout: int = subprocess.DEVNULL,
+    stderr: int | IO[bytes] = subprocess.DEVNULL,
 ) -> subprocess.Popen[bytes]:
-    """`python -m module arguments`, which Ctrl-C in the terminal does not reach. Raises OSError as the system does."""
+    """Start `python -m module arguments`, which Ctrl-C in the terminal does not reach.
+
+    Raises OSError as the system does.
+    """
     search = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     flags = 0
     if sys.platform == "win32":
@@ -23,7 +31,7 @@ def start(
         bufsize=0,
         stdin=stdin,
         stdout=stdout,
-        stderr=subprocess.DEVNULL,
+        stderr=stderr,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(search)},
         start_new_session=True,
         creationflags=flags,
@@ -31,7 +39,7 @@ def start(
 
 
 def give_way() -> None:
-    """Have this process run when no other wants to."""
+    """Let this process run when no other wants to."""
     if sys.platform == "win32":
         psutil.Process().nice(psutil.IDLE_PRIORITY_CLASS)
     else:

@@ -64,15 +64,16 @@ class Pauses:
         if self._config.max_temperature:
             return self._config.max_temperature
         reading = hardware.temperature()
-        return reading[1] - _BELOW_CRITICAL if reading and reading[1] else None
+        return reading.critical - _BELOW_CRITICAL if reading and reading.critical else None
 
     @staticmethod
     def _is_hotter_than(limit: float) -> float:
         """The temperature where it is; else 0."""
         reading = hardware.temperature()
-        return reading[0] if reading and reading[0] >= limit else 0.0
+        return reading.degrees if reading and reading.degrees >= limit else 0.0
 
     def _low_battery(self) -> int:
         """The percent that are left, at least 1, where they are too few; else 0."""
         found = hardware.battery() if self._config.min_battery else None
-        return max(1, found[0]) if found and not found[1] and found[0] < self._config.min_battery else 0
+        low = found is not None and not found.plugged and found.percent < self._config.min_battery
+        return max(1, found.percent) if found and low else 0

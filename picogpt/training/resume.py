@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 from picogpt.config import RunConfig
 from picogpt.data.feed import Feed, open_feed
@@ -12,13 +11,15 @@ from picogpt.model.initialization import initial_arrays
 from picogpt.model.parameters import Arrays, is_large, merged, parameter_count, parameter_shapes, trained_shapes
 from picogpt.optim.optimizer import state_shapes
 from picogpt.runs import checkpoints
-from picogpt.runs.checkpoint import Checkpoint, is_imported, not_resumable, require_meta
+from picogpt.runs.checkpoint import Checkpoint, read_record
+from picogpt.runs.layout import LOG
 from picogpt.runs.log import RunLog
 from picogpt.system import hardware
 from picogpt.tokenizers.base import Tokenizer
 from picogpt.tokenizers.ids import IdsTokenizer
 from picogpt.tokenizers.registry import from_dict
 from picogpt.training.device import fitted_here, require_memory
+from picogpt.training.state import machine_settings
 
 # What may differ when a run goes on: how long it trains and how the machine does it, not what it learns.
 _MACHINE = ("micro_batch", "lanes", "device", "tf32", "recompute", "low_memory", "save_minutes")
@@ -34,7 +35,7 @@ def fit_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:
 
 def refuse_differences(saved: Checkpoint, config: RunConfig, feed: Feed) -> None:
     """Raises UserError where a run was trained with other settings or on another text than asked for now."""
-    before = RunConfig.from_dict(saved.meta["config"])
+    before = saved.meta.config
     free = {name: getattr(config.train, name) for name in FREE if hasattr(config.train, name)}
     # One window is the default context, and it is the text that counts, not what it is called.
     old = replace(before.train, context=before.context, **free)
@@ -45,7 +46,7 @@ def refuse_differences(saved: Checkpoint, config: RunConfig, feed: Feed) -> None
         for field in fields(mine)
         if field.name not in FREE and getattr(mine, field.name) != getattr(yours, field.name)
     ]
-    if not differences and saved.meta["data"] != feed.fingerprint:
+    if not differences and saved.meta.data != feed.fingerprint:
         differences = [f"the text of {feed.source} has changed"]
     if differences:
         name = saved.path.parent.parent.name
@@ -60,7 +61,7 @@ def require_shapes(found: Checkpoint, config: RunConfig) -> None:
     kept = state_shapes(config.train, trained_shapes(config))
     for arrays, expected in ((found.model, parameter_shapes(config.model)), (found.optimizer, kept)):
         if {name: array.shape for name, array in arrays.items()} != expected:
-            raise not_resumable(found)
+            raise UserError(f"{found.path} is no checkpoint that a run can go on from: start over with --fresh")
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def find_start(
 ) -> Start:
     """As `Run` has it. Raises UserError for everything the user can put right."""
     own = checkpoints.newest_recorded(run_dir)
-    if own and is_imported(own):
+    if own and read_record(own).meta.is_imported:
         raise UserError(
             f"run {run_dir.name} is an imported model: --init-from {run_dir.name} --run ANOTHER begins a run from it"
         )
@@ -101,16 +102,14 @@ def find_start(
     found = resumed
     if init_from and not resumed:
         found = checkpoints.load(init_from, optimizer=False, mapped=is_large(config.model))
-    if found:
-        require_meta(found)
-    tokenizer = from_dict(found.meta["tokenizer"]) if found and init_from else None
+    tokenizer = from_dict(found.meta.tokenizer) if found and init_from else None
     if tokenizer and tokenizer.name == IdsTokenizer.name and not resumed:
         tokenizer = tokenizer if config.data.tokenizer == tokenizer.name else None  # it has no words of its own
     if tokenizer and tokenizer.name != config.data.tokenizer:
         raise UserError(f"{init_from} was trained with the tokenizer {tokenizer.name}: leave --tokenizer out")
     steps_worth = EVALUATION_SHARE * 3 * config.train.eval_interval  # forward is a third of a step
     windows = max(8, round(steps_worth * config.train.batch_size))
-    state = resumed.meta["feed"] if resumed else None
+    state = resumed.meta.feed if resumed else None
     feed = open_feed(config, dataset_dir, notify, tokenizer, windows, state)
     config = fit_vocabulary(config, feed.tokenizer)
     given: Arrays = {}
@@ -123,13 +122,13 @@ def find_start(
     fitted = fitted_here(config, notify)
     require_memory(fitted, notify)
     arrays = initial_arrays(config.model, config.train.seed, given)
-    notices = [f"{damage}: it is left out" for damage in damages] + _other_way(fitted, resumed)
+    notices = [f"{damage}: it is left out" for damage in damages] + _other_machine(fitted, resumed)
     return Start(config, fitted, feed, arrays, resumed, _log(run_dir, config, fresh, resumed), notices)
 
 
 def _begin_with(found: Checkpoint, config: RunConfig) -> Arrays:
     """The weights of another run; low-rank matrices begin anew. Raises UserError where they are not the model's."""
-    old, new = RunConfig.from_dict(found.meta["config"]).model, replace(config.model, lora_rank=0)
+    old, new = found.meta.config.model, replace(config.model, lora_rank=0)
     for arrays, model in ((found.model, old), (merged(old, found.model)[1], new)):
         if {name: array.shape for name, array in arrays.items()} != parameter_shapes(model):
             raise UserError(f"{found.path} has another shape than the model asked for: leave the model's flags out")
@@ -138,24 +137,15 @@ def _begin_with(found: Checkpoint, config: RunConfig) -> Arrays:
 
 def _log(run_dir: Path, config: RunConfig, fresh: bool, resumed: Checkpoint | None) -> RunLog:
     about = {**config.to_dict(), "parameters": parameter_count(config.model)[0], "machine": hardware.machine()}
-    log = RunLog(run_dir / "log.pkl", about) if fresh else RunLog.open(run_dir / "log.pkl", about)
+    log = RunLog(run_dir / LOG, about) if fresh else RunLog.open(run_dir / LOG, about)
     if log.evaluations and not resumed:
         raise UserError(f"{run_dir} has a log but no checkpoint to go on from: start over with --fresh")
     return log
 
 
-def way_of(fitted: RunConfig) -> dict[str, Any]:
-    """What the last bits depend on beside the configuration, fit for a checkpoint's meta."""
-    train = fitted.train
-    return {name: getattr(train, name) for name in ("device", "tf32", "lanes", "micro_batch")}
-
-
-def _other_way(fitted: RunConfig, resumed: Checkpoint | None) -> list[str]:
-    before, now = resumed.meta.get("way") if resumed else None, way_of(fitted)
+def _other_machine(fitted: RunConfig, resumed: Checkpoint | None) -> list[str]:
+    """What to say where the machine, or what was asked of it, is another than before."""
+    before, now = resumed.meta.machine if resumed else None, machine_settings(fitted)
     if before in (None, now):
         return []
-    return [f"it trained with {_in_words(before)} before, now with {_in_words(now)}: the last bits will differ"]
-
-
-def _in_words(way: Any) -> str:
-    return ", ".join(f"{name} {value}" for name, value in way.items()) if isinstance(way, dict) else "something else"
+    return [f"it trained with {before} before, now with {now}: the last bits will differ"]

@@ -267,7 +267,7 @@ def test_report_is_where_it_is_looked_for(
 
 
 def test_a_log_tells_the_machine(home: Path) -> None:
-    about = read_log(home / "logs/pico-easy/log.pkl")["config"]
+    about = read_log(home / "logs/pico-easy/log.pkl").config
     assert about["machine"] == hardware.machine() and about["parameters"] > 1000
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import picogpt
 from picogpt.commands import generate
-from picogpt.config import GenerateConfig, RunConfig
+from picogpt.config import GenerateConfig
 from picogpt.inference.generator import Streams
 from picogpt.runs import checkpoints
 from picogpt.tokenizers.characters import PicoTokenizer
@@ -192,7 +192,7 @@ def test_chat(home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
 def test_chat_ends_at_the_end_of_the_answer(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     place = Path("logs/pico-easy/checkpoints/00000004")
     found = checkpoints.load(place)
-    config, special = RunConfig.from_dict(found.meta["config"]).model, PicoTokenizer().special
+    config, special = found.meta.config.model, PicoTokenizer().special
     table = found.model["wte.weight"]
     table[:], table[special["</A>"]] = 0.0, 1.0  # every hidden state is nearest to </A>, or farthest from it
     found.model["ln_f.weight"][:], found.model["ln_f.bias"][:] = 0.0, 1.0

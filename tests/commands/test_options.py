@@ -10,6 +10,9 @@ import pytest
 from picogpt import cli
 from picogpt.config import DataConfig, ModelConfig, MonitoringConfig, RunConfig, TrainConfig
 from picogpt.config.presets import PRESETS, preset
+from picogpt.monitoring.observers import Observers
+from picogpt.runs.checkpoint import Record
+from picogpt.runs.meta import CheckpointMeta
 from tests.support.running import status_of
 
 # Help
@@ -57,6 +60,7 @@ class Recorder:
         config: RunConfig,
         run_dir: Path,
         dataset_dir: Path,
+        observers: Observers,
         fresh: bool,
         init_from: Path | None,
         watch: MonitoringConfig,
@@ -70,7 +74,7 @@ class Recorder:
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[Recorder]:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("picogpt.training.run.Run", Recorder)
+    monkeypatch.setattr("picogpt.commands.train.Run", Recorder)
     return Recorder
 
 
@@ -160,8 +164,9 @@ def tuning(recorder: type[Recorder], monkeypatch: pytest.MonkeyPatch) -> Callabl
     """What --init-from asks for: `tuning(origin, *options)`."""
 
     def asked(origin: RunConfig, *options: str) -> RunConfig:
-        monkeypatch.setattr("picogpt.runs.find.find_checkpoint", lambda name: Path(name))
-        monkeypatch.setattr("picogpt.runs.checkpoint.config_of", lambda place: origin)
+        record = Record(1, {}, CheckpointMeta(origin, {}, "some text"))
+        monkeypatch.setattr("picogpt.commands.train.use_checkpoint", lambda name, *_: Path(name))
+        monkeypatch.setattr("picogpt.commands.train.read_record", lambda place: record)
         assert status_of("train", "--init-from", "origin", "--run", "tuned", *options) == 0
         return recorder.asked[0]
 

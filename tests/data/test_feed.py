@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from picogpt.config import DataConfig, RunConfig, TrainConfig
-from picogpt.data.feed import Feed, open_feed
+from picogpt.config import DataConfig, MonitoringConfig, RunConfig, TrainConfig
+from picogpt.data.feed import CorpusFeed, open_feed
 from picogpt.data.shards.reader import Shards
 from picogpt.data.sources.hub import Dataset
 from picogpt.data.streaming import feed as feed_module
 from picogpt.data.streaming.feed import StreamFeed
 from picogpt.data.streaming.plan import plan_for, shards_of
 from picogpt.errors import UserError
+from picogpt.monitoring.observers import Observers
 from picogpt.runs import checkpoints
 from picogpt.tokenizers.characters import CharTokenizer
 from picogpt.training.run import Run
@@ -193,7 +194,7 @@ def test_train_on_a_hub(hub: Hub, tmp_path: Path) -> None:
     last = checkpoints.newest(tmp_path / "logs" / "w")
     assert last is not None
     meta = checkpoints.load(last).meta
-    assert meta["text"] == "stream" and meta["feed"]["text"] == "stream"
+    assert meta.text == "stream" and meta.feed is not None and meta.feed["text"] == "stream"
     more = train(tmp_path, "--data", "wiki", "--steps", "40", "--run", "w", "--data-limit", "9MB", HF_HUB_OFFLINE="1")
     assert more.returncode == 0 and "going on with run w after step 30" in more.stdout
 
@@ -228,21 +229,24 @@ def test_losses_on_the_sample_are_no_best_of_the_real_text(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     arrived = StreamFeed._arrived
     runs: list[Run] = []
-    monkeypatch.setattr(StreamFeed, "_arrived", lambda self: bool(runs) and runs[0].done >= 6 and arrived(self))
+    monkeypatch.setattr(StreamFeed, "_arrived", lambda self: bool(runs) and runs[0].state.step >= 6 and arrived(self))
     monkeypatch.setattr(feed_module, "_LOOK_SECONDS", 0.0)
-    run = Run(config_of(), tmp_path / "logs" / "run", tmp_path / "dataset")
+    run_dir = tmp_path / "logs" / "run"
+    run = Run(config_of(), run_dir, tmp_path / "dataset", Observers(MonitoringConfig(), run_dir))
     runs.append(run)
-    monkeypatch.setattr("picogpt.training.run.sample", lambda *_: "")
+    monkeypatch.setattr("picogpt.training.loop.sample", lambda *_: "")
     run.train()
     log = log_of(run)
     assert [entry["text"] for entry in log["evaluations"]] == ["sample", "stream", "stream"]
     assert log["best_loss"] == min(log["losses"]["val"][1:])
     best = checkpoints.best(run.dir)
-    assert best is not None and checkpoints.load(best).meta["val_loss"] == log["best_loss"]
+    assert best is not None and checkpoints.load(best).meta.val_loss == log["best_loss"]
     assert any("embedded sample" in notice for notice in log["notices"])
     assert any("has arrived" in notice for notice in log["notices"])
 
 
 def test_text_that_is_all_there_needs_no_state(tmp_path: Path) -> None:
     feed = open_feed(RunConfig(MODEL, DataConfig(), TrainConfig()), tmp_path, print, None, 8, None)
-    assert type(feed) is Feed and feed.state is None and not feed.look(0) and not feed.begin(0) and not feed.status()
+    assert (
+        type(feed) is CorpusFeed and feed.state is None and not feed.look(0) and not feed.begin(0) and not feed.status()
+    )

@@ -11,19 +11,17 @@ from hypothesis import strategies as st
 
 from picogpt.data import loader
 from picogpt.data.loader import Loader, validation_windows
-from picogpt.data.shards import index
 from picogpt.data.shards.index import SHARD_TOKENS
 from picogpt.data.shards.reader import Shards
 from picogpt.data.shards.writer import ShardWriter
 from picogpt.errors import UserError
+from tests.support.shards import set_size
 
 
 def counting(folder: Path, count: int, shard_tokens: int = SHARD_TOKENS) -> Shards:
     """Tokens 0, 1, 2, ...: a token says where it stood."""
-    with (
-        mock.patch.object(index, "SHARD_TOKENS", shard_tokens),
-        ShardWriter(folder, np.uint16, "vocabulary", "corpus") as writer,
-    ):
+    with pytest.MonkeyPatch.context() as patch, ShardWriter(folder, np.uint16, "vocabulary", "corpus") as writer:
+        set_size(patch, "SHARD_TOKENS", shard_tokens)
         writer.append(np.arange(count, dtype=np.uint16))
     return Shards(folder, "vocabulary")
 

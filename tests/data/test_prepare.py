@@ -11,12 +11,12 @@ import pytest
 
 from picogpt.config import DataConfig
 from picogpt.data.prepare import Prepared, prepare
-from picogpt.data.shards import index
 from picogpt.data.shards.reader import Shards
 from picogpt.data.shards.writer import ShardWriter
 from picogpt.data.sources import corpora, formats
 from picogpt.errors import UserError
 from picogpt.tokenizers.characters import CharTokenizer, PicoTokenizer
+from tests.support.shards import set_size
 
 TEXT = "Hello, World! 😀 It is a fine day.\n" * 20
 
@@ -128,7 +128,7 @@ def test_prepare_at_once_in_many_threads(case):
 @pytest.mark.parametrize("tokenizer", ["picogpt", "chars"])
 def test_prepare_goes_on_after_what_was_sealed(case, monkeypatch, tokenizer):
     case.path.write_text("".join(f"line {number} of many\n" for number in range(2000)), encoding="utf-8")
-    monkeypatch.setattr(index, "SHARD_TOKENS", 1000)
+    set_size(monkeypatch, "SHARD_TOKENS", 1000)
     monkeypatch.setattr(formats, "_BLOCK", 777)
     undisturbed = case.prepare(tokenizer)
     [folder] = case.folders()

@@ -4,7 +4,6 @@ import json
 import zlib
 from contextlib import suppress
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ from picogpt.data.shards.writer import ShardWriter
 from picogpt.data.token_folder import read_tokenizer, write_tokenizer
 from picogpt.errors import UserError
 from picogpt.tokenizers.characters import PicoTokenizer
+from tests.support.shards import set_size
 
 IDS = np.arange(10, dtype=np.uint16)
 ENTRY = {"file": "00000.bin", "count": 10, "crc32": [zlib.crc32(IDS.data)], "source": None}
@@ -42,7 +42,8 @@ def read_all(tokens: Shards) -> np.ndarray:
     st.data(),
 )
 def test_read_is_the_concatenation(tmp_path_factory, parts, shard_tokens, dtype, data):
-    with mock.patch.object(index, "SHARD_TOKENS", shard_tokens):
+    with pytest.MonkeyPatch.context() as patch:
+        set_size(patch, "SHARD_TOKENS", shard_tokens)
         arrays = [np.array(part, dtype) for part in parts]
         folder = write(tmp_path_factory.mktemp("shards") / "tokens", *arrays, dtype=dtype)
     whole = np.concatenate([np.empty(0, dtype), *arrays])
@@ -239,7 +240,7 @@ def test_other_vocabulary_and_missing_shard_are_refused(tmp_path):
 
 
 def test_a_flipped_bit_is_found_when_its_block_is_first_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(index, "BLOCK_TOKENS", 4)
+    set_size(monkeypatch, "BLOCK_TOKENS", 4)
     folder = write(tmp_path / "tokens", IDS)
     path = folder / "00000.bin"
     path.write_bytes(patch(32 + 2 * 5, b"\xff")(path.read_bytes()))
@@ -265,7 +266,7 @@ def test_readers_follow_a_writer(tmp_path):
 
 
 def test_what_a_source_left_unfinished_is_never_seen_and_made_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(index, "SHARD_TOKENS", 4)
+    set_size(monkeypatch, "SHARD_TOKENS", 4)
     folder = tmp_path / "tokens"
     writer = ShardWriter(folder, np.uint16, "vocabulary", "corpus")
     writer.append(IDS, ("a", 0))

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from picogpt.data.shards import index
 from picogpt.data.sources.formats import DamagedFileError, row_group
 from picogpt.data.streaming import filler, process
 from picogpt.data.streaming.filler import fill
@@ -23,6 +22,7 @@ from picogpt.errors import UserError
 from picogpt.tokenizers.characters import PicoTokenizer
 from tests.support.hubserver import WIKI, Hub, article, write_parquet
 from tests.support.paths import ROOT
+from tests.support.shards import set_size
 from tests.support.streaming import FILES, GROUPS, ROWS, filled, plan_of, wait_for
 
 PICO = PicoTokenizer()
@@ -142,7 +142,7 @@ def test_a_row_group_damaged_at_its_source_is_left_out(
 def test_a_row_group_of_many_shards_is_whole_or_not_there(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(index, "SHARD_TOKENS", 3000)
+    set_size(monkeypatch, "SHARD_TOKENS", 3000)
     monkeypatch.setattr(filler.time, "sleep", lambda seconds: None)
     original, failing = row_group, [False, False, True, False, True, True, True]
 
@@ -223,8 +223,9 @@ def test_questions_and_answers_are_streamed_with_their_marks(hub: Hub, tmp_path:
 KILLS = 10
 FILL = """
 import sys
-from picogpt.data import stream
-stream.fill(stream.Plan.from_json(sys.argv[1]), lambda status: print(status.text, flush=True))
+from picogpt.data.streaming.filler import fill
+from picogpt.data.streaming.plan import Plan
+fill(Plan.from_json(sys.argv[1]), lambda status: print(status.text, flush=True))
 """
 
 
@@ -263,7 +264,9 @@ def test_a_second_one_waits_for_the_first(hub: Hub, tmp_path: Path) -> None:
 def test_it_ends_with_the_run_that_began_it(hub: Hub, tmp_path: Path) -> None:
     hub.down = True
     plan = plan_of(tmp_path)
-    code = "import sys, time; from picogpt.data.stream import *; s = Stream(Plan.from_json(sys.argv[1])); s.start(); "
+    code = "import sys, time; from picogpt.data.streaming.plan import Plan; "
+    code += "from picogpt.data.streaming.process import StreamProcess; "
+    code += "s = StreamProcess(Plan.from_json(sys.argv[1])); s.start(); "
     code += "print(s._process.pid, flush=True); time.sleep(100)"
     run = subprocess.Popen([sys.executable, "-c", code, plan.to_json()], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert run.stdout is not None

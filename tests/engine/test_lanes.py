@@ -15,19 +15,19 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from picogpt.engine import lanes
+from picogpt.engine import lanes as lanes_module
 from picogpt.engine.lanes import Lanes, SharedArrays, extent
 from picogpt.errors import UserError
 from tests.support import standin
 
-forks = pytest.mark.skipif(not lanes.FORK, reason="lanes are threads here")
+forks = pytest.mark.skipif(not lanes_module.FORK, reason="lanes are threads here")
 
 
 @pytest.fixture(params=[pytest.param("processes", marks=forks), "threads"])
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Lanes of both kinds; whichever they are, none is left at the end."""
     threads = threading.active_count()
-    monkeypatch.setattr(lanes, "FORK", request.param == "processes")
+    monkeypatch.setattr(lanes_module, "FORK", request.param == "processes")
     yield request.param
     assert multiprocessing.active_children() == [] and threading.active_count() == threads
 

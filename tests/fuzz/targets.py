@@ -3,7 +3,6 @@
 import io
 import json
 import pickle
-import sys
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -13,11 +12,6 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-
-from tests.support.paths import ROOT
-
-sys.path.insert(0, str(ROOT))  # the tests' own helpers
-
 from rich.console import Console
 
 from picogpt.config import DataConfig, GenerateConfig, ModelConfig, RunConfig, TrainConfig
@@ -36,7 +30,7 @@ from picogpt.reports.run_view import run_view
 from picogpt.reports.summary import Summary
 from picogpt.runs import checkpoint, checkpoints
 from picogpt.runs.layout import CHECKPOINTS
-from picogpt.runs.log import RunLog, read_log
+from picogpt.runs.log import Evaluation, RunLog, read_log
 from picogpt.system.checksums import append_checksum, check_checksum, with_checksum, without_checksum
 from picogpt.tensorfiles.pickle_reader import loads
 from picogpt.tensorfiles.torch_files import read_torch
@@ -68,7 +62,7 @@ def log(folder: Path, data: bytes) -> None:
 def logs(folder: Path) -> list[bytes]:
     made = RunLog.open(folder / "seed.pkl", RunConfig().to_dict())
     for step in range(3):
-        made.evaluation(step=step, train_loss=2.5, val_loss=3.0 if step else None, tokens=5, sample="text é")
+        made.evaluation(Evaluation(step, 2.5, 3.0 if step else None, tokens=5, sample="text é"))
     made.notice("something")
     made.save()
     content = pickle.loads(without_checksum((folder / "seed.pkl").read_bytes()))
@@ -287,7 +281,7 @@ SUFFIXES = ["", ".gz", ".bz2", ".xz", ".zst"]
 
 
 def packed(suffix: str, raw: bytes) -> bytes:
-    from test_formats import COMPRESS
+    from tests.data.test_formats import COMPRESS
 
     return COMPRESS[suffix](raw)
 

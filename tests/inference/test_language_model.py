@@ -14,8 +14,10 @@ from picogpt import LanguageModel, UserError
 from picogpt.config import GenerateConfig, ModelConfig, RunConfig, TrainConfig
 from picogpt.runs import checkpoint, checkpoints
 from picogpt.runs.find import newest_run, trained_runs
+from picogpt.runs.meta import CheckpointMeta
 from picogpt.tokenizers.base import Tokenizer
 from picogpt.tokenizers.characters import CharTokenizer, PicoTokenizer
+from tests.support.checkpoints import forge_meta
 from tests.support.models import lively_arrays
 
 W = 8
@@ -29,11 +31,9 @@ def save(
     """A checkpoint whose token table holds its step, so that one can tell which was loaded."""
     arrays = lively_arrays(config)
     arrays["wte.weight"][0, 0] = step
-    meta = {
-        "config": RunConfig(config, train=TrainConfig()).to_dict(),
-        "tokenizer": (tokenizer or PicoTokenizer()).to_dict(),
-        "val_loss": val_loss,
-    }
+    meta = CheckpointMeta(
+        RunConfig(config, train=TrainConfig()), (tokenizer or PicoTokenizer()).to_dict(), "some text", val_loss=val_loss
+    )
     return checkpoints.save(folder, step, arrays, {}, meta)
 
 
@@ -129,11 +129,14 @@ def test_a_damaged_checkpoint_is_refused(home: Path, file: str) -> None:
     assert "\n" not in str(error.value)
 
 
+SOUND = CheckpointMeta(RunConfig(CONFIG), PicoTokenizer().to_dict(), "some text").to_dict()
+
+
 @pytest.mark.parametrize(
     "meta",
     [
         {},
-        {"config": RunConfig(CONFIG).to_dict()},
+        {"config": RunConfig(CONFIG).to_dict(), "tokenizer": None},
         {"config": RunConfig(CONFIG).to_dict(), "tokenizer": {"name": "bpe"}},
         {"config": {"model": {}}, "tokenizer": PicoTokenizer().to_dict()},
         {"config": None, "tokenizer": PicoTokenizer().to_dict()},
@@ -142,7 +145,8 @@ def test_a_damaged_checkpoint_is_refused(home: Path, file: str) -> None:
     ],
 )
 def test_a_foreign_checkpoint_is_refused(tmp_path: Path, meta: dict[str, Any]) -> None:
-    folder = checkpoints.save(tmp_path / "run", 1, lively_arrays(CONFIG), {}, meta)
+    folder = save(tmp_path / "run", 1, 1.0)
+    forge_meta(folder, {**SOUND, **meta} if meta else {}, whole=True)
     with pytest.raises(UserError) as error:
         picogpt.load(folder)
     assert "\n" not in str(error.value)

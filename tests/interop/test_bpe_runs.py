@@ -16,14 +16,15 @@ from picogpt.data.sources.hub import dataset_named
 from picogpt.data.streaming.filler import fill
 from picogpt.data.streaming.plan import plan_for, shards_of
 from picogpt.runs import checkpoints
+from picogpt.runs.meta import CheckpointMeta
 from picogpt.tokenizers import bpe
 from picogpt.tokenizers.base import Tokenizer
 from picogpt.tokenizers.ids import IdsTokenizer
-from picogpt.training.divergence import Divergence
 from tests.support.commands import is_one_line
 from tests.support.hubserver import Hub, article
 from tests.support.models import lively_arrays
 from tests.support.running import status_of, typed
+from tests.support.shards import set_size
 from tests.support.streaming import FILES, GROUPS, ROWS
 from tests.support.vocabularies import END, small_bpe
 
@@ -43,14 +44,7 @@ def make_run(name: str, tokenizer: Tokenizer, model: ModelConfig = MODEL, end: f
         arrays["ln_f.bias"] += end * direction
         arrays["wte.weight"][tokenizer.end_of_text] += direction * bool(end)
     config = RunConfig(model, DataConfig(tokenizer=tokenizer.name))  # type: ignore[arg-type]
-    meta = {
-        "config": config.to_dict(),
-        "tokenizer": tokenizer.to_dict(),
-        "data": "",
-        "val_loss": 3.0,
-        "evaluated": True,
-    }
-    meta |= {"text": "", "feed": None, "seconds": 0.0, "recent": (0.0, 0), "divergence": Divergence().to_dict([])}
+    meta = CheckpointMeta(config, tokenizer.to_dict(), data="", val_loss=3.0, evaluated=True)
     checkpoints.save(Path("logs") / name, 1, arrays, {}, meta)
 
 
@@ -218,7 +212,7 @@ def test_a_name_of_a_special_token_in_a_text_is_text() -> None:
 
 
 def test_it_goes_on_after_what_was_sealed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("picogpt.data.shards.index.SHARD_TOKENS", 1000)
+    set_size(monkeypatch, "SHARD_TOKENS", 1000)
     monkeypatch.setattr("picogpt.data.sources.formats._BLOCK", 777)
     whole = ids_of("text.txt", BPE)
     original, read = Corpus.documents, 0

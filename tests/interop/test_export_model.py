@@ -117,7 +117,7 @@ def test_fine_tuning_an_imported_model(train: str, kind: str, no_plots: None) ->
     tune = ("train", "--init-from", "neo", "--data", "text.txt", "--run", "own", "--train", train)
     call(*tune, "--steps", "6", "--eval-interval", "3", "--context", "64", "--learning-rate", "0.003")
     log = log_module.read_log(Path("logs/own/log.pkl"))
-    assert log["losses"]["val"][-1] < log["losses"]["val"][0]
+    assert log.losses["val"][-1] < log.losses["val"][0]
     before, after = read_model(find_checkpoint("neo")), read_model(checkpoints.newest(Path("logs/own")))
     changed = {name for name, array in before[2].items() if not np.array_equal(array[:], after[2][name][:])}
     assert changed == {name for name in before[2] if trains(train, name)}
@@ -143,7 +143,7 @@ def test_of_a_large_model_what_is_frozen_stays_in_its_file(no_plots: None, monke
         tune = ("train", "--init-from", "neo", "--data", "text.txt", "--run", "own", "--train", "last-1")
         call(*tune, "--tokenizer", "chars", "--context", "64", "--steps", steps, "--eval-interval", "2")
     assert len(kept) == 2 and all("h.0.attn.c_attn.weight" in names for names in kept)
-    losses = log_module.read_log(Path("logs/own/log.pkl"))["losses"]["val"]
+    losses = log_module.read_log(Path("logs/own/log.pkl")).losses["val"]
     assert len(losses) == 2 and losses[1] < losses[0]
     texts = [language_model.load("own").generate("the sea", tokens=8, temperature=0, seed=1) for _ in range(2)]
     assert texts[0] == texts[1]

@@ -292,7 +292,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("picogpt.interop.huggingface.reader.write_safetensors", full)
+    monkeypatch.setattr("picogpt.interop.huggingface.writer.write_safetensors", full)
     with pytest.raises(UserError, match="No space left on device"):
         write_huggingface(tmp_path / "model", found.model, arrays_of(GOLDEN / "gpt2"), None)
     assert list(tmp_path.iterdir()) == []

@@ -54,7 +54,7 @@ def test_the_command_makes_a_run(
     )
     assert len(model.generate("he is", tokens=9, temperature=0)) >= 9
     log = log_module.read_log(tmp_path / "logs" / "old" / "log.pkl")
-    assert [(e["step"], e["train_loss"], e["val_loss"]) for e in log["evaluations"]] == [
+    assert [(e.step, e.train_loss, e.val_loss) for e in log.evaluations] == [
         (500, 3.0, 3.125),
         (1000, 2.5, 2.75),
         (1500, 2.25, 2.5),

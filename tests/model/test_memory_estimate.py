@@ -90,10 +90,11 @@ import json, sys
 import numpy as np
 from dataclasses import replace
 from picogpt.config import RunConfig
-from picogpt.presets import PRESETS
-from picogpt.model.footprint import footprint
-from picogpt.model.parameters import initial_arrays
-from picogpt.training import monitor, run
+from picogpt.config.presets import PRESETS
+from picogpt.model.initialization import initial_arrays
+from picogpt.model.memory import estimate_memory
+from picogpt.system import hardware
+from picogpt.training import run
 from picogpt.training.device import fitted_here, open_lanes
 from picogpt.training.trainer import Trainer
 name, changes = json.loads(sys.argv[1])
@@ -104,7 +105,7 @@ with open_lanes(config) as lanes:
     trainer = Trainer(config, initial_arrays(config.model, 0), lanes)
     for step in range(2):
         trainer.step(ids[:, :-1], ids[:, 1:], step, 0.1)
-    print(json.dumps([footprint(config).total, monitor.peak_memory()]))
+    print(json.dumps([estimate_memory(config).total, hardware.peak_memory()]))
 """
 
 

@@ -229,7 +229,7 @@ def test_an_open_page_is_told_of_the_end(opened: Open) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="kills as POSIX does")
 def test_no_orphan_is_left_when_the_trainer_is_killed(run_dir: Path) -> None:
     program = (
-        "import sys, time; from pathlib import Path; from picogpt.training.dashboard import Dashboard\n"
+        "import sys, time; from pathlib import Path; from picogpt.monitoring.dashboard import Dashboard\n"
         "dashboard = Dashboard.open('0', Path(sys.argv[1]), lambda line: print(line, flush=True))\n"
         "print(dashboard._process.pid, flush=True); time.sleep(600)"
     )

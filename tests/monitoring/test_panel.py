@@ -12,6 +12,7 @@ from rich.console import Console
 from picogpt.monitoring.panel import Panel, sparkline
 from picogpt.monitoring.status import Status
 from picogpt.reports.figures import duration, rate, size
+from picogpt.runs.log import Evaluation
 
 STATUS = Status(
     step=840,
@@ -22,7 +23,7 @@ STATUS = Status(
     train_loss=1.6123,
     learning_rate=0.01,
     tokens_per_second=4310.4,
-    roof_share=0.713,
+    peak_share=0.713,
     process_memory=407 << 20,
     machine_memory=3 << 30,
     total_memory=8 << 30,
@@ -33,10 +34,7 @@ STATUS = Status(
     data="wiki, 12M tokens here",
     pausing="",
 )
-EVALUATIONS: list[dict[str, Any]] = [
-    {"step": 50 * i, "train_loss": 3.0 - i / 10, "val_loss": 3.1 - i / 10, "sample": f"He is a man {i}\n[x]"}
-    for i in range(1, 17)
-]
+EVALUATIONS = [Evaluation(50 * i, 3.0 - i / 10, 3.1 - i / 10, sample=f"He is a man {i}\n[x]") for i in range(1, 17)]
 
 
 def shown(status: Status = STATUS, width: int = 100, encoding: str = "utf-8", evaluations: Any = EVALUATIONS) -> str:
@@ -59,14 +57,14 @@ def test_everything_is_said() -> None:
 
 
 def test_what_is_not_known_is_left_out() -> None:
-    nothing = replace(STATUS, eta_seconds=None, train_loss=None, roof_share=None, temperature=None, battery=None)
+    nothing = replace(STATUS, eta_seconds=None, train_loss=None, peak_share=None, temperature=None, battery=None)
     text = shown(nothing, evaluations=[])
     assert "? to go" in text and text.count("not yet") == 2
     assert "products" not in text and "°" not in text and "battery" not in text
 
 
 def test_a_loss_that_was_better_before_is_told() -> None:
-    worse = [*EVALUATIONS, {"step": 850, "train_loss": 1.0, "val_loss": 2.25, "sample": ""}]
+    worse = [*EVALUATIONS, Evaluation(850, 1.0, 2.25, sample="")]
     text = shown(evaluations=worse)
     assert "2.250" in text and "best 1.500" in text and "He is a man 16" in text  # the last that wrote anything
 
@@ -80,7 +78,7 @@ def test_a_pause_is_seen() -> None:
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii", "cp1252"])
 def test_it_fits(width: int, encoding: str) -> None:
     status = replace(STATUS, data="/a/long/path" * 30, pausing="resting: the processor has 99 degrees, and may have 95")
-    long = [{**EVALUATIONS[0], "sample": "ä→\x1b[2J" + "word " * 400}]
+    long = [replace(EVALUATIONS[0], sample="ä→\x1b[2J" + "word " * 400)]
     lines = shown(status, width, encoding, long).splitlines()
     assert max(map(len, lines)) <= min(width - 2, 100)  # what a terminal echoes at the end of a line has room
     assert len(lines) <= 22 if width == 20 else len(lines) <= 14

@@ -5,6 +5,7 @@ import itertools
 import os
 import re
 import signal
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from rich.text import Text
 
 from picogpt.monitoring import screen as screen_module
 from picogpt.monitoring.screen import Screen
+from picogpt.runs.log import Evaluation
 
 
 class Stream(io.TextIOWrapper):
@@ -40,24 +42,24 @@ def ordinary_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
 
 
-ENTRY: dict[str, Any] = {
-    "step": 50,
-    "tokens": 102_400,
-    "seconds": 31.2,
-    "lr": 0.004,
-    "train_loss": 2.9131,
-    "val_loss": 2.8009,
-    "tokens_per_second": 3412.4,
-    "memory_mb": 312.2,
-    "sample": "the [bold]roman[/bold] [/] empire",
-}
+ENTRY = Evaluation(
+    step=50,
+    tokens=102_400,
+    seconds=31.2,
+    lr=0.004,
+    train_loss=2.9131,
+    val_loss=2.8009,
+    tokens_per_second=3412.4,
+    memory_mb=312.2,
+    sample="the [bold]roman[/bold] [/] empire",
+)
 
 
 def run(stream: Stream, width: int = 120, eta: float | None = 93.6, **changes: Any) -> str:
     screen = Screen(Console(file=stream, width=width))
     screen.start()
     screen.draw(Text("what is drawn"))
-    screen.evaluation({**ENTRY, **changes}, 200, eta, "char")
+    screen.evaluation(replace(ENTRY, **changes), 200, eta, "char")
     screen.notice("the picture [of it] was not drawn")
     screen.close()
     screen.close()
@@ -88,7 +90,7 @@ def test_lines_are_flushed_at_once() -> None:
     stream = Stream(terminal=False)
     screen = Screen(Console(file=stream))
     screen.start()
-    screen.evaluation({"step": 0, "train_loss": None, "val_loss": 4.5, "sample": ""}, 10, None, "token")
+    screen.evaluation(Evaluation(0, None, 4.5, sample=""), 10, None, "token")
     assert isinstance(stream.buffer, io.BytesIO)
     assert stream.buffer.getvalue() == b"step 0/10  val 4.500  6.492 bits/token\n"
 

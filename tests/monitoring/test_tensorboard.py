@@ -12,11 +12,12 @@ from picogpt.config import MonitoringConfig
 from picogpt.errors import UserError
 from picogpt.monitoring import tensorboard
 from picogpt.monitoring.tensorboard import TensorBoardWriter
+from picogpt.runs.log import Evaluation
 from tests.support.running import before_step, config_for, log_of, open_run, status_of
 
 pytestmark = pytest.mark.usefixtures("short_samples", "no_plots")
 
-ENTRY: dict[str, Any] = {"step": 50, "train_loss": None, "val_loss": 2.0, "lr": 0.01, "sample": "He is ä"}
+ENTRY = Evaluation(50, None, 2.0, lr=0.01, sample="He is ä")
 
 
 def crc32c(data: bytes) -> int:
@@ -76,8 +77,8 @@ def test_a_run_writes_them_and_goes_on_with_them(text: Path, monkeypatch: pytest
 
     before_step(monkeypatch, 10, kill)
     with pytest.raises(KeyboardInterrupt):
-        open_run(config_for(text), watch=watch).train()
-    run = open_run(config_for(text), watch=watch)
+        open_run(config_for(text), monitoring=watch).train()
+    run = open_run(config_for(text), monitoring=watch)
     run.train()
     events = events_in(run.dir / "tensorboard")
     assert len(list((run.dir / "tensorboard").iterdir())) == 2
@@ -85,7 +86,7 @@ def test_a_run_writes_them_and_goes_on_with_them(text: Path, monkeypatch: pytest
     assert starts == [1, 9]  # what was said of steps from the ninth on does not count
     losses = [(entry["step"], round(entry["val_loss"], 4)) for entry in log_of(run)["evaluations"]]
     assert scalars(events)["loss/validation"] == losses and len(losses) == 3
-    fresh = open_run(config_for(text), watch=watch, fresh=True)
+    fresh = open_run(config_for(text), monitoring=watch, fresh=True)
     fresh.train()
     assert len(list((run.dir / "tensorboard").iterdir())) == 1
     open_run(config_for(text), fresh=True).train()

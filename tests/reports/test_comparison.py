@@ -2,6 +2,7 @@
 
 import io
 import pickle
+from dataclasses import replace
 from math import log as ln
 from math import nan
 from pathlib import Path
@@ -17,7 +18,7 @@ from picogpt.reports.figures import count
 from picogpt.reports.summary import Summary, read_runs
 from picogpt.reports.terminal import Comparison, row
 from picogpt.runs.find import find_logs
-from picogpt.runs.log import read_log
+from picogpt.runs.log import Evaluation, LogContent, read_log
 from tests.support.logfiles import summary_of, write_log
 
 
@@ -50,8 +51,8 @@ def test_what_a_log_does_not_tell_is_not_made_up(tmp_path: Path) -> None:
 
 def test_the_best_is_of_the_text_that_was_read_last(tmp_path: Path) -> None:
     run = summary_of(tmp_path / "run", [1.0, 2.5, 2.0])
-    for point, text in zip(run.points, ("sample", "wiki", "wiki"), strict=True):
-        point["text"] = text
+    texts = zip(run.points, ("sample", "wiki", "wiki"), strict=True)
+    run = Summary(run.name, replace(run.log, evaluations=[replace(point, text=text) for point, text in texts]))
     assert run.best == (150, 2.0)
 
 
@@ -68,9 +69,11 @@ def test_the_sign_says_worse_with_plus(tmp_path: Path, first: float, other: floa
 @given(st.floats(0.01, 20), st.floats(0.01, 20))
 @settings(max_examples=50, deadline=None)
 def test_a_difference_leads_back_to_the_loss(first: float, other: float) -> None:
-    points = {loss: {"step": 1, "train_loss": None, "val_loss": loss} for loss in (first, other)}
-    empty = {"losses": {"train": [], "val": []}, "config": {}}
-    a, b = (Summary(name, {**empty, "evaluations": [points[loss]]}) for name, loss in (("a", first), ("b", other)))
+    none: dict[str, list[float | None]] = {"train": [], "val": []}
+    a, b = (
+        Summary(name, LogContent(none, evaluations=[Evaluation(1, None, loss)]))
+        for name, loss in (("a", first), ("b", other))
+    )
     percent = difference(b, a)
     assert percent is not None and first * (1 + percent / 100) == pytest.approx(other)
 
@@ -112,7 +115,7 @@ def test_a_fair_comparison_needs_no_note(tmp_path: Path) -> None:
 def test_the_axis_is_steps_where_they_are_equal_and_else_tokens(tmp_path: Path) -> None:
     a, same = summary_of(tmp_path / "a", [3.0, 2.0]), summary_of(tmp_path / "same", [3.0, 2.0, 1.5])
     half = summary_of(tmp_path / "half", [3.0, 2.0], batch_size=8)
-    old = Summary("old", {"losses": {"train": [3.0], "val": [3.0]}, "evaluations": [], "config": {}})
+    old = Summary("old", LogContent({"train": [3.0], "val": [3.0]}))
     assert common_axis([a]) == common_axis([a, same]) == "step"
     assert common_axis([a, half]) == "tokens"
     assert half.curve("val_loss", "tokens")[0].tolist() == [50 * 8 * 128, 100 * 8 * 128]
@@ -165,7 +168,8 @@ def test_differing_settings_of_one_run_are_what_is_not_the_default(tmp_path: Pat
 @pytest.mark.parametrize("seconds", [0.0, -1.0, 59.6, 1e29])
 def test_any_number_of_a_log_can_be_shown(tmp_path: Path, seconds: float) -> None:
     log = read_log(write_log(tmp_path / "a", [2.0]))
-    log["evaluations"][0] |= {"seconds": seconds, "tokens": 1e29, "memory_mb": -5.0, "tokens_per_second": 1e29}
+    point = replace(log.evaluations[0], seconds=seconds, tokens=1e29, memory_mb=-5.0, tokens_per_second=1e29)
+    log = replace(log, evaluations=[point])
     assert shown([Summary("a", log), Summary("b", log)], width=60)
 
 

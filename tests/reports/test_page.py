@@ -2,6 +2,7 @@
 
 import os
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from picogpt.monitoring.status import Status
 from picogpt.reports.chart import Curve, chart
 from picogpt.reports.page import page, report, write_page
 from picogpt.reports.summary import Summary
+from picogpt.runs.log import DivergenceEvent, Evaluation, LogContent
 from tests.support.logfiles import summary_of
 
 STATUS = Status(
@@ -28,7 +30,7 @@ STATUS = Status(
     train_loss=2.345,
     learning_rate=0.01,
     tokens_per_second=23_456.0,
-    roof_share=0.52,
+    peak_share=0.52,
     process_memory=80 << 20,
     machine_memory=3 << 30,
     total_memory=8 << 30,
@@ -68,11 +70,16 @@ class Parsed(HTMLParser):
 
 def runs_that_say(text: str) -> list[Summary]:
     """Two runs of whose logs all text is this."""
-    point = {"step": 5, "train_loss": 2.0, "val_loss": 2.5, "sample": text, "text": text}
-    config = {"machine": text, "data": {"data": text, "tokenizer": text}, "model": {text: text}}
-    more = {"divergence": [{"step": 1, "text": text}], "notices": [text], "config": config}
-    log = {"losses": {"train": [2.0], "val": [2.5]}, "evaluations": [point, {**point, "step": 10}], **more}
-    return [Summary(text, log), Summary(text, {**log, "config": {**config, "model": {}}})]
+    point = Evaluation(5, 2.0, 2.5, sample=text, text=text)
+    config: dict[str, object] = {"machine": text, "data": {"data": text, "tokenizer": text}, "model": {text: text}}
+    log = LogContent(
+        {"train": [2.0], "val": [2.5]},
+        evaluations=[point, replace(point, step=10)],
+        divergence=[DivergenceEvent(1, text)],
+        notices=[text],
+        config=config,
+    )
+    return [Summary(text, log), Summary(text, replace(log, config={**config, "model": {}}))]
 
 
 HOSTILE = [
@@ -123,7 +130,7 @@ def test_the_page_loads_nothing_and_allows_nothing(tmp_path: Path) -> None:
 
 def test_the_page_says_what_the_logs_say(tmp_path: Path) -> None:
     runs = [summary_of(tmp_path / "a", [3.0, 2.0]), summary_of(tmp_path / "b", [3.0, 2.1], n_head=4, batch_size=8)]
-    runs[1].log["divergence"] = [{"step": 7, "text": "step 7 is left out"}]
+    runs[1].log.divergence.append(DivergenceEvent(7, "step 7 is left out"))
     text = " ".join(" ".join(Parsed(page(runs)).text).split())
     for told in (
         "2.0000",
@@ -143,7 +150,7 @@ def test_the_page_says_what_the_logs_say(tmp_path: Path) -> None:
 def test_a_page_of_hardly_anything(tmp_path: Path, losses: list[float | None]) -> None:
     html = page([summary_of(tmp_path / "a", losses, sample="")])
     assert ("no finite loss yet" in html) == (2.0 not in losses)
-    assert page([Summary("old", {**summary_of(tmp_path / "a", []).log, "config": {}})])
+    assert page([Summary("old", replace(summary_of(tmp_path / "a", []).log, config={}))])
 
 
 def test_the_page_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +202,7 @@ def test_a_steep_beginning_is_cut_off_and_that_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "age", "ended", "told"),
     [
-        ({}, 0, False, ["Training", "step 120 of 400, 30 %", "0:00:33, 0:01:17 to go", "23,456", "52 % of the roof"]),
+        ({}, 0, False, ["Training", "step 120 of 400, 30 %", "0:00:33, 0:01:17 to go", "23,456", "52 % of the peak"]),
         ({}, 0, False, ["80 MB", "3.0 of 8.0 GB", "71 %", "61 °C", "74 %", "on its own", "streaming"]),
         ({"pausing": "61 degrees"}, 0, False, ["Pausing: 61 degrees"]),
         ({}, 60, False, ["Heard nothing for 60 seconds"]),
@@ -209,7 +216,7 @@ def test_the_panel(changes: dict[str, Any], age: float, ended: bool, told: list[
 
 
 def test_the_panel_without_what_is_not_known() -> None:
-    unknown = dict.fromkeys(("eta_seconds", "train_loss", "roof_share", "temperature", "battery"))
+    unknown = dict.fromkeys(("eta_seconds", "train_loss", "peak_share", "temperature", "battery"))
     html = live(Status(**{**vars(STATUS), **unknown, "data": ""}), 0, False)
     assert not any(part in html for part in ("None", "to go", "°C", "battery", "roof", "training loss"))
     assert "Training begins" in live(None, 0, False)

@@ -4,7 +4,9 @@ import json
 import struct
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,16 +14,32 @@ import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from picogpt.config import RunConfig
 from picogpt.errors import UserError
 from picogpt.runs import checkpoint, checkpoints
-from tests.support.checkpoints import FILES, arrays, blank, container, entry, flip, forge, remove, same, save, truncate
+from picogpt.runs.log import DivergenceEvent
+from picogpt.runs.meta import CheckpointMeta, DivergenceState, MachineSettings
+from tests.support.checkpoints import (
+    FILES,
+    arrays,
+    blank,
+    container,
+    entry,
+    flip,
+    forge,
+    meta,
+    remove,
+    same,
+    save,
+    truncate,
+)
 
 
 def test_restores_the_same_bits_and_writable_float32(tmp_path: Path) -> None:
     path = save(tmp_path, 7, 2.5)
     assert path == tmp_path / "checkpoints" / "00000007"
     loaded = checkpoints.load(path)
-    assert (loaded.path, loaded.step, loaded.meta) == (path, 7, {"val_loss": 2.5, "position": [7, 2]})
+    assert (loaded.path, loaded.step, loaded.meta) == (path, 7, meta(2.5, recent=(7.0, 2)))
     assert same(loaded.model, arrays(7))
     assert same(loaded.optimizer, {f"m.{name}": array for name, array in arrays(7).items()})
     for array in [*loaded.model.values(), *loaded.optimizer.values()]:
@@ -39,7 +57,7 @@ def test_saving_and_loading_hold_no_second_copy_of_the_arrays(tmp_path: Path) ->
     model = {f"w{i}": np.ones((512, 1024), dtype=np.float32) for i in range(4)}  # 8 MiB
     tracemalloc.start()
     try:
-        path = checkpoints.save(tmp_path, 1, model, {}, {})
+        path = checkpoints.save(tmp_path, 1, model, {}, meta())
         written = tracemalloc.get_traced_memory()[1]
         checkpoints.load(path)
         read = tracemalloc.get_traced_memory()[1]
@@ -51,15 +69,65 @@ def test_saving_and_loading_hold_no_second_copy_of_the_arrays(tmp_path: Path) ->
 
 def test_refuses_what_is_not_float32_or_not_json(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="w is float64"):
-        checkpoints.save(tmp_path, 1, {"w": np.zeros(3)}, {}, {})  # type: ignore[dict-item]
+        checkpoints.save(tmp_path, 1, {"w": np.zeros(3)}, {}, meta())  # type: ignore[dict-item]
     with pytest.raises(TypeError):
-        checkpoints.save(tmp_path, 1, {}, {}, {"loss": np.float32(1)})
+        checkpoints.save(tmp_path, 1, {}, {}, meta(np.float32(1)))  # type: ignore[arg-type]
     assert checkpoints.newest(tmp_path) is None
 
 
-def test_meta_keys_and_values_json_changes_still_load(tmp_path: Path) -> None:
-    path = checkpoints.save(tmp_path, 1, {}, {}, {10: (1, 2), 9: float("inf"), "ü": 0.1})  # type: ignore[dict-item]
-    assert checkpoints.load(path).meta == {"10": [1, 2], "9": float("inf"), "ü": 0.1}
+def test_meta_comes_back_from_json_as_it_was(tmp_path: Path) -> None:
+    whole = CheckpointMeta(
+        RunConfig(),
+        {"name": "chars", "chars": "aü"},
+        "0123",
+        {"of": "wiki", "text": "stream", "number": 2, "first": 8, "start": 100, "stop": 200, "validation": 50},
+        "stream",
+        float("inf"),
+        True,
+        12.5,
+        (3.5, 2),
+        MachineSettings("cpu", False, 2, 4),
+        DivergenceState(0.5, 1, 2, 30),
+        (DivergenceEvent(7, "step 7 is left out"),),
+    )
+    assert checkpoints.load(checkpoints.save(tmp_path, 1, {}, {}, whole)).meta == whole
+    assert checkpoints.load(checkpoints.save(tmp_path, 2, {}, {}, meta())).meta == meta()
+
+
+OLD: dict[str, Any] = {**meta().to_dict(), "recent": [1.5, 3], "later": "a field of a picogpt to come"}
+
+
+@pytest.mark.parametrize("left_out", ["text", "val_loss", "evaluated", "way", "divergence", "later"])
+def test_meta_of_another_version_is_read(left_out: str) -> None:
+    fields = {name: value for name, value in OLD.items() if name != left_out}
+    assert CheckpointMeta.from_dict(fields) == replace(meta(), recent=(1.5, 3))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"config": {}},
+        {"config": {"model": {}, "data": {}, "train": {}}},
+        {"tokenizer": None},
+        {"data": None},
+        {"feed": [1]},
+        {"text": 1},
+        {"val_loss": "low"},
+        {"evaluated": 1},
+        {"seconds": float("nan")},
+        {"seconds": 10**400},
+        {"recent": [1.0]},
+        {"recent": [1.0, 1.5]},
+        {"way": "fast"},
+        {"way": {"device": "cpu"}},
+        {"divergence": {"rate": 0.0, "skipped": 0, "returns": 0, "furthest": 0, "events": []}},
+        {"divergence": {"rate": 1.0, "skipped": 0, "returns": 0, "furthest": 0, "events": [{"step": 1}]}},
+    ],
+    ids=str,
+)
+def test_meta_that_is_none_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ValueError):
+        CheckpointMeta.from_dict({**OLD, **change})
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -178,7 +246,7 @@ def test_a_changed_byte_anywhere_is_refused_or_harmless(tmp_path: Path, data: st
         assert "\n" not in str(told)
     else:  # white space of the record
         assert file.name == checkpoint.META
-        assert same(loaded.model, arrays(1)) and loaded.meta == {"val_loss": None, "position": [1, 2]}
+        assert same(loaded.model, arrays(1)) and loaded.meta == meta(recent=(1.0, 2))
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

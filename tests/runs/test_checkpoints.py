@@ -13,7 +13,7 @@ import pytest
 from picogpt.errors import UserError
 from picogpt.runs import checkpoint, checkpoints
 from picogpt.tensorfiles.safetensors import write_safetensors
-from tests.support.checkpoints import arrays, flip, same, save
+from tests.support.checkpoints import arrays, flip, meta, same, save
 
 
 def test_latest_and_best(tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_prune_keeps_the_two_newest_and_the_best_and_what_is_not_ours(tmp_path: 
 
 def evaluated(run: Path, step: int, val_loss: float | None) -> Path:
     content = arrays(step)
-    return checkpoints.save(run, step, content, content, {"val_loss": val_loss, "evaluated": True})
+    return checkpoints.save(run, step, content, content, meta(val_loss, evaluated=True))
 
 
 def test_latest_is_the_newest_that_verifies_and_says_what_it_left_out(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from tests.support.paths import ROOT
 HOLD = """
 import sys
 from pathlib import Path
-from picogpt.training.lock import run_lock
+from picogpt.runs.lock import run_lock
 with run_lock(Path(sys.argv[1]), print):
     print("mine", flush=True)
     sys.stdin.read()

@@ -25,7 +25,7 @@ from picogpt.monitoring.plotter import Plotter
 from picogpt.reports import picture
 from picogpt.reports.run_view import run_view
 from picogpt.runs import log as log_module
-from picogpt.runs.log import RunLog, read_log
+from picogpt.runs.log import Evaluation, LogContent, RunLog, read_log
 from picogpt.system.checksums import with_checksum
 
 FEW = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -33,15 +33,17 @@ FEW = settings(max_examples=80, deadline=None, suppress_health_check=[HealthChec
 
 def record(log: RunLog, step: int, val_loss: float | None, sample: str = "text") -> None:
     log.evaluation(
-        step=step,
-        tokens=step * 2048,
-        seconds=step * 0.5,
-        lr=0.004,
-        train_loss=None if val_loss is None else val_loss - 0.1,
-        val_loss=val_loss,
-        tokens_per_second=3412.0,
-        memory_mb=312.0,
-        sample=sample,
+        Evaluation(
+            step=step,
+            tokens=step * 2048,
+            seconds=step * 0.5,
+            lr=0.004,
+            train_loss=None if val_loss is None else val_loss - 0.1,
+            val_loss=val_loss,
+            tokens_per_second=3412.0,
+            memory_mb=312.0,
+            sample=sample,
+        )
     )
 
 
@@ -54,7 +56,7 @@ def written(path: Path, steps: int = 5) -> RunLog:
     return log
 
 
-def shown(log: dict[str, Any], encoding: str, width: int = 100) -> str:
+def shown(log: LogContent, encoding: str, width: int = 100) -> str:
     raw = io.BytesIO()
     file = io.TextIOWrapper(raw, encoding=encoding, newline="\n")
     Console(file=file, width=width, color_system=None).print(run_view(log, "my [run] é"))
@@ -66,7 +68,7 @@ def test_the_file_opens_without_picogpt_and_numpy(tmp_path: Path) -> None:
     path = tmp_path / "log.pkl"
     log = RunLog.open(path, PRESETS["pico"].to_dict())
     fields: dict[str, Any] = {"step": np.int64(50), "train_loss": np.float32(2.5), "val_loss": np.float64(2.25)}
-    log.evaluation(**fields, name=np.str_("x"), ok=np.True_)
+    log.evaluation(Evaluation(**fields, sample=np.str_("x"), tokens=np.int32(8)))
     log.save()
     assert not any("GLOBAL" in opcode.name for opcode, _, _ in pickletools.genops(path.read_bytes()))
     program = f"import pickle, sys; print(pickle.load(open({str(path)!r}, 'rb'))); print('numpy' in sys.modules)"
@@ -75,16 +77,16 @@ def test_the_file_opens_without_picogpt_and_numpy(tmp_path: Path) -> None:
     content = pickle.loads(path.read_bytes())
     assert content["losses"] == {"train": [2.5], "val": [2.25]}
     assert (content["best_loss"], content["iter_num"], content["notices"]) == (2.25, 50, [])
-    assert content["evaluations"] == [{"step": 50, "train_loss": 2.5, "val_loss": 2.25, "name": "x", "ok": True}]
+    assert content["evaluations"] == [{"step": 50, "train_loss": 2.5, "val_loss": 2.25, "tokens": 8, "sample": "x"}]
     assert content["config"]["model"]["layer_pattern"] == ["global"]
-    assert {type(value) for value in content["evaluations"][0].values()} == {int, float, str, bool}
+    assert {type(value) for value in content["evaluations"][0].values()} == {int, float, str}
 
 
 @pytest.mark.parametrize("value", [np.zeros(2), Path("x"), {"a": 1}, [1], b"x", 1j, np.longdouble])
 def test_refuses_what_is_no_plain_scalar(tmp_path: Path, value: object) -> None:
     log = RunLog.open(tmp_path / "log.pkl", {})
     with pytest.raises(TypeError, match="plain builtins"):
-        log.evaluation(step=1, train_loss=1.0, val_loss=1.0, extra=value)
+        log.evaluation(Evaluation(1, 1.0, 1.0, sample=value))  # type: ignore[arg-type]
     assert log.evaluations == []
     with pytest.raises(TypeError, match="plain builtins"):
         RunLog.open(tmp_path / "log.pkl", {"deep": [{"path": Path("x")}]})
@@ -98,16 +100,14 @@ def test_goes_on_where_it_was_and_rewinds(tmp_path: Path) -> None:
     again.rewind(100, [])
     record(again, 150, float("nan"))
     record(again, 200, None)
-    assert again.best_loss == first.evaluations[2]["val_loss"]
+    assert again.best_loss == first.evaluations[2].val_loss
     again.save()
     content = read_log(path)
-    assert (
-        content["iter_num"] == 200 and len(content["losses"]["val"]) == 5 and content["config"] == {"preset": "other"}
-    )
+    assert content.iter_num == 200 and len(content.losses["val"]) == 5 and content.config == {"preset": "other"}
     again.rewind(-1, [])
     assert again.best_loss is None
     again.save()
-    assert read_log(path)["losses"] == {"train": [], "val": []}
+    assert read_log(path).losses == {"train": [], "val": []}
 
 
 def test_a_log_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,12 +118,12 @@ def test_a_log_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.Monkey
         record(log, step, 1.0 if step == 7 else 2.0)
         log.notice(str(step))
         log.diverged(step, "left out")
-        assert log.best_loss == (1.0 if step >= 7 else 2.0) and log.evaluations[-1]["step"] == step
+        assert log.best_loss == (1.0 if step >= 7 else 2.0) and log.evaluations[-1].step == step
         assert len(log.evaluations) <= 11
-    steps = [entry["step"] for entry in log.evaluations]
+    steps = [entry.step for entry in log.evaluations]
     assert steps == sorted(steps) and 7 in steps
     assert log.notices == ["996", "997", "998", "999", "1000"]
-    assert [event["step"] for event in log.divergence] == [*range(996, 1001)]
+    assert [event.step for event in log.divergence] == [*range(996, 1001)]
 
 
 def test_a_thinned_log_is_the_same_after_going_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,9 +151,9 @@ def test_a_death_while_saving_leaves_the_last_log(tmp_path: Path, monkeypatch: p
             patch.setattr(os, name, full)
             with pytest.raises(UserError, match="No space left on device"):
                 log.save()
-        assert len(read_log(path)["evaluations"]) == 5
+        assert len(read_log(path).evaluations) == 5
     log.save()
-    assert len(read_log(path)["evaluations"]) == 6
+    assert len(read_log(path).evaluations) == 6
     assert [entry.name for entry in tmp_path.iterdir()] == ["log.pkl"]
 
 
@@ -242,7 +242,7 @@ def test_a_byte_of_a_sealed_log_that_was_changed_is_noticed(tmp_path: Path, data
     path = tmp_path / "log.pkl"
     content = bytearray(with_checksum(pickle.dumps(SOUND)))
     path.write_bytes(content)
-    assert read_log(path)["losses"]["train"] == [2.0]
+    assert read_log(path).losses["train"] == [2.0]
     content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"is damaged (\(its checksum does not match\)|or not a log)"):
@@ -264,7 +264,7 @@ def test_losses_alone_are_a_log_but_cannot_be_continued(tmp_path: Path) -> None:
         pickle.dumps({"losses": {"train": [2.0, 1.5], "val": [2.5, 1.75]}, "best_loss": 1.75, "iter_num": 7})
     )
     log = read_log(path)
-    assert (log["evaluations"], log["notices"], log["config"]) == ([], [], {})
+    assert (log.evaluations, log.notices, log.config) == ([], [], {})
     text = shown(log, "utf-8")
     assert "evaluation" in text and "1.7500*" in text and "tokens" not in text
     with pytest.raises(UserError, match="move it away"):

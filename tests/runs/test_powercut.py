@@ -14,13 +14,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from picogpt.config import MonitoringConfig
+from picogpt.monitoring.observers import Observers
 from picogpt.runs import checkpoint, checkpoints, log
 from picogpt.runs.checkpoint import finish
-from picogpt.runs.log import RunLog, read_log, write_log
+from picogpt.runs.log import Evaluation, RunLog, read_log, write_log
+from picogpt.runs.meta import CheckpointMeta
 from picogpt.system.files import make_folder, sync_file
 from picogpt.training import saver
 from picogpt.training.run import Run
 from picogpt.training.saver import Saver
+from tests.support.checkpoints import meta
 from tests.support.powercut import Disk, build, leave_out
 from tests.support.running import config_for, result_of
 
@@ -79,7 +83,7 @@ class Witness:
         else:
             self._disk.promise = promise
 
-    def write(self, run: Path, step: int, model: Arrays, optimizer: Arrays, meta: dict[str, Any]) -> Iterator[None]:
+    def write(self, run: Path, step: int, model: Arrays, optimizer: Arrays, meta: CheckpointMeta) -> Iterator[None]:
         self._making = step, hashed(model, optimizer)
         self._promise(*self._disk.promise.sound, self._making, now=False)
         yield
@@ -126,15 +130,15 @@ def arrays(seed: int) -> Arrays:
     return {"weight": np.random.default_rng(seed).standard_normal((2, 3), dtype=np.float32)}
 
 
-def meta_of(val_loss: float) -> dict[str, Any]:
-    return {"val_loss": val_loss, "evaluated": True}
+def meta_of(val_loss: float) -> CheckpointMeta:
+    return meta(val_loss, evaluated=True)
 
 
 def log_at(run: Path, step: int) -> RunLog:
     """The run's log, with an evaluation at this step the last."""
     log = RunLog.open(run / "log.pkl", {})
     log.rewind(step - 1, [])
-    log.evaluation(step=step, train_loss=1.0, val_loss=1.0)
+    log.evaluation(Evaluation(step, 1.0, 1.0))
     return log
 
 
@@ -155,8 +159,8 @@ def look_at_run(place: Path, promise: Promise) -> None:
     assert (found and (found.step, hashed(found.model, found.optimizer))) in promise.sound, "another checkpoint"
     assert promise.remains or not skipped, skipped
     has_log = promise.logged or (run / "log.pkl").exists()
-    last = read_log(run / "log.pkl")["iter_num"] if has_log else -1
-    if found and found.meta["evaluated"] and found.step:
+    last = read_log(run / "log.pkl").iter_num if has_log else -1
+    if found and found.meta.evaluated and found.step:
         assert last >= found.step, f"the log ends at step {last}, the checkpoint is of step {found.step}"
     if found:
         checkpoints.set_aside(run, found.step)
@@ -167,7 +171,7 @@ def look_at_run(place: Path, promise: Promise) -> None:
     assert checkpoints.newest(run) == path and not any(path.parent.glob(".tmp-*"))
     after = checkpoints.latest(run, skipped.append)
     assert after and after.path == path and after.model["weight"].tobytes() == arrays(99)["weight"].tobytes()
-    assert not skipped and read_log(run / "log.pkl")["iter_num"] == after.step
+    assert not skipped and read_log(run / "log.pkl").iter_num == after.step
 
 
 # What is done while the power may fail. Each begins with a run that has not begun.
@@ -229,7 +233,7 @@ def test_a_real_run_survives_and_ends_with_the_same_bits(disk: Disk, memory: Pat
     config = config_for(text, steps=9, eval_interval=3)
 
     def run_in(folder: Path) -> Run:
-        return Run(config, folder, tmp_path / "dataset")
+        return Run(config, folder, tmp_path / "dataset", Observers(MonitoringConfig(), folder))
 
     with watched(disk) as folder:
         run_in(folder).train()

@@ -12,11 +12,11 @@ import pytest
 
 from picogpt.config import DataConfig
 from picogpt.data.prepare import Prepared, prepare
-from picogpt.data.shards import index
 from picogpt.data.shards.reader import Shards
 from picogpt.data.shards.writer import ShardWriter
 from picogpt.errors import UserError
 from tests.support.powercut import Disk, leave_out
+from tests.support.shards import set_size
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="Windows makes no promise about names")
 
@@ -63,7 +63,7 @@ def test_an_index_names_what_is_whole(memory: Path) -> None:
 
 def test_a_source_that_is_made_again_is_whole(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What an interrupted source has left is deleted, and its names are taken by others."""
-    monkeypatch.setattr(index, "SHARD_TOKENS", 8)
+    set_size(monkeypatch, "SHARD_TOKENS", 8)
     first, second, folder = ("a", 0), ("a", 1), memory / "disk" / "tokens"
     (memory / "disk").mkdir()
 
@@ -115,7 +115,7 @@ class Preparing:
 
 @pytest.fixture
 def preparing(text: Path, memory: Path, monkeypatch: pytest.MonkeyPatch) -> Preparing:
-    monkeypatch.setattr(index, "SHARD_TOKENS", 1000)
+    set_size(monkeypatch, "SHARD_TOKENS", 1000)
     return Preparing(text, memory)
 
 

@@ -3,11 +3,14 @@
 import json
 import struct
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 import numpy as np
 
+from picogpt.config import RunConfig
 from picogpt.runs import checkpoint, checkpoints
+from picogpt.runs.meta import CheckpointMeta
 
 FILES = (checkpoint.META, checkpoint.MODEL, checkpoint.OPTIMIZER)
 
@@ -23,10 +26,14 @@ def arrays(seed: int) -> dict[str, np.ndarray]:
     }
 
 
+def meta(val_loss: float | None = None, **fields: Any) -> CheckpointMeta:
+    return CheckpointMeta(RunConfig(), {"name": "picogpt"}, "some text", val_loss=val_loss, **fields)
+
+
 def save(run: Path, step: int, val_loss: float | None = None, seed: int | None = None) -> Path:
-    meta = {"val_loss": val_loss, "position": [step, 2]}
     content = arrays(step if seed is None else seed)
-    return checkpoints.save(run, step, content, {f"m.{name}": array for name, array in content.items()}, meta)
+    optimizer = {f"m.{name}": array for name, array in content.items()}
+    return checkpoints.save(run, step, content, optimizer, meta(val_loss, recent=(float(step), 2)))
 
 
 def same(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> bool:
@@ -75,6 +82,15 @@ def forge(folder: Path, content: bytes) -> Path:
     record["crc32"] = crc32(json.dumps(record, sort_keys=True).encode())
     (folder / checkpoint.META).write_text(json.dumps(record), encoding="utf-8")
     return folder / checkpoint.MODEL
+
+
+def forge_meta(folder: Path, change: dict[str, Any], whole: bool = False) -> None:
+    """Have a record say something else of the run, or nothing else, and vouch for itself all the same."""
+    record = json.loads((folder / checkpoint.META).read_text(encoding="utf-8"))
+    record["meta"] = change if whole else {**record["meta"], **change}
+    del record["crc32"]
+    record["crc32"] = crc32(json.dumps(record, sort_keys=True).encode())
+    (folder / checkpoint.META).write_text(json.dumps(record), encoding="utf-8")
 
 
 def container(header: object, data: bytes = b"") -> bytes:

@@ -5,7 +5,7 @@ from typing import Any
 
 from picogpt.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from picogpt.reports.summary import Summary
-from picogpt.runs.log import RunLog, read_log
+from picogpt.runs.log import Evaluation, RunLog, read_log
 
 SAMPLE = "He is a sea shell."
 
@@ -24,15 +24,17 @@ def write_log(folder: Path, losses: list[float | None], about: dict[str, Any] | 
     log = RunLog(folder / "log.pkl", told if about is None else about)
     for i, loss in enumerate(losses, start=1):
         log.evaluation(
-            step=50 * i,
-            tokens=50 * i * config.train.batch_size * config.context,
-            seconds=30.0 * i,
-            lr=0.01,
-            train_loss=None if loss is None else loss - 0.1,
-            val_loss=loss,
-            tokens_per_second=1000.0 * i,
-            memory_mb=70.0 + i,
-            sample=f"{sample} {i}" if sample else "",
+            Evaluation(
+                step=50 * i,
+                tokens=50 * i * config.train.batch_size * config.context,
+                seconds=30.0 * i,
+                lr=0.01,
+                train_loss=None if loss is None else loss - 0.1,
+                val_loss=loss,
+                tokens_per_second=1000.0 * i,
+                memory_mb=70.0 + i,
+                sample=f"{sample} {i}" if sample else "",
+            )
         )
     log.save()
     return log.path

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from picogpt import cli
-from picogpt.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from picogpt.config import DataConfig, ModelConfig, MonitoringConfig, RunConfig, TrainConfig
+from picogpt.monitoring.observers import Observers
 from picogpt.runs import checkpoints
 from picogpt.training.run import Run
 from picogpt.training.trainer import Trainer
@@ -25,7 +26,9 @@ def config_for(text: Path, model: ModelConfig = MODEL, tokenizer: Any = "picogpt
 
 def open_run(config: RunConfig, name: str = "run", **options: Any) -> Run:
     folder = Path(config.data.data).parent
-    return Run(config, folder / "logs" / name, folder / "dataset", **options)
+    run_dir, monitoring = folder / "logs" / name, options.pop("monitoring", MonitoringConfig())
+    observers = options.pop("observers", None) or Observers(monitoring, run_dir)
+    return Run(config, run_dir, folder / "dataset", observers, monitoring=monitoring, **options)
 
 
 def log_of(run: Run) -> dict[str, Any]:
@@ -46,7 +49,7 @@ def result_of(run: Run) -> dict[str, Any]:
         for name, array in getattr(last, part).items()
     }
     kept = {key: log[key] for key in ("losses", "best_loss", "iter_num")}
-    return {"step": last.step, "val": last.meta["val_loss"], **arrays, **kept, "evaluations": evaluations}
+    return {"step": last.step, "val": last.meta.val_loss, **arrays, **kept, "evaluations": evaluations}
 
 
 def before_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], None]) -> None:

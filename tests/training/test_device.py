@@ -256,7 +256,7 @@ def test_a_run_goes_on_on_another_device(gpu: None, text: Path, devices: tuple[A
     expected.train()
     open_run(config_for(text, model, steps=4, device=devices[0], tf32=True, **settings)).train()
     run = open_run(config_for(text, model, steps=8, device=devices[1], **settings))
-    assert run.done == 4
+    assert run.state.step == 4
     run.train()
     ends = [checkpoints.load(checkpoints.newest(r.dir) or Path()) for r in (run, expected)]
     for part in ("model", "optimizer"):

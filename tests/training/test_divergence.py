@@ -11,10 +11,10 @@ import pytest
 
 from picogpt.errors import UserError
 from picogpt.runs import checkpoint, checkpoints
+from picogpt.runs.meta import DivergenceState
 from picogpt.tensorfiles.safetensors import write_safetensors
-from picogpt.training import run as run_module
-from picogpt.training.divergence import Divergence
-from picogpt.training.run import Run
+from picogpt.training import divergence
+from picogpt.training.divergence import Recovery
 from picogpt.training.trainer import Trainer
 from tests.support.running import before_step, config_for, log_of, open_run, result_of
 
@@ -30,15 +30,13 @@ def poison(monkeypatch: pytest.MonkeyPatch, steps: tuple[int, ...], below_rate: 
         return (math.nan, norm) if step in steps and rates[-1] >= below_rate else (loss, norm)
 
     rates: list[float] = [1.0]
-    divergence = Divergence
 
     def noted(*arguments: Any) -> Any:
-        made = divergence(*arguments)
+        made = DivergenceState(*arguments)
         rates.append(made.rate)
         return made
 
-    noted.from_dict = Divergence.from_dict  # type: ignore[attr-defined]
-    monkeypatch.setattr(run_module, "Divergence", noted)
+    monkeypatch.setattr(divergence, "DivergenceState", noted)
     monkeypatch.setattr(Trainer, "accumulate", poisoned)
 
 
@@ -91,7 +89,7 @@ def test_what_never_gets_better_is_given_up(text: Path, monkeypatch: pytest.Monk
     run = open_run(config_for(text))
     with pytest.raises(UserError, match=r"step 11: loss nan, .* training diverged"):
         run.train()
-    assert len([event for event in run.log.divergence if "back to step" in event["text"]]) == 5
+    assert len([event for event in run.log.divergence if "back to step" in event.text]) == 5
     found = checkpoints.latest(run.dir)
     assert found is not None and all(np.isfinite(array).all() for array in found.model.values())
 
@@ -104,7 +102,7 @@ def test_going_back_again_and_again_comes_to_an_end(text: Path, monkeypatch: pyt
     run = open_run(config_for(text, steps=20))
     with pytest.raises(UserError, match=r"step 16: loss nan, .* training diverged"):
         run.train()
-    assert len([event for event in run.log.divergence if "back to step" in event["text"]]) == 5
+    assert len([event for event in run.log.divergence if "back to step" in event.text]) == 5
 
 
 def test_an_evaluation_that_is_not_finite_sends_the_run_back(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,13 +129,13 @@ def test_an_evaluation_that_is_not_finite_sends_the_run_back(text: Path, monkeyp
 
 def test_time_that_is_over_after_going_back_is_told(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     poison(monkeypatch, (0, 1, 2))
-    go_back = Run._go_back
+    go_back = Recovery.go_back
 
-    def late(self: Run, *how: Any) -> None:
+    def late(self: Recovery, *how: Any) -> None:
         go_back(self, *how)
-        self.seconds = 1e9
+        self._session.state.seconds = 1e9
 
-    monkeypatch.setattr(Run, "_go_back", late)
+    monkeypatch.setattr(Recovery, "go_back", late)
     with pytest.raises(UserError, match="training diverged before its time was over: run run has it up to step 0"):
         open_run(config_for(text, minutes=60.0)).train()
 
@@ -156,7 +154,7 @@ def test_a_kill_in_an_evaluation_that_is_not_finite_changes_nothing(
     text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It leaves no checkpoint that would be gone on from."""
-    evaluate, go_back = Trainer.evaluate, Run._go_back
+    evaluate, go_back = Trainer.evaluate, Recovery.go_back
 
     def spoilt(self: Trainer, x: Any, y: Any) -> float:
         return math.nan if step_of[0] == 8 and rate_of[0] == 1 else evaluate(self, x, y)
@@ -168,47 +166,47 @@ def test_a_kill_in_an_evaluation_that_is_not_finite_changes_nothing(
         step_of[0] = done + 1
         return original(self, x, y, done, *how)
 
-    def noted(self: Run, *how: Any) -> None:
+    def noted(self: Recovery, *how: Any) -> None:
         go_back(self, *how)
-        rate_of[0] = self.divergence.rate
+        rate_of[0] = self._session.state.divergence.rate
 
-    def die(self: Run, *how: Any) -> None:
-        self.saver.wait()
+    def die(self: Recovery, *how: Any) -> None:
+        self._saver.wait()
         raise RuntimeError("the power went")
 
     monkeypatch.setattr(Trainer, "evaluate", spoilt)
     monkeypatch.setattr(Trainer, "step", step)
-    monkeypatch.setattr(Run, "_go_back", noted)
+    monkeypatch.setattr(Recovery, "go_back", noted)
     whole = open_run(config_for(text), "whole")
     whole.train()
     rate_of[0] = 1.0
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "_go_back", die)
+        patch.setattr(Recovery, "go_back", die)
         with pytest.raises(RuntimeError, match="the power went"):
             open_run(config_for(text)).train()
     run = open_run(config_for(text))
-    assert run.done == 4
+    assert run.state.step == 4
     run.train()
     assert result_of(run) == result_of(whole)
 
 
 def test_a_save_that_failed_before_going_back_is_forgotten(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     poison(monkeypatch, (8, 9, 10))
-    save_file, go_back = write_safetensors, Run._go_back
+    save_file, go_back = write_safetensors, Recovery.go_back
 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    def stopped(self: Run, *how: Any) -> None:
+    def stopped(self: Recovery, *how: Any) -> None:
         go_back(self, *how)
         monkeypatch.setattr(checkpoint, "write_safetensors", save_file)
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(Run, "_go_back", stopped)
+    monkeypatch.setattr(Recovery, "go_back", stopped)
     before_step(
         monkeypatch, 7, lambda: (run.saver.wait(), monkeypatch.setattr(checkpoint, "write_safetensors", full))[1]
     )
     run = open_run(config_for(text))
     run.train()
     found = checkpoints.latest(run.dir)
-    assert found is not None and found.step == 4 and found.meta["evaluated"] and found.meta["val_loss"]
+    assert found is not None and found.step == 4 and found.meta.evaluated and found.meta.val_loss

@@ -12,14 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from picogpt.config import MonitoringConfig
 from picogpt.data.loader import Loader
 from picogpt.errors import UserError
+from picogpt.monitoring.observers import Observers
+from picogpt.monitoring.screen import Screen
 from picogpt.runs import checkpoint, checkpoints
 from picogpt.runs import log as log_module
 from picogpt.tensorfiles.safetensors import write_safetensors
-from picogpt.training import run as run_module
-from picogpt.training import saver
+from picogpt.training import loop, saver
 from picogpt.training.trainer import Trainer
+from tests.support.checkpoints import forge_meta
 from tests.support.paths import ROOT
 from tests.support.running import before_step, config_for, log_of, open_run, result_of
 
@@ -56,7 +59,7 @@ def test_a_disk_that_stays_full_is_an_error_at_the_end(text: Path, monkeypatch: 
         open_run(config_for(text)).train()
     assert "\n" not in str(told.value)
     monkeypatch.undo()
-    assert open_run(config_for(text)).done == 4  # what was saved before is sound
+    assert open_run(config_for(text)).state.step == 4  # what was saved before is sound
 
 
 def test_a_disk_that_is_full_from_the_beginning(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,18 +74,19 @@ def test_somebody_at_a_terminal_can_make_room(
 ) -> None:
     original = write_safetensors
     before_step(monkeypatch, 11, lambda: monkeypatch.setattr(checkpoint, "write_safetensors", full))
-    run = open_run(config_for(text))
-    waits: list[float] = []
+    screen, waits = Screen(), list[float]()
+    folder = text.parent / "logs" / "run"
+    run = open_run(config_for(text), observers=Observers(MonitoringConfig(), folder, screen=screen))
 
     def make_room(seconds: float, ended: Callable[[], bool]) -> None:
-        run.screen.interactive = False  # it is the last try
+        screen.interactive = False  # it is the last try
         waits.append(seconds)
         monkeypatch.setattr(checkpoint, "write_safetensors", original)
 
-    monkeypatch.setattr(run_module, "sleep", make_room)
-    monkeypatch.setattr(run_module.screen, "close", lambda: None)
-    before_step(monkeypatch, 11, lambda: setattr(run_module.screen, "interactive", True))
-    monkeypatch.setattr(run_module.screen, "evaluation", lambda *_: None)
+    monkeypatch.setattr(saver, "sleep", make_room)
+    monkeypatch.setattr(screen, "close", lambda: None)
+    before_step(monkeypatch, 11, lambda: setattr(screen, "interactive", True))
+    monkeypatch.setattr(screen, "evaluation", lambda *_: None)
     run.train()
     assert len(waits) == 1 and "step 12 is not saved yet" in capsys.readouterr().out
     assert result_of(run) == undisturbed
@@ -164,7 +168,7 @@ def test_what_is_wrong_with_the_text_costs_no_step(text: Path, monkeypatch: pyte
         patch.setattr(Loader, "batch", damaged)
         with pytest.raises(UserError, match="its text is damaged"):
             open_run(config_for(text)).train()
-    assert open_run(config_for(text)).done == 6
+    assert open_run(config_for(text)).state.step == 6
 
 
 def test_a_slow_disk_is_waited_for_after_an_error(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,7 +187,7 @@ def test_a_slow_disk_is_waited_for_after_an_error(text: Path, monkeypatch: pytes
     before_step(monkeypatch, 4, die)
     with pytest.raises(UserError, match="a lane has died"):
         open_run(config_for(text)).train()
-    assert open_run(config_for(text)).done == 4
+    assert open_run(config_for(text)).state.step == 4
 
 
 def test_what_a_killed_save_left_makes_room(text: Path) -> None:
@@ -223,7 +227,7 @@ def test_text_that_cannot_be_read_is_waited_for(
         return original(self, position, count)
 
     monkeypatch.setattr(Loader, "batch", batch)
-    monkeypatch.setattr(run_module, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "RETRY_SECONDS", 0.0)
     run = open_run(config_for(text))
     run.train()
     assert result_of(run) == undisturbed
@@ -242,7 +246,7 @@ def test_a_stop_while_waiting_for_text_saves(text: Path, monkeypatch: pytest.Mon
     with monkeypatch.context() as patch:
         patch.setattr(Loader, "batch", gone)
         open_run(config_for(text)).train()
-    assert open_run(config_for(text)).done == 5
+    assert open_run(config_for(text)).state.step == 5
 
 
 def test_a_screen_that_has_gone_does_not_end_the_run(text: Path) -> None:
@@ -281,7 +285,7 @@ def test_a_damaged_newest_checkpoint_is_left_out(
     (folder / checkpoint.MODEL).write_bytes(content)
     capsys.readouterr()
     again = open_run(config_for(text))
-    assert again.done == 8
+    assert again.state.step == 8
     again.train()
     assert f"{folder / checkpoint.MODEL} is damaged" in capsys.readouterr().out
     assert any("is damaged" in notice and "left out" in notice for notice in log_of(again)["notices"])
@@ -316,7 +320,8 @@ def test_a_forged_record_is_refused_in_one_line(text: Path, change: dict[str, An
     run.train()
     found = checkpoints.latest(run.dir)
     assert found is not None
-    checkpoints.save(run.dir, found.step, found.model, found.optimizer, {**found.meta, **change})
+    for folder in (run.dir / "checkpoints").iterdir():
+        forge_meta(folder, change)
     with pytest.raises(UserError, match="start over with --fresh") as told:
         open_run(config_for(text, steps=20))
     assert "\n" not in str(told.value)

@@ -1,5 +1,6 @@
 """Training a part of the parameters: nothing of the rest changes, is computed or is kept."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -298,7 +299,7 @@ class TestRuns:
             with pytest.raises(RuntimeError, match="the power went"):
                 open_run(config, "killed", init_from=origin).train()
         again = open_run(config, "killed", init_from=origin)
-        assert again.done == 4
+        assert again.state.step == 4
         told = "run killed goes on from its own checkpoint: --init-from was needed only once"
         assert capsys.readouterr().out.count(told) == 1
         again.train()
@@ -306,21 +307,23 @@ class TestRuns:
         last, first = checkpoints.load(checkpoints.newest(whole.dir) or origin), checkpoints.load(origin)
         for name, array in first.model.items():
             assert np.array_equal(last.model[name], array) == (name not in trained_shapes(config)), name
-        losses = [entry["val_loss"] for entry in whole.log.evaluations]
-        assert losses[-1] < min(losses[0], first.meta["val_loss"])
+        losses = [entry.val_loss or math.inf for entry in whole.log.evaluations]
+        assert losses[-1] < min(losses[0], first.meta.val_loss)
 
     def test_a_run_with_low_rank_matrices_ends_as_a_plain_model(self, text: Path, origin: Path) -> None:
         run = open_run(self.config(text, "lora"), "lora", init_from=origin)
         run.train()
         saved = checkpoints.load(checkpoints.newest(run.dir) or origin)
         model = load(run.dir)
-        assert model.config.lora_rank == 0 and saved.meta["config"]["model"]["lora_rank"] == 8
+        assert model.config.lora_rank == 0 and saved.meta.config.model.lora_rank == 8
         unmerged = sequence_logits(GPT(run.config.model, as_tensors(saved.model)), X).data
         np.testing.assert_allclose(model.logits(X), unmerged, rtol=1e-5, atol=1e-5)
         onward = open_run(self.config(text, "lora", steps=1), "onward", init_from=saved.path)
         for name, array in model.model.named_parameters():
-            assert np.array_equal(onward.arrays[name], array.data), name  # merged
-        assert not any(onward.arrays[name].any() for name in onward.arrays if name.endswith(".lora_b"))  # and anew
+            assert np.array_equal(onward.start.arrays[name], array.data), name  # merged
+        assert not any(
+            onward.start.arrays[name].any() for name in onward.start.arrays if name.endswith(".lora_b")
+        )  # and anew
         with pytest.raises(UserError, match="train was lora, now all"):
             open_run(self.config(text, "all"), "lora")
 
@@ -340,9 +343,9 @@ class TestRuns:
         run = open_run(config_for(text, replace(MODEL, init="gpt2"), context=6))
         x, y = run.feed.batch(0, 4)
         assert x.shape == (4, 6) and run.feed.validation[0].shape[1] == 6
-        before = run.arrays["wpe.weight"].copy()
+        before = run.start.arrays["wpe.weight"].copy()
         with Lanes(1) as lanes:
-            trainer = Trainer(run.config, run.arrays, lanes)
+            trainer = Trainer(run.config, run.start.arrays, lanes)
             trainer.accumulate(x, y, 0)
         assert [bool(row.any()) for row in trainer.gradients["wpe.weight"]] == [True] * 7 + [False] * 10
         run.train()

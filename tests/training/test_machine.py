@@ -13,7 +13,7 @@ import pytest
 from picogpt.errors import UserError
 from picogpt.runs import checkpoint, checkpoints
 from picogpt.system import hardware
-from picogpt.training.run import Run
+from picogpt.training.saver import RunSaver
 from picogpt.training.trainer import Trainer
 from tests.support.commands import is_one_line, shell
 from tests.support.running import before_step, config_for, log_of, open_run, result_of
@@ -81,8 +81,8 @@ def test_other_lanes_than_before_are_told(text: Path) -> None:
 
 def test_saves_by_the_minute(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved: list[int] = []
-    original = Run._save
-    monkeypatch.setattr(Run, "_save", lambda self, trainer: (saved.append(self.done), original(self, trainer))[1])
+    original = RunSaver.save
+    monkeypatch.setattr(RunSaver, "save", lambda self: (saved.append(run.state.step), original(self))[1])
     run = open_run(config_for(text, eval_interval=100, save_minutes=1e-9))
     for step in range(12):
         before_step(monkeypatch, step, run.saver.wait)

@@ -1,5 +1,6 @@
 """A machine that grows too hot or runs out of power: training pauses, visibly, and not a bit of it changes."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ from picogpt.config import MonitoringConfig
 from picogpt.errors import UserError
 from picogpt.runs import checkpoints
 from picogpt.system import hardware
+from picogpt.system.hardware import Battery, Temperature
 from picogpt.training import pauses as pauses_module
 from picogpt.training.pauses import Pauses
 from tests.support.running import config_for, log_of, open_run, result_of
@@ -23,18 +25,18 @@ class Machine:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.degrees, self.critical, self.cooling = 1000.0, 50.0, None, 2.0
-        self.battery: tuple[int, bool] | None = None
+        self.battery: Battery | None = None
         self.told, self.pauses = list[str](), list[str]()
         monkeypatch.setattr(pauses_module, "time", SimpleNamespace(monotonic=lambda: self.now))
         monkeypatch.setattr(pauses_module, "sleep", self._sleep)
-        monkeypatch.setattr(hardware, "temperature", lambda: (self.degrees, self.critical))
+        monkeypatch.setattr(hardware, "temperature", lambda: Temperature(self.degrees, self.critical))
         monkeypatch.setattr(hardware, "battery", lambda: self.battery)
 
     def _sleep(self, seconds: float, stopped: Any) -> None:
         self.now += seconds
         self.degrees -= self.cooling * seconds
         if self.battery and seconds >= 5:  # which a wait for the mains takes
-            self.battery = self.battery[0] + 1, self.battery[1]
+            self.battery = replace(self.battery, percent=self.battery.percent + 1)
 
     def care(self, **config: Any) -> Pauses:
         return Pauses(MonitoringConfig(**config), self.told.append, self.pauses.append)
@@ -68,7 +70,7 @@ def test_it_creeps_on_where_it_does_not_cool(machine: Machine) -> None:
 
 
 def test_who_stops_it_does_not_wait_for_the_rest(machine: Machine) -> None:
-    machine.degrees, machine.battery = 99.0, (5, False)
+    machine.degrees, machine.battery = 99.0, Battery(5, False)
     care = machine.care(max_temperature=90.0)
     care.cool(lambda: True)
     care.wait_for_mains(lambda: True)
@@ -88,7 +90,7 @@ def test_it_looks_every_few_seconds_only(machine: Machine) -> None:
     care = machine.care(max_temperature=90.0)
     care.cool(never)
     assert not care.is_battery_low()
-    machine.degrees, machine.battery = 99.0, (5, False)
+    machine.degrees, machine.battery = 99.0, Battery(5, False)
     care.cool(never)
     assert not care.is_battery_low() and not machine.pauses
     machine.now += 5
@@ -100,17 +102,15 @@ def test_it_looks_every_few_seconds_only(machine: Machine) -> None:
 @pytest.mark.parametrize(
     ("battery", "least", "low"),
     [
-        ((19, False), 20, True),
-        ((0, False), 20, True),
-        ((20, False), 20, False),
-        ((5, True), 20, False),
-        ((5, False), 0, False),
+        (Battery(19, False), 20, True),
+        (Battery(0, False), 20, True),
+        (Battery(20, False), 20, False),
+        (Battery(5, True), 20, False),
+        (Battery(5, False), 0, False),
         (None, 20, False),
     ],
 )
-def test_a_battery_is_low_where_it_runs_down(
-    machine: Machine, battery: tuple[int, bool] | None, least: int, low: bool
-) -> None:
+def test_a_battery_is_low_where_it_runs_down(machine: Machine, battery: Battery | None, least: int, low: bool) -> None:
     machine.battery = battery
     assert machine.care(min_battery=least).is_battery_low() == low
 
@@ -118,8 +118,8 @@ def test_a_battery_is_low_where_it_runs_down(
 def test_a_run_that_rests_and_waits_makes_the_same_bits(
     text: Path, undisturbed: dict[str, Any], machine: Machine, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    machine.degrees, machine.cooling, machine.battery = 99.0, 0.1, (15, False)
-    run = open_run(config_for(text), watch=MonitoringConfig(max_temperature=90.0))
+    machine.degrees, machine.cooling, machine.battery = 99.0, 0.1, Battery(15, False)
+    run = open_run(config_for(text), monitoring=MonitoringConfig(max_temperature=90.0))
     run.train()
     assert machine.now >= 1055  # both were waited for
     assert result_of(run) == undisturbed
@@ -130,8 +130,8 @@ def test_a_run_that_rests_and_waits_makes_the_same_bits(
 
 def test_a_run_at_its_end_waits_for_nothing(text: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     run = open_run(config_for(text))
-    monkeypatch.setattr(hardware, "battery", lambda: (15, False) if run.done == 12 else (80, False))
-    monkeypatch.setattr(hardware, "temperature", lambda: (99.0 if run.done == 12 else 50.0, 60.0))
+    monkeypatch.setattr(hardware, "battery", lambda: Battery(15 if run.state.step == 12 else 80, False))
+    monkeypatch.setattr(hardware, "temperature", lambda: Temperature(99.0 if run.state.step == 12 else 50.0, 60.0))
     run.train()
     assert machine.now == 1000.0
 
@@ -142,7 +142,7 @@ def test_what_was_trained_is_saved_before_the_wait(
     saved: list[Path | None] = []
     run = open_run(config_for(text))
     monkeypatch.setattr(Pauses, "wait_for_mains", lambda *_: saved.append(checkpoints.newest(run.dir)))
-    machine.battery = 15, False
+    machine.battery = Battery(15, False)
     run.train()
     assert [folder.name for folder in saved if folder] == ["00000001"]
 
@@ -162,11 +162,11 @@ def reading(current: float, critical: float | None = None, high: float | None = 
     [
         ({}, None),
         ({"nvme": [reading(80.0)]}, None),  # of a disk
-        ({"coretemp": [reading(50.0, 100.0), reading(61.0, 100.0)], "nvme": [reading(80.0)]}, (61.0, 100.0)),
-        ({"k10temp": [reading(70.0)]}, (70.0, None)),
-        ({"coretemp": [reading(50.0, 65261.8)]}, (50.0, None)),  # a broken one
+        ({"coretemp": [reading(50.0, 100.0), reading(61.0, 100.0)], "nvme": [reading(80.0)]}, Temperature(61.0, 100.0)),
+        ({"k10temp": [reading(70.0)]}, Temperature(70.0, None)),
+        ({"coretemp": [reading(50.0, 65261.8)]}, Temperature(50.0, None)),  # a broken one
         ({"coretemp": [reading(-273.0, 100.0)]}, None),
-        ({"cpu_thermal": [reading(50.0, None, 90.0)]}, (50.0, 90.0)),
+        ({"cpu_thermal": [reading(50.0, None, 90.0)]}, Temperature(50.0, 90.0)),
     ],
 )
 def test_the_processor_has_the_temperature_of_its_own_sensor(
@@ -186,4 +186,4 @@ def test_a_system_without_sensors_has_none(monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_battery(plugged: bool | None, on_mains: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     found = SimpleNamespace(percent=18.6, power_plugged=plugged)
     monkeypatch.setattr(psutil, "sensors_battery", lambda: found, raising=False)
-    assert hardware.battery() == (19, on_mains)
+    assert hardware.battery() == Battery(19, on_mains)

@@ -55,7 +55,7 @@ def test_killed_and_continued(
         with pytest.raises(RuntimeError, match="the power went"):
             open_run(config).train()
     run = open_run(config)
-    assert run.done == step // 4 * 4  # back to the last evaluation
+    assert run.state.step == step // 4 * 4  # back to the last evaluation
     run.train()
     assert result_of(run) == undisturbed[1]
 
@@ -75,7 +75,7 @@ def test_killed_between_log_and_checkpoint(
         with pytest.raises(RuntimeError, match="the power went"):
             open_run(config).train()
     run = open_run(config)
-    assert run.done == 4 and log_of(run)["iter_num"] == 8
+    assert run.state.step == 4 and log_of(run)["iter_num"] == 8
     run.train()
     assert result_of(run) == undisturbed[1]
 
@@ -98,7 +98,7 @@ def test_a_lane_killed_and_continued(
             open_run(config).train()
     assert multiprocessing.active_children() == []
     run = open_run(config)
-    assert run.done == 4
+    assert run.state.step == 4
     run.train()
     assert result_of(run) == undisturbed[1]
 
@@ -122,7 +122,7 @@ def test_stopped_by_a_signal_and_continued(
     assert signal.getsignal(number) is handler
     assert f"stopped and saved after step {step + 1}: the same command goes on" in capsys.readouterr().out
     run = open_run(config)
-    assert run.done == step + 1  # the step in hand is finished, and nothing is lost
+    assert run.state.step == step + 1  # the step in hand is finished, and nothing is lost
     run.train()
     assert f"going on with run run after step {step + 1}" in capsys.readouterr().out
     assert result_of(run) == undisturbed[1]
@@ -137,7 +137,7 @@ def test_a_second_signal_ends_at_once(text: Path, monkeypatch: pytest.MonkeyPatc
     config = config_for(text)
     with pytest.raises(KeyboardInterrupt):
         open_run(config).train()
-    assert open_run(config).done == 4
+    assert open_run(config).state.step == 4
 
 
 def test_killed_twice_and_stopped_once(
@@ -212,4 +212,4 @@ def test_a_log_without_its_checkpoints_is_not_thrown_away(text: Path) -> None:
 
 def test_one_window_by_its_number_is_the_default(text: Path) -> None:
     open_run(config_for(text, steps=1)).train()
-    assert open_run(config_for(text, steps=1, context=MODEL.context_len)).done == 1
+    assert open_run(config_for(text, steps=1, context=MODEL.context_len)).state.step == 1

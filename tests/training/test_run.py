@@ -19,7 +19,6 @@ from picogpt.model.initialization import initial_arrays
 from picogpt.model.parameters import parameter_shapes
 from picogpt.runs import checkpoints
 from picogpt.training import clock
-from picogpt.training.run import Run
 from picogpt.training.trainer import Trainer
 from tests.support.folders import snapshot
 from tests.support.running import EASY, MODEL, before_step, config_for, log_of, open_run, result_of
@@ -111,7 +110,7 @@ def test_fresh_starts_over(text: Path) -> None:
     expected = result_of(first)
     (first.dir / "notes.txt").write_text("mine", encoding="utf-8")
     again = open_run(config_for(text), fresh=True)
-    assert again.done == 0 and again.log.evaluations == []
+    assert again.state.step == 0 and again.log.evaluations == []
     again.train()
     assert result_of(again) == expected
     other = open_run(config_for(text, learning_rate=0.5, steps=4), fresh=True)
@@ -128,7 +127,7 @@ def test_a_fresh_start_that_fails_destroys_nothing(text: Path, data: str) -> Non
     before = snapshot(text.parent / "logs")
     config = config_for(text.parent / data) if data else replace(config_for(text), data=DataConfig(""))
     with pytest.raises(UserError):
-        Run(config, text.parent / "logs" / "run", text.parent / "dataset", fresh=True)
+        open_run(config, fresh=True)
     assert snapshot(text.parent / "logs") == before
 
 
@@ -150,14 +149,14 @@ def test_init_from_keeps_weights_and_tokenizer(text: Path, tmp_path: Path) -> No
     new_text.write_text("See the shells? ÄÖÜ! " * 100, encoding="utf-8")  # characters the old text did not have
     config = config_for(new_text, base.config.model, tokenizer="chars", optimizer="adamw", steps=1, batch_size=6)
     tuned = open_run(config, "tuned", init_from=origin)
-    assert (tuned.done, tuned.resumed, tuned.seconds, tuned.recent) == (0, None, 0.0, (0.0, 0))
+    assert (tuned.state.step, tuned.start.resumed, tuned.state.seconds, tuned.state.recent) == (0, None, 0.0, (0.0, 0))
     assert tuned.feed.tokenizer.to_dict() == base.feed.tokenizer.to_dict()
     assert tuned.feed.fingerprint != base.feed.fingerprint
-    assert {name: array.tobytes() for name, array in tuned.arrays.items()} == {
+    assert {name: array.tobytes() for name, array in tuned.start.arrays.items()} == {
         name: array.tobytes() for name, array in found.model.items()
     }
     with Lanes(2) as lanes:  # the first step is that of an optimizer without a past, on the new text
-        expected = Trainer(config, tuned.arrays, lanes)
+        expected = Trainer(config, tuned.start.arrays, lanes)
         expected.step(*tuned.feed.batch(0, 6), 0, 0.5)
     tuned.train()
     saved = checkpoints.newest(tuned.dir)
@@ -170,7 +169,7 @@ def test_init_from_keeps_weights_and_tokenizer(text: Path, tmp_path: Path) -> No
     assert len(log_of(tuned)["evaluations"]) == 1
     assert checkpoints.load(origin).step == 12  # the base is as it was
     again = open_run(replace(config, train=replace(config.train, steps=3)), "tuned", init_from=origin)
-    assert again.done == 1  # the same command goes on with the tuned run, not with the base
+    assert again.state.step == 1  # the same command goes on with the tuned run, not with the base
 
 
 def test_init_from_refuses_another_shape_or_tokenizer(text: Path) -> None:
@@ -220,9 +219,9 @@ def test_the_vocabulary_grows_to_the_characters(tmp_path: Path) -> None:
     assert run.config.model.vocab_size == 120
     run.train()
     again = open_run(config_for(text, tokenizer="chars", steps=3))
-    assert again.done == 2 and again.arrays["wte.weight"].shape == (120, 16)
+    assert again.state.step == 2 and again.start.arrays["wte.weight"].shape == (120, 16)
     # and does not shrink below what was asked for
-    assert open_run(config_for(text, replace(MODEL, vocab_size=300), tokenizer="chars"), "b").arrays[
+    assert open_run(config_for(text, replace(MODEL, vocab_size=300), tokenizer="chars"), "b").start.arrays[
         "wte.weight"
     ].shape == (300, 16)
 
@@ -235,7 +234,7 @@ def test_the_best_and_the_last_two_checkpoints_stay(text: Path, monkeypatch: pyt
     assert sorted(path.name for path in (run.dir / "checkpoints").iterdir()) == ["00000004", "00000008", "00000010"]
     best, last = checkpoints.best(run.dir), checkpoints.newest(run.dir)
     assert best is not None and last is not None
-    assert (checkpoints.load(best).meta["val_loss"], checkpoints.load(last).meta["val_loss"]) == (2.0, 2.5)
+    assert (checkpoints.load(best).meta.val_loss, checkpoints.load(last).meta.val_loss) == (2.0, 2.5)
     assert log_of(run)["best_loss"] == 2.0
 
 
@@ -245,9 +244,9 @@ def test_a_checkpoint_knows_how_it_came_about(text: Path) -> None:
     folder = checkpoints.newest(run.dir)
     assert folder is not None
     meta = checkpoints.load(folder).meta
-    assert RunConfig.from_dict(meta["config"]) == run.config
-    assert meta["tokenizer"] == run.feed.tokenizer.to_dict() and meta["data"] == run.feed.fingerprint
-    json.dumps(meta, allow_nan=False)
+    assert meta.config == run.config
+    assert meta.tokenizer == run.feed.tokenizer.to_dict() and meta.data == run.feed.fingerprint
+    json.dumps(meta.to_dict(), allow_nan=False)
 
 
 def test_evaluation_is_deterministic(text: Path) -> None:
@@ -276,7 +275,7 @@ def test_a_diverging_run_keeps_its_checkpoint(text: Path, monkeypatch: pytest.Mo
     with pytest.raises(UserError, match=r"step 8: validation loss nan: training diverged"):
         run.train()
     again = open_run(config)
-    assert again.done == 4 and all(np.isfinite(array).all() for array in again.arrays.values())
+    assert again.state.step == 4 and all(np.isfinite(array).all() for array in again.start.arrays.values())
 
 
 # Time
@@ -308,7 +307,7 @@ def test_time_spent_before_a_stop_counts(text: Path, monkeypatch: pytest.MonkeyP
         before_step(patch, 9, lambda: signal.raise_signal(signal.SIGINT))
         open_run(config).train()
     run = open_run(config)
-    assert (run.done, run.seconds) == (10, 10.0)
+    assert (run.state.step, run.state.seconds) == (10, 10.0)
     run.train()
     assert log_of(run)["evaluations"][-1]["step"] == 30
 

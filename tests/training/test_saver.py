@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from picogpt.runs import checkpoint, checkpoints
-from picogpt.runs.log import RunLog, read_log
+from picogpt.runs.log import Evaluation, RunLog, read_log
 from picogpt.system.files import sync_file
 from picogpt.training import saver
 from picogpt.training.saver import Saver
+from tests.support.checkpoints import meta
 
 
 @pytest.fixture
@@ -34,8 +35,8 @@ def slow_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
 def save(saver: Saver, run_dir: Path, step: int) -> dict[str, np.ndarray]:
     arrays = {"w": np.full((3, 4), step, np.float32)}
     log = RunLog(run_dir / "log.pkl", {})
-    log.evaluation(step=step, train_loss=1.0, val_loss=1.0)
-    saver.save(step, arrays, {}, {"val_loss": 1.0, "evaluated": True}, log.to_bytes())
+    log.evaluation(Evaluation(step, 1.0, 1.0))
+    saver.save(step, arrays, {}, meta(1.0, evaluated=True), log.to_bytes())
     return arrays
 
 
@@ -50,7 +51,7 @@ def test_nothing_waits_for_the_disk(tmp_path: Path, slow_disk: threading.Event) 
     assert not saver.busy and saver.problem == ""
     found = checkpoints.latest(tmp_path)
     assert found is not None and (found.model["w"] == 1).all()
-    assert read_log(tmp_path / "log.pkl")["iter_num"] == 1
+    assert read_log(tmp_path / "log.pkl").iter_num == 1
 
 
 def test_one_at_a_time_and_older_ones_go(tmp_path: Path) -> None:

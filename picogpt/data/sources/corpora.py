@@ -19,7 +19,7 @@ _BLOCK = 1 << 20  # bytes read at once
 
 # The repository keeps its sample beside the package; an installed wheel carries it inside.
 _SAMPLE_PLACES = (
-    Path(__file__).resolve().parents[2] / "dataset" / "sample.txt",
+    Path(__file__).resolve().parents[3] / "dataset" / "sample.txt",
     Path(__file__).resolve().with_name("sample.txt"),
 )
 

@@ -1,14 +1,12 @@
 """The background process that fills a stream's folder, as the run that started it sees it."""
 
-import os
 import subprocess
-import sys
 import time
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 
 from picogpt.data.streaming.plan import Plan, StreamStatus, read_status
+from picogpt.system.processes import start
 
 _AFTER_DYING, _AFTER_FAILING = 10.0, 60.0  # seconds before it is begun again
 
@@ -25,16 +23,9 @@ class StreamProcess:
     def start(self) -> None:
         """Begin, or begin again. Raises OSError where the system has no process to give."""
         self._began = time.monotonic()
-        package = Path(__file__).resolve().parents[2]
-        path = os.pathsep.join([str(package), *filter(None, [os.environ.get("PYTHONPATH")])])
         with (self.plan.folder / "stream.err").open("wb") as errors:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "picogpt.data.streaming.filler", self.plan.to_json()],
-                stdin=subprocess.PIPE,  # whose end tells it that we are gone
-                stdout=subprocess.DEVNULL,
-                stderr=errors,
-                env={**os.environ, "PYTHONPATH": path},
-            )
+            # The end of its standard input tells it that we are gone.
+            process = start("picogpt.data.streaming.filler", self.plan.to_json(), stdin=subprocess.PIPE, stderr=errors)
         self.close()
         self._process = process
 
