@@ -1,4 +1,4 @@
-"""Let a trained model write: python inference.py --prompt "The sun". The same as `picogpt generate`; see --help."""
+"""Generate text: python inference.py --prompt "The sun". The same as `picogpt generate`; see --help."""
 
 import sys
 
@@ -7,5 +7,5 @@ if __name__ == "__main__":
         from picogpt.cli import main
 
         sys.exit(main(["generate", *sys.argv[1:]]))
-    except KeyboardInterrupt:  # before there was anybody to hear it
+    except KeyboardInterrupt:  # Ctrl-C during the imports
         sys.exit(130)

@@ -7,5 +7,5 @@ if __name__ == "__main__":
         from picogpt.cli import main
 
         sys.exit(main(["train", *sys.argv[1:]]))
-    except KeyboardInterrupt:  # before there was anybody to hear it
+    except KeyboardInterrupt:  # Ctrl-C during the imports
         sys.exit(130)

@@ -1,1 +1,1 @@
-"""picogpt beside other programs: see README.md here."""
+"""Comparisons of picogpt with other programs: see README.md here."""

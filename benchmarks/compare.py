@@ -1,4 +1,4 @@
-"""`python -m benchmarks.compare`: picogpt and its peers in turns, on this machine, as a table.
+"""`python -m benchmarks.compare`: measures picogpt and its peers in turns on this machine, and prints a table.
 
 Every measurement is a process of its own. A round measures each contestant once, picogpt first; the table holds medians
 over the rounds, and a ratio is the median of the rounds' ratios, because a machine's speed drifts for minutes.
@@ -12,11 +12,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
-from benchmarks.table import PEERS, Results, as_markdown, as_rich, rows
+from benchmarks.table import PEERS, Answer, Results, as_markdown, as_rich, number, rows
 from picogpt.commands.options import parse
 from picogpt.errors import UserError
 from picogpt.system import hardware
@@ -35,19 +34,19 @@ class Compare:
     """Measure picogpt and PyTorch in turns and print a table of medians, ratios and peak memory."""
 
     quick: bool = False
-    """One round of short windows, without the largest model: a look, not a figure to quote."""
+    """One round of short windows, without the largest model: a first impression, not a figure to quote."""
     peer_python: str = ""
     """The Python of an environment with torch. Without it the peers are left out."""
     data: str = ""
     """The text file for the time to a loss. Without it that row is left out."""
     seconds: float = 0.0
-    """Length of a window of measuring speed. 0: 30, with --quick 4."""
+    """Seconds of each measurement of speed. 0: 30, with --quick 4."""
     rounds: int = 0
-    """How often each is measured. 0: 3, with --quick 1."""
+    """How often each contestant is measured. 0: 3, with --quick 1."""
     markdown: bool = False
     """Print the table in Markdown."""
     json: bool = False
-    """Print one JSON object: the table, and every measurement behind it."""
+    """Print one JSON object: the table, and every measurement that it is made of."""
 
     def __post_init__(self) -> None:
         if self.seconds < 0 or self.rounds < 0:
@@ -61,7 +60,7 @@ class Compare:
 
 
 def contestants(args: Compare, seed: int) -> dict[str, list[str]]:
-    """Name -> command, in the order of measuring; the table knows the names."""
+    """Return name -> command, in the order of measuring; the table knows the names."""
     seconds = args.seconds or (4.0 if args.quick else 30.0)
 
     def train(*options: str) -> list[str]:
@@ -90,7 +89,7 @@ def contestants(args: Compare, seed: int) -> dict[str, list[str]]:
 
 
 def left_out(args: Compare) -> dict[str, str]:
-    """Name -> why it is not measured, of those that are not."""
+    """Return name -> reason for the contestants that are not measured."""
     names = contestants(args, 0)
     reasons = dict.fromkeys((name for name in names if name.startswith("time")), NO_DATA) if not args.data else {}
     if not args.peer_python:
@@ -101,7 +100,7 @@ def left_out(args: Compare) -> dict[str, str]:
 
 
 def measure(args: Compare) -> tuple[Results, dict[str, str]]:
-    """(what each contestant printed in each round, why others have nothing). A line a measurement goes to stderr."""
+    """Return what each contestant printed in each round, and why others have no result. Shows progress on stderr."""
     results: Results = {}
     absent = left_out(args)
     rounds = args.rounds or (1 if args.quick else 3)
@@ -116,25 +115,22 @@ def measure(args: Compare) -> tuple[Results, dict[str, str]]:
                 results.pop(name, None)  # a row is all its rounds or none
                 print(absent[name], file=sys.stderr, flush=True)
                 continue
-            answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+            answer: Answer = json.loads(done.stdout.splitlines()[-1])
             results.setdefault(name, []).append(answer)
             print(f"{headline(answer)}, {answer['peak_rss_mb']} MB", file=sys.stderr, flush=True)
     return results, absent
 
 
-def headline(answer: dict[str, Any]) -> str:
+def headline(answer: Answer) -> str:
+    """Return the main figure of a measurement in words."""
     if "tokens_per_second" in answer:
-        return f"{answer['tokens_per_second']:,.0f} tokens/s"
-    # picogpt answers with one figure a seed
-    seconds, loss = (
-        value[0] if isinstance(value, list) else value for value in (answer["seconds"], answer["val_loss"])
-    )
-    return f"{seconds} s to a validation loss of {loss}"
+        return f"{number(answer, 'tokens_per_second'):,.0f} tokens/s"
+    return f"{number(answer, 'seconds')} s to a validation loss of {number(answer, 'val_loss')}"
 
 
 def reason(stderr: str) -> str:
-    """The line of a failed program's output that says most: the last that names an error, or else the last."""
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()] or ["it said nothing"]
+    """Return the most telling line of a failed program's output: the last that names an error, or else the last."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()] or ["it printed nothing"]
     errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
     return (errors or lines)[-1][:160]
 

@@ -1,14 +1,16 @@
-"""What the measurements of `benchmarks.compare` say, as the rows of a table."""
+"""The table that `benchmarks.compare` makes of its measurements."""
 
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from statistics import median
-from typing import Any
 
 from rich.table import Table
 
-# What each contestant printed, a dict a round.
-Results = dict[str, list[dict[str, Any]]]
+Answer = dict[str, object]
+"""The JSON object that one measurement printed."""
+
+Results = dict[str, list[Answer]]
+"""What each contestant printed, an answer a round."""
 
 PEERS = {f"{how} {batch}": (how, batch) for how in ("eager", "compile") for batch in (4, 8, 16, 32)}
 COLUMNS = ("what", "picogpt", "beside it", "ratio", "peak MB")
@@ -16,7 +18,7 @@ COLUMNS = ("what", "picogpt", "beside it", "ratio", "peak MB")
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table. `ratio` is above 1 where picogpt, or the first of two ways of it, is the faster."""
+    """A row of the table. `ratio` is above 1 where picogpt, or the first of two of its settings, is faster."""
 
     what: str
     picogpt: str
@@ -26,13 +28,13 @@ class Row:
 
 
 def rows(results: Results, absent: Mapping[str, str]) -> list[Row]:
-    """The table of what was measured; `absent` says of each contestant without results why it has none."""
+    """Return the rows of the table; `absent` says of each contestant without results why it has none."""
     facts = _Facts(results, absent)
     pico = "pico, AdamW, batch 16"
     return [
         facts.best_peer(pico),
         *facts.peers(pico),
-        facts.roof(pico, "pico"),
+        facts.peak_speed(pico, "pico"),
         *(facts.bound(name, name) for name in ("pico", "exercise-base", "race")),
         facts.against("pico rolling, --context 1280", "rolling", "pico", "plain windows"),
         facts.against("the same, both with Muon", "rolling muon", "pico muon", "plain windows"),
@@ -48,79 +50,96 @@ class _Facts:
     def __init__(self, results: Results, absent: Mapping[str, str]) -> None:
         self.results, self.absent = results, absent
 
+    def values(self, name: str, key: str) -> list[float]:
+        """Return a figure of each round."""
+        return [number(answer, key) for answer in self.results[name]]
+
     def median(self, name: str, key: str) -> float:
-        return float(median(answer[key] for answer in self.results[name]))
+        return float(median(self.values(name, key)))
 
     def speed(self, name: str) -> str:
+        """Return a speed in words, or why there is none."""
         if name not in self.results:
             return self.absent[name]
         return f"{self.median(name, 'tokens_per_second'):,.0f} tokens/s"
 
-    def peak(self, *names: str) -> str:
+    def memory(self, *names: str) -> str:
+        """Return the peaks of memory of these contestants."""
         known = [name for name in names if name in self.results and self.results[name][0]["peak_rss_mb"] is not None]
         return " / ".join(f"{self.median(name, 'peak_rss_mb'):,.0f}" if name in known else "-" for name in names)
 
-    def ratio(self, ours: str, theirs: str, key: str = "tokens_per_second") -> str:
-        if ours not in self.results or theirs not in self.results:
+    def ratio(self, first: str, other: str) -> str:
+        """Return the median ratio of two speeds."""
+        if first not in self.results or other not in self.results:
             return ""
-        pairs = zip(self.results[ours], self.results[theirs], strict=True)
-        return f"{median(a[key] / b[key] for a, b in pairs):.2f}"
+        speeds = (self.values(name, "tokens_per_second") for name in (first, other))
+        return f"{median(a / b for a, b in zip(*speeds, strict=True)):.2f}"
 
-    def against(self, what: str, ours: str, theirs: str = "", label: str = "") -> Row:
-        """A speed, and that of another contestant beside it."""
-        if not theirs:
-            return Row(what, self.speed(ours), peak_mb=self.peak(ours))
-        beside = f"{label}: {self.speed(theirs)}"
-        return Row(what, self.speed(ours), beside, self.ratio(ours, theirs), self.peak(ours, theirs))
+    def against(self, what: str, first: str, other: str = "", label: str = "") -> Row:
+        """Return the row of a speed, with that of another contestant beside it."""
+        if not other:
+            return Row(what, self.speed(first), peak_mb=self.memory(first))
+        beside = f"{label}: {self.speed(other)}"
+        return Row(what, self.speed(first), beside, self.ratio(first, other), self.memory(first, other))
 
     def best_peer(self, what: str) -> Row:
+        """Return the row of the fastest peer."""
         measured = [name for name in PEERS if name in self.results]
         if not measured:
-            return Row(what, self.speed("pico"), "no peer was measured", peak_mb=self.peak("pico"))
+            return Row(what, self.speed("pico"), "no peer was measured", peak_mb=self.memory("pico"))
         best = max(measured, key=lambda name: self.median(name, "tokens_per_second"))
         return self.against(what, "pico", best, f"best of PyTorch, {_peer(best)}")
 
     def peers(self, what: str) -> list[Row]:
-        """A row a peer; one for all where they have nothing for the same reason."""
+        """Return a row a peer; one for all where none has results, for the same reason."""
         reasons = {self.absent.get(name) for name in PEERS}
         if len(reasons) == 1 and (reason := reasons.pop()):
             return [Row("", "", f"PyTorch: {reason}")]
         return [self.against(what, "pico", name, f"PyTorch {_peer(name)}") for name in PEERS]
 
-    def roof(self, what: str, name: str) -> Row:
+    def peak_speed(self, what: str, name: str) -> Row:
+        """Return the row of a speed beside what sgemm would allow."""
         if name not in self.results:
             return Row(what, self.speed(name))
         gflops, mflop = self.median(name, "sgemm_gflops"), self.median(name, "mflop_per_token")
         beside = f"sgemm, {gflops:,.0f} GFLOP/s: {1e3 * gflops / mflop:,.0f} tokens/s"
-        return Row(what, self.speed(name), beside, f"{self.median(name, 'roof_fraction'):.2f}")
+        return Row(what, self.speed(name), beside, f"{self.median(name, 'peak_fraction'):.2f}")
 
     def bound(self, what: str, name: str) -> Row:
+        """Return the row of a speed beside what its matrix products would allow."""
         if name not in self.results:
             return Row(what, self.speed(name))
         beside = f"its matrix products alone: {self.median(name, 'matmul_bound_tokens_per_second'):,.0f} tokens/s"
-        return Row(what, self.speed(name), beside, f"{self.median(name, 'matmul_fraction'):.2f}", self.peak(name))
+        return Row(what, self.speed(name), beside, f"{self.median(name, 'matmul_fraction'):.2f}", self.memory(name))
 
     def time_to_loss(self) -> list[Row]:
-        """picogpt's seconds to its target beside a peer's to the end of its recipe; one row where none was measured."""
+        """Return the rows of picogpt's seconds to its target beside each peer's to the end of its recipe."""
         if "time" not in self.results:
             return [Row("time to loss, race", self.absent["time"])]
-        runs = self.results["time"]
-        seconds, losses = [run["seconds"][0] for run in runs], [run["val_loss"][0] for run in runs]
-        reached = all(run["reached"][0] for run in runs)
-        ours = f"{median(seconds):.1f} s, worst loss {max(losses):.4f}"
+        seconds, reached = self.values("time", "seconds"), all(self.values("time", "reached"))
+        figures = f"{median(seconds):.1f} s, worst loss {max(self.values('time', 'val_loss')):.4f}"
         found = []
         for name in ("time eager", "time compile"):
             label = f"nanoGPT's recipe, {name.removeprefix('time ')}: "
             if name in self.results:
                 beside = f"{self.median(name, 'seconds'):.1f} s, loss {self.median(name, 'val_loss'):.4f}"
-                times = [peer["seconds"] / own for own, peer in zip(seconds, self.results[name], strict=True)]
-                ratio = f"{median(times):.2f}" if reached else ""
+                ratios = [peer / own for own, peer in zip(seconds, self.values(name, "seconds"), strict=True)]
+                ratio = f"{median(ratios):.2f}" if reached else ""
             else:
                 beside, ratio = self.absent[name], ""
-            shown = ours if reached else f"NOT REACHED in every round: {ours}"
-            what = f"time to loss {runs[0]['target']:g}, race"
-            found.append(Row(what, shown, label + beside, ratio, self.peak("time", name)))
+            shown = figures if reached else f"NOT REACHED in every round: {figures}"
+            what = f"time to loss {self.values('time', 'target')[0]:g}, race"
+            found.append(Row(what, shown, label + beside, ratio, self.memory("time", name)))
         return found
+
+
+def number(answer: Answer, key: str) -> float:
+    """Return a figure of an answer; of a list, which has one a seed, the first."""
+    value = answer[key]
+    if isinstance(value, list):
+        value = value[0]
+    assert isinstance(value, int | float)
+    return value
 
 
 def _peer(name: str) -> str:
@@ -129,6 +148,7 @@ def _peer(name: str) -> str:
 
 
 def as_rich(table: list[Row], machine: str) -> Table:
+    """Return the table for a terminal, with the machine's name as its title."""
     shown = Table(title=machine, title_justify="left")
     for column in COLUMNS:
         shown.add_column(column, justify="right" if column in ("ratio", "peak MB") else "left")
@@ -138,7 +158,7 @@ def as_rich(table: list[Row], machine: str) -> Table:
 
 
 def as_markdown(table: list[Row], machine: str) -> str:
-    """The same as a Markdown table below the machine's name."""
+    """Return the table in Markdown, below the machine's name."""
     lines = [COLUMNS, ("---",) * len(COLUMNS), *(astuple(row) for row in table)]
     cells = (" | ".join(cell.replace("|", "\\|") for cell in line) for line in lines)
     return "\n".join([f"{machine}:", "", *(f"| {line} |" for line in cells)])

@@ -1,4 +1,4 @@
-"""`python -m picogpt`: the same as the command `picogpt`."""
+"""Runs the command `picogpt` as `python -m picogpt`."""
 
 import sys
 

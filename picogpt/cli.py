@@ -1,4 +1,4 @@
-"""The `picogpt` command: finds what was asked for, and turns every error a user can put right into one line."""
+"""The `picogpt` command: runs the command that is named, and prints a problem the user can solve as one line."""
 
 import os
 import sys
@@ -20,15 +20,15 @@ COMMANDS = {
     "sweep": "picogpt.commands.sweep",
     "bench": "picogpt.commands.bench",
 }
-"""The module of each: its docstring is the line in the list of commands, and its `run` takes the rest of the words."""
+"""The module of each command: its docstring is the line in the list of commands, and its `run` takes the options."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit status: 2, after one line on stderr, for what the user can put right."""
+    """Run one command. Returns the exit status: 2, after one line on stderr, for a problem the user can solve."""
     argv = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # not what stands in for them in tests and notebooks, or None when closed
-            stream.reconfigure(errors="replace")  # what a terminal cannot show, or a pipe sends, is no reason to stop
+        if hasattr(stream, "reconfigure"):  # not None, when closed, nor what replaces it in tests and notebooks
+            stream.reconfigure(errors="replace")  # a character that cannot be shown or decoded is no reason to stop
     try:
         if not argv or argv[0] in ("-h", "--help"):
             print(_usage())
@@ -40,21 +40,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
         return 0
     except (UserError, OSError) as error:
-        if isinstance(error, BrokenPipeError):  # the reader of our output has gone, as `| head` does
+        if isinstance(error, BrokenPipeError):  # the reader of the output has ended, as `| head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
-        _complain(f"picogpt: {error}")
+        _print_error(f"picogpt: {error}")
         return 2
     except MemoryError as error:
-        _complain(f"picogpt: out of memory ({error}): try --low-memory, a smaller model, batch or number of samples")
+        _print_error(f"picogpt: out of memory ({error}): try --low-memory, a smaller model, batch or number of samples")
         return 2
     except KeyboardInterrupt:
-        _complain("")
+        _print_error("")
         return 130
 
 
-def _complain(line: str) -> None:
-    with suppress(OSError):  # nobody can be told, but for the exit status
+def _print_error(line: str) -> None:
+    with suppress(OSError):  # then only the exit status tells
         print(line, file=sys.stderr, flush=True)
 
 

@@ -6,7 +6,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 
@@ -24,12 +23,12 @@ from picogpt.system import hardware
 BATCHES = 10_000
 
 
-def measure(config: RunConfig, megabytes: int, seconds: float, dataset_dir: Path) -> dict[str, Any]:
+def measure(config: RunConfig, megabytes: int, seconds: float, dataset_dir: Path) -> dict[str, object]:
     """Make token shards of the corpus, repeated up to so many megabytes of text, then read batches for so many seconds.
 
     prepare: reading, tokenizing, writing and verifying, all that happens before the first step. encode: the tokenizer
-    alone, on text in memory. loader: batches in training order. rss_growth_mb is what the process holds at the end
-    more than before it opened the text. `dataset_dir`: where a corpus that is downloaded lands.
+    alone, on text in memory. loader: batches in training order. rss_growth_mb: resident memory of the process at the
+    end, minus that before it opened the text. `dataset_dir`: where a corpus is downloaded to.
     Raises UserError for what is wrong with the text or the options.
     """
     if megabytes < 0:
@@ -37,7 +36,7 @@ def measure(config: RunConfig, megabytes: int, seconds: float, dataset_dir: Path
     if not seconds > 0:
         raise UserError(f"seconds must be positive, not {seconds}")
     corpus = open_corpus(config.data, dataset_dir)
-    # Where a failure still holds the token files open, Windows cannot delete them: the failure is the news.
+    # After a failure the token files may still be open, and Windows cannot delete them: the failure is reported.
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         text = _repeated(corpus, megabytes, Path(folder) / "text.txt")
         config = replace(config, data=replace(config.data, data=str(text)))
@@ -45,7 +44,7 @@ def measure(config: RunConfig, megabytes: int, seconds: float, dataset_dir: Path
 
 
 def _repeated(corpus: Corpus, megabytes: int, path: Path) -> Path:
-    """The corpus as one file of at least so many megabytes of UTF-8; `path` is where it goes."""
+    """Write the corpus to `path` as one file of at least so many megabytes of UTF-8. Returns the path."""
     with path.open("wb") as file:
         while not file.tell() or file.tell() < megabytes << 20:
             for piece in corpus.text():
@@ -53,7 +52,8 @@ def _repeated(corpus: Corpus, megabytes: int, path: Path) -> Path:
     return path
 
 
-def _measure(config: RunConfig, text: Path, seconds: float, dataset_dir: Path) -> dict[str, Any]:
+def _measure(config: RunConfig, text: Path, seconds: float, dataset_dir: Path) -> dict[str, object]:
+    """Measure on a text file; the shards are written to `dataset_dir`."""
     resident = hardware.resident_memory()
     began = time.perf_counter()
     data = prepare(config.data, dataset_dir, lambda _: None)
@@ -88,11 +88,11 @@ def _measure(config: RunConfig, text: Path, seconds: float, dataset_dir: Path) -
     }
 
 
-def measure_large(config: RunConfig, gigabytes: int) -> dict[str, Any]:
-    """Read batches from shards of so many GB: random ids, one shard on the disk that goes by many names.
+def measure_large(config: RunConfig, gigabytes: int) -> dict[str, object]:
+    """Read batches from shards of so many GB: random ids, one shard on the disk with many names.
 
-    large_rss_growth_mb: the most that the process held more than after its first batch. Raises UserError for less than
-    a gigabyte.
+    large_rss_growth_mb: peak of the process's resident memory, minus that after its first batch. Raises UserError for
+    less than a gigabyte.
     """
     if gigabytes < 1:
         raise UserError(f"gigabytes must be positive, not {gigabytes}")
@@ -103,7 +103,7 @@ def measure_large(config: RunConfig, gigabytes: int) -> dict[str, Any]:
         resident, most = hardware.resident_memory(), 0
         began = time.perf_counter()
         for batch in range(BATCHES):
-            # As far apart as in a run of so many steps that it sees everything.
+            # As far apart as in a run of BATCHES steps that reads everything once.
             loader.batch(batch * (loader.windows_per_epoch // BATCHES), count)
             most = max(most, hardware.resident_memory() - resident) if batch % 100 == 0 else most
         seconds = time.perf_counter() - began
@@ -115,7 +115,7 @@ def measure_large(config: RunConfig, gigabytes: int) -> dict[str, Any]:
 
 
 def _many_names(folder: Path, tokens: int) -> Shards:
-    """A full shard of random ids, linked until there are so many tokens."""
+    """Make a full shard of random ids, with as many names as make so many tokens."""
     with ShardWriter(folder, np.uint8, "random", "random") as writer:
         writer.append(generator(0, "shard").integers(0, 88, SHARD_TOKENS, dtype=np.uint8))
     index = json.loads((folder / INDEX).read_bytes())

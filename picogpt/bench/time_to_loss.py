@@ -1,4 +1,4 @@
-"""`picogpt bench time-to-loss`: how long it takes to learn a text, from opening it to a loss on what was held back."""
+"""`picogpt bench time-to-loss`: how long training takes, from opening a text to a validation loss."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from picogpt.config import DataConfig, RunConfig
 from picogpt.data.loader import Loader, validation_windows
@@ -23,14 +22,13 @@ from picogpt.training.device import fitted_here, open_lanes
 from picogpt.training.resume import fit_vocabulary
 from picogpt.training.trainer import Trainer
 
-SLICE = 16  # one validation window in so many is looked at along the way
-
+SLICE = 16  # one validation window in so many is evaluated along the way
 NEAR = 0.03  # nats from the target at which all of them are
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How one seed went: `seconds` without the evaluations over the whole validation split, `total_seconds` with."""
+class SeedResult:
+    """Result of one seed: `seconds` without the evaluations over the whole validation split, `total_seconds` with."""
 
     reached: bool
     steps: int
@@ -40,19 +38,20 @@ class Outcome:
     peak: int  # bytes of memory
 
     def sentence(self, target: float) -> str:
+        """Return the result in words."""
         figures = f"validation loss {self.val_loss:.4f} after {self.steps:,} steps and {self.seconds:.1f} s"
         return figures if self.reached else f"NOT REACHED: {figures}, where {target:g} was asked for"
 
 
 def measure(
-    config: RunConfig, target: float, seeds: Sequence[int], dataset_dir: Path, tell: Callable[[int, Outcome], None]
-) -> dict[str, Any]:
+    config: RunConfig, target: float, seeds: Sequence[int], dataset_dir: Path, report: Callable[[int, SeedResult], None]
+) -> dict[str, object]:
     """Train from scratch with each seed until the validation loss is at most `target`, or to the end of the schedule.
 
-    The clock starts when the text is opened and runs through tokenizing, initialisation, every step and the looks at
-    one validation window in 16 that tell when a full evaluation is worth it, every eval_interval steps. It stands
-    still during the full evaluations. `dataset_dir`: where a corpus that is downloaded lands, before the clock starts.
-    `tell` is told each seed's outcome. The result has one entry a seed under each of Outcome's names.
+    The clock starts when the text is opened. It includes tokenizing, initialisation, every step and, every
+    eval_interval steps, the loss on one validation window in 16, which tells whether a full evaluation is worthwhile.
+    It is stopped during full evaluations. `dataset_dir`: where a corpus is downloaded to, before the clock starts.
+    `report` gets each seed's result. Under each name of a SeedResult's fields there is one value a seed.
     Raises UserError for what is wrong with the text or the options, and where training diverges.
     """
     if not seeds:
@@ -60,34 +59,34 @@ def measure(
     if not isfinite(target):
         raise UserError(f"target must be a finite number, not {target}")
     data = _on_disk(config.data, dataset_dir)
-    outcomes = []
+    results = []
     for seed in seeds:
         seeded = replace(config, data=data, train=replace(config.train, seed=seed))
-        # Where a failure still holds the token files open, Windows cannot delete them: the failure is the news.
+        # After a failure the token files may still be open, and Windows cannot delete them: the failure is reported.
         with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            outcomes.append(race(seeded, target, Path(folder)))
-        tell(seed, outcomes[-1])
+            results.append(race(seeded, target, Path(folder)))
+        report(seed, results[-1])
     return {
-        "seconds": [round(outcome.seconds, 2) for outcome in outcomes],
-        "val_loss": [round(outcome.val_loss, 6) for outcome in outcomes],
-        "reached": [outcome.reached for outcome in outcomes],
-        "steps": [outcome.steps for outcome in outcomes],
-        "total_seconds": [round(outcome.total_seconds, 2) for outcome in outcomes],
+        "seconds": [round(result.seconds, 2) for result in results],
+        "val_loss": [round(result.val_loss, 6) for result in results],
+        "reached": [result.reached for result in results],
+        "steps": [result.steps for result in results],
+        "total_seconds": [round(result.total_seconds, 2) for result in results],
         "seeds": list(seeds),
         "target": target,
         "parameters": parameter_count(config.model)[0],
-        "peak_rss_mb": round(max(outcome.peak for outcome in outcomes) / 2**20, 1),
+        "peak_rss_mb": round(max(result.peak for result in results) / 2**20, 1),
         "machine": hardware.machine(),
     }
 
 
 def _on_disk(data: DataConfig, dataset_dir: Path) -> DataConfig:
-    """The same text as files of this disk, downloaded if need be: a download is not training."""
+    """Return the data as a file on this disk, downloaded where necessary: a download is not training."""
     files = open_corpus(data, dataset_dir).files
     return replace(data, data=str(files[0])) if len(files) == 1 else data
 
 
-def race(config: RunConfig, target: float, dataset_dir: Path) -> Outcome:
+def race(config: RunConfig, target: float, dataset_dir: Path) -> SeedResult:
     """Train one seed. Tokens are written to `dataset_dir`."""
     train = config.train
     began, evaluating = time.perf_counter(), 0.0  # evaluating: seconds that do not count
@@ -113,4 +112,4 @@ def race(config: RunConfig, target: float, dataset_dir: Path) -> Outcome:
                 evaluating += time.perf_counter() - paused
                 if loss <= target or progress >= 1:
                     total = seconds() + evaluating
-                    return Outcome(loss <= target, done, loss, seconds(), total, hardware.peak_memory())
+                    return SeedResult(loss <= target, done, loss, seconds(), total, hardware.peak_memory())

@@ -1,11 +1,10 @@
-"""`picogpt bench train`: training speed, measured beside the machine's own limits in the same minute."""
+"""`picogpt bench train`: training speed, with the machine's own limits measured in the same minute."""
 
 import time
-from typing import Any
 
 import numpy as np
 
-from picogpt.bench.bound import MatmulBound, sgemm_on
+from picogpt.bench.matmul_bound import MatmulBound, sgemm_on
 from picogpt.config import RunConfig
 from picogpt.engine.lanes import Lanes
 from picogpt.errors import UserError
@@ -17,17 +16,16 @@ from picogpt.system.terminal import to_stderr
 from picogpt.training.device import fitted_here, open_lanes
 from picogpt.training.trainer import Trainer
 
-ROUNDS = 5  # one, where there is less than a second for them all
+ROUNDS = 5  # one, where there is less than a second for all of them
+WARMUP_STEPS = 2  # the first step fills the workspaces, the second reaches the peak of memory
 
-WARMUP_STEPS = 2  # the first step of all fills the workspaces, the second shows the peak of memory
 
+def measure(config: RunConfig, seconds: float) -> dict[str, object]:
+    """Train on random ids and return the medians of ROUNDS, each with a measurement of the machine's limits.
 
-def measure(config: RunConfig, seconds: float) -> dict[str, Any]:
-    """Train on random ids and return the medians of ROUNDS, each beside a measurement of the machine's limits.
-
-    roof_fraction is tokens/s times FLOPs a token over what the same number of threads reach in a large sgemm.
+    peak_fraction is tokens/s times FLOPs a token over what the same number of threads reach in a large sgemm.
     matmul_fraction is tokens/s over what the lanes reach in this model's matrix products alone, and None where it has
-    none. On a GPU both are None. peak_rss_mb is training's own, taken before the limits are measured.
+    none. On a GPU both are None. peak_rss_mb is that of training, taken before the limits are measured.
     Raises UserError for no time to measure in.
     """
     if not seconds > 0:
@@ -37,24 +35,24 @@ def measure(config: RunConfig, seconds: float) -> dict[str, Any]:
         training = _Training(config, lanes)
         bound = MatmulBound(config, training.trainer.micro_batch, lanes)
         training.tokens_per_second(seconds / rounds, WARMUP_STEPS)
-        peak = hardware.peak_memory()
-        speeds, roofs, bounds = [], [], []
+        memory = hardware.peak_memory()
+        speeds, peaks, bounds = [], [], []
         for _ in range(rounds):
             speeds.append(training.tokens_per_second(seconds / rounds))
             if config.train.device == "cpu":
-                roofs.append(sgemm_on(lanes.count * lanes.blas_threads))
+                peaks.append(sgemm_on(lanes.count * lanes.blas_threads))
                 bounds.append(bound.tokens_per_second(seconds / rounds / 4))
     flops = flops_per_token(config.model)
     possible = [limit for limit in bounds if limit is not None]
     return {
         "tokens_per_second": _median(speeds, 1),
-        "sgemm_gflops": _median(roofs, 1) if roofs else None,
-        "roof_fraction": _median([s * flops / (r * 1e9) for s, r in zip(speeds, roofs, strict=True)], 3)
-        if roofs
+        "sgemm_gflops": _median(peaks, 1) if peaks else None,
+        "peak_fraction": _median([s * flops / (p * 1e9) for s, p in zip(speeds, peaks, strict=True)], 3)
+        if peaks
         else None,
         "matmul_bound_tokens_per_second": _median(possible, 1) if possible else None,
         "matmul_fraction": _median([s / b for s, b in zip(speeds, possible, strict=True)], 3) if possible else None,
-        "peak_rss_mb": round(peak / 2**20, 1),
+        "peak_rss_mb": round(memory / 2**20, 1),
         "micro_batch": training.trainer.micro_batch,
         "lanes": lanes.count,
         "optimizer": config.train.optimizer,
@@ -66,7 +64,7 @@ def measure(config: RunConfig, seconds: float) -> dict[str, Any]:
 
 
 class _Training:
-    """Steps on one batch of random ids."""
+    """Trains on one batch of random ids, again and again."""
 
     def __init__(self, config: RunConfig, lanes: Lanes) -> None:
         seed, shape = config.train.seed, (config.train.batch_size, config.context + 1)
@@ -75,7 +73,7 @@ class _Training:
         self._done = 0
 
     def tokens_per_second(self, seconds: float, at_least: int = 1) -> float:
-        """Train for about so many seconds and at least so many steps."""
+        """Train for about so many seconds and at least so many steps. Returns tokens a second."""
         x, y = self._ids[:, :-1], self._ids[:, 1:]
         began, steps = time.perf_counter(), 0
         while steps < at_least or time.perf_counter() - began < seconds:

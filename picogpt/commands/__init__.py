@@ -1,1 +1,1 @@
-"""One file a command: its options, which are the fields of a dataclass, and what it does."""
+"""The commands, one file each: its options, which are the fields of a dataclass, and what it does."""

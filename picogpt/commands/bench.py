@@ -1,151 +1,154 @@
-"""Measure speed: of training, to a loss, of reading text, of writing it."""
+"""Measure speed: of training, of reaching a loss, of preparing and reading data, of generating text."""
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-from picogpt.commands.options import Preset, first_of, parse
+from picogpt.commands.options import PresetArgs, parse, parse_known
 from picogpt.config import RunConfig
 from picogpt.config.presets import preset
 from picogpt.errors import UserError
 
 
 @dataclass(frozen=True)
-class BenchTrain(Preset):
-    """Training: tokens a second beside the limits of this machine's matrix multiplication."""
+class BenchArgs(PresetArgs):
+    """The options that all measurements share."""
 
-    config: RunConfig = field(default_factory=RunConfig)
-    seconds: float = 20.0
-    """How long to train; the measurements of the machine come on top."""
     json: bool = False
     """Print one JSON object."""
 
 
 @dataclass(frozen=True)
-class RacePreset(Preset):
-    """The named run that `time-to-loss` trains unless told otherwise."""
+class BenchTrainArgs(BenchArgs):
+    """Measure training: tokens a second, beside what this machine's matrix multiplication would allow."""
 
-    preset: str = "race"
-    """The named run to start from; its settings are the defaults of all other options."""
+    config: RunConfig = field(default_factory=RunConfig)
+    seconds: float = 20.0
+    """Seconds to train for. The measurements of the machine take additional time."""
 
 
 @dataclass(frozen=True)
-class BenchTimeToLoss(RacePreset):
-    """The seconds from an unread text to a validation loss, over the whole validation split; once a seed."""
+class RacePresetArgs(BenchArgs):
+    """The preset of `time-to-loss`, which has another default."""
+
+    preset: str = "race"
+    """A named set of settings, which are the defaults of all other options."""
+
+
+@dataclass(frozen=True)
+class BenchTimeToLossArgs(RacePresetArgs):
+    """Measure the seconds from a raw text to a validation loss over the whole validation split, once for each seed."""
 
     config: RunConfig = field(default_factory=RunConfig)
     target: float = 1.8857
     """The loss to reach, in nats a token. The default is that of nanoGPT's run for a CPU."""
     seeds: tuple[int, ...] = (1, 2, 3)
-    """A run from scratch with each of these."""
-    json: bool = False
-    """Print one JSON object."""
+    """Seeds, each of which makes a run from scratch."""
 
 
 @dataclass(frozen=True)
-class BenchData(Preset):
-    """Data: text to token shards, and token shards to batches."""
+class BenchDataArgs(BenchArgs):
+    """Measure data: from text to token shards, and from token shards to batches."""
 
     config: RunConfig = field(default_factory=RunConfig)
     megabytes: int = 32
-    """The text is repeated until it has so many megabytes. 0: once."""
+    """Repeat the text until it has this many megabytes. 0: use it once."""
     seconds: float = 5.0
-    """How long to read batches."""
+    """Seconds to read batches for."""
     gigabytes: int = 0
-    """Also read 10,000 batches from shards of so many GB, which take 64 MB of the disk while they are there."""
-    json: bool = False
-    """Print one JSON object."""
+    """Also read 10,000 batches from shards of this many GB. They take 64 MB of disk space until the end."""
 
 
 @dataclass(frozen=True)
-class BenchGenerate(Preset):
-    """Generating: one stream of tokens on ONNX Runtime and NumPy, from a new model of a preset or from a run."""
+class BenchGenerateArgs(BenchArgs):
+    """Measure generation: one text at a time, with ONNX Runtime and NumPy, by a new model of a preset or by a run."""
 
     run: str = ""
     """A trained run in logs/, or the path of one, instead of a new model."""
     tokens: int = 256
-    """Tokens of each stream."""
+    """Tokens to generate in each text."""
     prompt_tokens: int = 32
-    """Tokens it goes on from."""
+    """Tokens of the prompt."""
     peer: str = ""
-    """A command to measure in turns with it, which says "tok/s: NUMBER", as llama2.c's run does."""
-    json: bool = False
-    """Print one JSON object."""
+    """Another program to measure in turn: a command that prints "tok/s: NUMBER", as run of llama2.c does."""
 
 
 def bench_train(program: str, argv: Sequence[str]) -> None:
+    """Measure training and print the result."""
     from picogpt.bench.train import measure
 
-    start = preset(first_of(Preset, program, argv).preset_name)
-    # AdamW by default, because it is what other programs are measured with; --optimizer muon measures that.
+    start = preset(parse_known(PresetArgs, program, argv).preset_name)
+    # AdamW is the default because other programs are measured with it; --optimizer muon measures Muon.
     start = replace(start, train=replace(start.train, optimizer="adamw"))
-    args = parse(BenchTrain, program, argv, BenchTrain(config=start))
-    _show(measure(args.config, args.seconds), args.json)
+    args = parse(BenchTrainArgs, program, argv, BenchTrainArgs(config=start))
+    _print(measure(args.config, args.seconds), args.json)
 
 
 def bench_time_to_loss(program: str, argv: Sequence[str]) -> None:
-    from picogpt.bench.time_to_loss import Outcome, measure
+    """Measure the seconds to a loss, print each seed's when it is known, and then all of them."""
+    from picogpt.bench.time_to_loss import SeedResult, measure
     from picogpt.runs.layout import DATASET
 
-    start = preset(first_of(RacePreset, program, argv).preset_name)
-    args = parse(BenchTimeToLoss, program, argv, BenchTimeToLoss(config=start))
+    start = preset(parse_known(RacePresetArgs, program, argv).preset_name)
+    args = parse(BenchTimeToLossArgs, program, argv, BenchTimeToLossArgs(config=start))
     if args.config.train.seed != start.train.seed:
-        raise UserError("time-to-loss trains once a seed: give them with --seeds")
+        raise UserError("time-to-loss trains once for each seed: give them with --seeds")
 
-    def tell(seed: int, outcome: Outcome) -> None:
+    def report(seed: int, outcome: SeedResult) -> None:
         print(f"seed {seed}: {outcome.sentence(args.target)}", file=sys.stderr if args.json else sys.stdout, flush=True)
 
-    result = measure(args.config, args.target, args.seeds, DATASET, tell)
-    _show(result, args.json)
+    result = measure(args.config, args.target, args.seeds, DATASET, report)
+    _print(result, args.json)
 
 
 def bench_data(program: str, argv: Sequence[str]) -> None:
+    """Measure preparing and reading data and print the result."""
     from picogpt.bench.data import measure, measure_large
     from picogpt.runs.layout import DATASET
 
-    start = preset(first_of(Preset, program, argv).preset_name)
-    args = parse(BenchData, program, argv, BenchData(config=start))
+    start = preset(parse_known(PresetArgs, program, argv).preset_name)
+    args = parse(BenchDataArgs, program, argv, BenchDataArgs(config=start))
     large = measure_large(args.config, args.gigabytes) if args.gigabytes else {}
-    _show({**measure(args.config, args.megabytes, args.seconds, DATASET), **large}, args.json)
+    _print({**measure(args.config, args.megabytes, args.seconds, DATASET), **large}, args.json)
 
 
 def bench_generate(program: str, argv: Sequence[str]) -> None:
+    """Measure generation and print the result."""
     from picogpt.bench.generate import measure, new_model
     from picogpt.inference.language_model import load
 
-    args = parse(BenchGenerate, program, argv)
-    if args.run and args.preset != BenchGenerate.preset:
+    args = parse(BenchGenerateArgs, program, argv)
+    if args.run and args.preset != BenchGenerateArgs.preset:
         raise UserError(f"--run {args.run} is one model and --preset {args.preset} another: give one of them")
     model = load(args.run) if args.run else new_model(preset(args.preset))
-    _show(measure(model, args.tokens, args.prompt_tokens, args.peer), args.json)
+    _print(measure(model, args.tokens, args.prompt_tokens, args.peer), args.json)
 
 
-KINDS = {
-    "train": (bench_train, BenchTrain),
-    "time-to-loss": (bench_time_to_loss, BenchTimeToLoss),
-    "data": (bench_data, BenchData),
-    "generate": (bench_generate, BenchGenerate),
+_KINDS = {
+    "train": (bench_train, BenchTrainArgs),
+    "time-to-loss": (bench_time_to_loss, BenchTimeToLossArgs),
+    "data": (bench_data, BenchDataArgs),
+    "generate": (bench_generate, BenchGenerateArgs),
 }
 
 
 def run(argv: Sequence[str]) -> None:
-    """Measure speed: of training, to a loss, of reading text, of writing it."""
+    """Run the measurement that the first word names with the options that follow. Raises UserError for wrong ones."""
     if argv and argv[0] in ("-h", "--help"):
         print("usage: picogpt bench KIND [options]    (each kind has --help)\n")
-        for name, (_, kind) in KINDS.items():
+        for name, (_, kind) in _KINDS.items():
             print(f"  {name:14}{kind.__doc__}")
         return
-    if not argv or argv[0] not in KINDS:
-        raise UserError(f"picogpt bench measures one of: {', '.join(KINDS)} (see picogpt bench --help)")
-    KINDS[argv[0]][0](f"picogpt bench {argv[0]}", argv[1:])
+    if not argv or argv[0] not in _KINDS:
+        raise UserError(f"picogpt bench measures one of: {', '.join(_KINDS)} (see picogpt bench --help)")
+    _KINDS[argv[0]][0](f"picogpt bench {argv[0]}", argv[1:])
 
 
-def _show(result: dict[str, Any], as_json: bool) -> None:
-    """One JSON object in a line, or a line a fact."""
+def _print(result: Mapping[str, object], as_json: bool) -> None:
+    """Print a result as one JSON object, or as a line for each of its values."""
     if as_json:
-        print(json.dumps(result, allow_nan=False))
+        print(json.dumps(dict(result), allow_nan=False))
         return
     from rich.console import Console
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.table import Table
 
-from picogpt.commands.options import Preset, first_of, parse
+from picogpt.commands.options import PresetArgs, parse, parse_known
 from picogpt.config import ModelConfig, RunConfig, TrainConfig
 from picogpt.config.presets import fine_tuning, preset
 from picogpt.engine.backend import gpu
@@ -18,29 +18,31 @@ from picogpt.runs.checkpoint import read_record
 from picogpt.runs.find import use_checkpoint
 from picogpt.system import hardware
 from picogpt.system.terminal import to_stderr
+from picogpt.tokenizers.registry import unit_of
 from picogpt.training.device import fitted_here, gpu_in_words, lanes_in_words, trained_in_words
 
 
 @dataclass(frozen=True)
-class InfoArgs(Preset):
-    """What a model is made of, and whether this machine can train it."""
+class InfoArgs(PresetArgs):
+    """Show what a model is made of, what it costs, and whether this machine can train it."""
 
     config: RunConfig = field(default_factory=RunConfig)
     run: str = ""
-    """That of this run in logs/, or at this path, in place of a preset's."""
+    """Show the model of this run in logs/, or of the run at this path, instead of a preset's."""
     flops: bool = False
-    """Also what writing costs: arithmetic a token, bytes of the weights and of the keys and values."""
+    """Also show what generating costs: arithmetic a token, bytes of the weights and of the keys and values."""
 
 
 def run(argv: Sequence[str]) -> None:
-    name = first_of(Preset, "picogpt info", argv).preset_name
+    """Print what the options ask for about a model. Raises UserError for a problem the user can solve."""
+    name = parse_known(PresetArgs, "picogpt info", argv).preset_name
     args = parse(InfoArgs, "picogpt info", argv, InfoArgs(config=preset(name)))
     if args.run:
         name = args.run
         meta = use_checkpoint(name, read_record, to_stderr).meta
         config = meta.config
         if meta.is_imported:
-            config = fine_tuning(config, RunConfig(), TrainConfig.train)
+            config = fine_tuning(config, RunConfig(), TrainConfig.train, unit_of(config.data.tokenizer))
         args = parse(InfoArgs, "picogpt info", argv, InfoArgs(config=config))
     print_report(name, args.config)
     if args.flops:
@@ -48,7 +50,7 @@ def run(argv: Sequence[str]) -> None:
 
 
 def print_report(name: str, config: RunConfig) -> None:
-    """Print parameters, arithmetic and memory of a run with this configuration, and the machine's answer."""
+    """Print parameters, arithmetic and memory of a run with this configuration, and whether they fit this machine."""
     config = fitted_here(config, print)
     total, counted = parameter_count(config.model)
     costs, available, train = estimate_memory(config), hardware.available_memory(), config.train
@@ -76,7 +78,7 @@ def print_report(name: str, config: RunConfig) -> None:
 
 
 def print_costs(name: str, model: ModelConfig) -> None:
-    """Print what it takes to write with a model of this shape."""
+    """Print what generating with a model of this shape costs."""
     last = model.n_position - 1
     read, write = ((cost(model, 0), cost(model, last)) for cost in (read_flops, write_flops))
     bits = {"fp32": 32, "bf16": 16, "int8": 8, "int4": 4}
@@ -88,7 +90,7 @@ def print_costs(name: str, model: ModelConfig) -> None:
         "50 tokens in, 100 out": f"{text_flops(model, 50, 100) / 1e9:,.2f} GFLOPs",
         "keys and values": f"{_bytes(cache_bytes(model))} for a full window of {model.context_len:,} tokens",
     }
-    table = Table(title=f"{name}: to write", title_justify="left", show_header=False, box=None)
+    table = Table(title=f"{name}: generating", title_justify="left", show_header=False, box=None)
     for label, value in rows.items():
         table.add_row(label, value)
     Console().print(table)

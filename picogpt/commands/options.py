@@ -1,11 +1,11 @@
-"""Command lines from dataclasses: a field is an option, its docstring the help, and what is wrong is one line."""
+"""Command lines from dataclasses: a field is an option, its docstring the help text, and an error is one line."""
 
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
@@ -16,64 +16,70 @@ DASHBOARD_PORT = "8050"
 Args = TypeVar("Args")
 
 
-def with_port(argv: Sequence[str]) -> list[str]:
-    """Give --dashboard its value where it has none, which the parser cannot."""
+def with_dashboard_port(argv: Sequence[str]) -> list[str]:
+    """Return the words with a port after a --dashboard that has no value, which the parser would refuse."""
     following = [*argv[1:], "-"]
     bare = [i for i, word in enumerate(argv) if word == "--dashboard" and following[i].startswith("-")]
     return [part for i, word in enumerate(argv) for part in ([word, DASHBOARD_PORT] if i in bare else [word])]
 
 
 @dataclass(frozen=True)
-class Preset:
-    """Which named run the other options start from."""
+class PresetArgs:
+    """The option that names a preset."""
 
     preset: str = "pico"
-    """The named run to start from; its settings are the defaults of all other options."""
+    """A named set of settings, which are the defaults of all other options."""
 
     @property
     def preset_name(self) -> str:
+        """The preset that is asked for."""
         return self.preset
 
 
 def parse(kind: type[Args], program: str, argv: Sequence[str], default: Args | None = None) -> Args:
-    """The options as a `kind`. `program`: what the user typed before them. Raises UserError for a wrong option."""
-    options: Any = OmitArgPrefixes[kind]  # type: ignore[valid-type, misc]
-    settings: dict[str, Any] = {} if default is None else {"default": default}
+    """Return the options as a `kind`, with `default` for those that are not given.
+
+    program: what the user typed before them. Raises UserError for a wrong option.
+    """
+    options: type[Args] = OmitArgPrefixes[kind]  # type: ignore[valid-type, misc]
     with _one_line_errors(program):
-        parsed: Args = tyro.cli(options, prog=program, args=argv, **settings)
-    return parsed
+        if default is None:
+            return tyro.cli(options, prog=program, args=argv)
+        return tyro.cli(options, prog=program, args=argv, default=default)
 
 
-def first_of(kind: type[Args], program: str, argv: Sequence[str]) -> Args:
-    """Those of the options that are needed before the others can be read, whose defaults they set."""
+def parse_known(kind: type[Args], program: str, argv: Sequence[str]) -> Args:
+    """Return only the options that `kind` has: they set the defaults of the others, which are parsed after them."""
     with _one_line_errors(program):
-        chosen, _ = tyro.cli(kind, args=argv, return_unknown_args=True, add_help=False)
-    return chosen
+        known, _ = tyro.cli(kind, args=argv, return_unknown_args=True, add_help=False)
+    return known
 
 
 @contextmanager
 def _one_line_errors(program: str) -> Iterator[None]:
-    """Say what is wrong with the options in one line, as every other error: tyro draws a box of several."""
-    said = io.StringIO()
+    """Raise UserError with one line for an error that tyro would print as a box of several lines."""
+    box = io.StringIO()
     try:
-        with redirect_stderr(said):
+        with redirect_stderr(box):
             yield
     except SystemExit as stop:
         if stop.code != 2:
             raise
-        lines = [line.strip("\u2502 ") for line in said.getvalue().splitlines()]
+        lines = [line.strip("\u2502 ") for line in box.getvalue().splitlines()]
         rules = [i for i, line in enumerate(lines) if line and not line.strip("-\u2500")] + [len(lines)]
-        # Some boxes have their title in the border, others above a rule of its own.
+        # Some boxes have their title in the border, others above a separate rule.
         first, end = (1, rules[0]) if rules[0] > 1 else (2, rules[1])
         reason = " ".join(lines[first:end]).strip()
-        raise UserError(f"{reason or 'these options are not right'} (see {program} --help)") from None
+        raise UserError(f"{reason or 'these options are wrong'} (see {program} --help)") from None
 
 
 @dataclass(frozen=True)
 class RunsArgs:
+    """The runs that a command reads."""
+
     runs: Positional[Annotated[tuple[str, ...], arg(metavar="RUN...", help_behavior_hint="")]]
-    """A run in logs/, its folder, or a log.pkl; or several. A folder of runs stands for all of them. The first is what
-    the others are compared with."""
+    """A run in logs/, its folder, or a log.pkl; or several. A folder of runs stands for all of them.
+    The others are compared with the first run."""
 
     def __post_init__(self) -> None:
         if not self.runs:
@@ -81,7 +87,7 @@ class RunsArgs:
 
 
 def output_file(name: str, *kinds: str) -> Path | None:
-    """The file to write, of one of these kinds, so that a slip overwrites nothing else. Raises UserError."""
+    """Return the file to write, or None for "". Raises UserError for another suffix: it may be a slip."""
     if name and Path(name).suffix.lower() not in kinds:
         raise UserError(f"--out {name} is not the name of a {' or '.join(kinds)} file: give one")
     return Path(name) if name else None

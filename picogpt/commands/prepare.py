@@ -1,4 +1,4 @@
-"""Make the tokens of a text beforehand, which train.py otherwise does by itself."""
+"""Turn a text into tokens ahead of time, which training otherwise does by itself."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,19 +20,20 @@ from picogpt.runs.layout import DATASET
 
 @dataclass(frozen=True)
 class PrepareArgs:
-    """Make the tokens of a text beforehand, which train.py otherwise does by itself."""
+    """Turn a text into tokens ahead of time, which training otherwise does by itself."""
 
     config: DataConfig
 
 
 def run(argv: Sequence[str]) -> None:
+    """Prepare the text that the options name. Raises UserError for a problem the user can solve."""
     prepare_ahead(parse(PrepareArgs, "picogpt prepare", argv, PrepareArgs(DataConfig())).config, DATASET)
 
 
 def prepare_ahead(data: DataConfig, dataset_dir: Path) -> None:
-    """Make the tokens `data` names, of a data set of the hub up to its limit. Ctrl-C keeps what is sealed.
+    """Make the tokens of the text in `data`, of a data set from the hub up to its limit. Ctrl-C keeps what is done.
 
-    Raises UserError for what is wrong with the text, the disk or the network.
+    Raises UserError for a problem with the text, the disk or the network.
     """
     screen = Screen()
     dataset = only_dataset(data.names)
@@ -56,15 +57,15 @@ def prepare_ahead(data: DataConfig, dataset_dir: Path) -> None:
             screen.notice(f"{prepared.corpus.source}: {train:,} tokens to train on, {val:,} to validate")
             return
         if is_offline():
-            raise UserError("HF_HUB_OFFLINE is set: take it away to fetch a data set of the hub")
+            raise UserError("HF_HUB_OFFLINE is set: unset it to fetch a data set from the hub")
         plan, last = plan_for(dataset, data, None, dataset_dir), StreamStatus("working", "")
 
-        def tell(status: StreamStatus) -> None:
+        def report(status: StreamStatus) -> None:
             nonlocal last
             progress.update(task, completed=status.tokens, total=plan.limit, description=status.text)
             if status.state == "waiting":
                 screen.notice(status.text)
             last = status
 
-        fill(plan, tell, lambda: screen.notice("another run is fetching this data set: waiting for it"))
+        fill(plan, report, lambda: screen.notice("another run is fetching this data set: waiting for it"))
         screen.notice(last.text)

@@ -1,4 +1,4 @@
-"""Write one page of a run or several, which any browser opens without a network."""
+"""Write a report of one run or several: a page that any browser opens without a network."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,17 +13,18 @@ from picogpt.runs.layout import LOGS
 
 @dataclass(frozen=True)
 class ReportArgs(RunsArgs):
-    """Write one page of runs, which any browser opens without a network: curves, settings, samples, the machine."""
+    """Write a report of one run or several: curves, settings and samples on a page that needs no network."""
 
     out: str = ""
-    """The .html file to write. Default: report.html in the folder that is named, or here where several are."""
+    """The .html file to write. Default: report.html in the folder that is named, or here if several runs are named."""
 
 
 def run(argv: Sequence[str]) -> None:
+    """Write the page of the runs that are named. Raises UserError for a problem the user can solve."""
     args = parse(ReportArgs, "picogpt report", argv)
     out, paths = output_file(args.out, ".html", ".htm"), find_logs(args.runs, LOGS)
     if out is None:
-        inside = paths[0].parent if len(paths) == 1 else paths[0].parent.parent if len(args.runs) == 1 else Path()
-        out = inside / "report.html"
+        folder = paths[0].parent if len(paths) == 1 else paths[0].parent.parent if len(args.runs) == 1 else Path()
+        out = folder / "report.html"
     write_page(read_runs(paths), out)
     print(f"wrote {out}: open it in a browser")

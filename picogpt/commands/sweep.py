@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 from tyro.conf import UseAppendAction
 
-from picogpt.commands.options import Preset, first_of, parse, with_port
+from picogpt.commands.options import PresetArgs, parse, parse_known, with_dashboard_port
 from picogpt.config import MonitoringConfig, RunConfig
 from picogpt.config.presets import preset
 from picogpt.data.sources.hub import only_dataset
@@ -29,73 +29,74 @@ from picogpt.system.terminal import to_stderr, visible
 
 
 @dataclass(frozen=True)
-class SweepArgs(Preset):
+class SweepArgs(PresetArgs):
     """Train every combination of some settings with several seeds, and compare them.
 
-    The same command goes on where it stopped; a run that diverges is told of, and the others go on. --preset exercise
-    is a course's study of four cases, with its figures.
+    The same command continues where it stopped. A run that diverges is reported, and the others continue. --preset
+    exercise is the study of four cases from a course, beside the figures of that course.
     """
 
     vary: UseAppendAction[tuple[str, ...]] = ()
-    """NAME=VALUE,VALUE,... with the name of an option of train; several make every combination. The first values are
-    the case that the others are compared with."""
+    """NAME=VALUE,VALUE,... with the name of an option of train. Several of these make every combination.
+    The other cases are compared with that of the first values."""
     seeds: int = 3
-    """Runs of each case, with seeds from --seed on: their spread tells what of a difference may be chance."""
+    """Runs of each case, with seeds from --seed on. Their spread tells how much of a difference may be chance."""
     budget: Budget = "own"
-    """tokens: every case trains on as many as the first; minutes: for as many --minutes; own: each as it says."""
+    """tokens: each case trains on as many as the first; minutes: each for --minutes; own: each as its settings say."""
     prune: bool = False
-    """Give up a run whose validation loss is worse than the median of the others at the same share of its way. Its case
-    then has no mean over all seeds, so this is for finding a good case, not for measuring how good."""
+    """Give up a run if its validation loss is worse than the median of the others at the same share of a run.
+    Its case then has no mean over all seeds, so this helps to find a good case, but not to measure how good it is."""
     run: str = ""
     """Name of the sweep, its folder in logs/. Default: what is varied."""
     fresh: bool = False
-    """Start over, deleting the sweep's runs."""
+    """Delete the runs of the sweep and start over."""
     config: RunConfig = field(default_factory=RunConfig)
     monitoring: MonitoringConfig = field(default_factory=MonitoringConfig)
 
 
 def run(argv: Sequence[str]) -> None:
-    args, cases = _asked(with_port(argv))
+    """Run the sweep that the options ask for, or continue it. Raises UserError for a problem the user can solve."""
+    args, cases = _parse_cases(with_dashboard_port(argv))
     if args.seeds < 1:
         raise UserError(f"--seeds must be at least 1, not {args.seeds}")
     if only_dataset(args.config.data.names):
-        raise UserError("a streamed data set is other text in every run: sweep over files, or sample or shakespeare")
+        raise UserError("a streamed data set is a different text in every run: sweep over files, sample or shakespeare")
     default = "-".join(["sweep", args.preset if args.preset == EXERCISE else "-".join(cases[0].values)])
     folder = LOGS / run_name(args.run or default)
     seeds = [args.config.train.seed + i for i in range(args.seeds)]
     make_folder(folder)
     with run_lock(folder, to_stderr):
         study = Study(folder, cases, seeds, args.prune, args.fresh)
-        with study.in_reach():
+        with study.explaining_errors():
             done = _run_all(study, cases, seeds, folder, args)
             found = results(cases, study.trials())
-        _show(found, folder)
+        _print_results(found, folder)
     if not done:
-        print(f"stopped: the same command{' without --fresh' * args.fresh} goes on from here")
+        print(f"stopped: the same command{' without --fresh' * args.fresh} continues from here")
 
 
-def _asked(argv: Sequence[str]) -> tuple[SweepArgs, list[Case]]:
-    """The options, and the cases they make. Raises UserError."""
-    name = first_of(Preset, "picogpt sweep", argv).preset
+def _parse_cases(argv: Sequence[str]) -> tuple[SweepArgs, list[Case]]:
+    """Return the options and the cases they make. Raises UserError."""
+    name = parse_known(PresetArgs, "picogpt sweep", argv).preset
 
-    def parsed(start: RunConfig) -> SweepArgs:
+    def parse_from(start: RunConfig) -> SweepArgs:
         return parse(SweepArgs, "picogpt sweep", argv, SweepArgs(config=start))
 
     if name == EXERCISE:
-        args = parsed(preset(f"{EXERCISE}-base"))
+        args = parse_from(preset(f"{EXERCISE}-base"))
         if args.vary:
-            raise UserError("--preset exercise is four cases already: leave --vary out, or take --preset exercise-base")
-        cases = exercise(lambda start: parsed(start).config)
+            raise UserError("--preset exercise is four cases already: leave --vary out, or give --preset exercise-base")
+        cases = exercise(lambda start: parse_from(start).config)
     else:
-        args = parsed(preset(name))
+        args = parse_from(preset(name))
         if not args.vary:
-            raise UserError("say what to compare: --vary n_head=4,8, say, or --preset exercise")
+            raise UserError("say what to compare: for example --vary n_head=4,8, or --preset exercise")
         cases = varied(args.config, args.vary)
     return args, within(cases, args.budget)
 
 
 def _run_all(study: Study, cases: Sequence[Case], seeds: Sequence[int], folder: Path, args: SweepArgs) -> bool:
-    """Train what has not been trained yet. Returns whether all is done."""
+    """Train the runs that have not been trained yet. Returns whether all are done."""
     ended = {(trial.seed, trial.case) for trial in study.trials()}
     wanted = [(seed, case) for seed in seeds for case in cases]
     with stop_signals(lambda text: print(text, flush=True) if text else None) as stopped:
@@ -106,7 +107,7 @@ def _run_all(study: Study, cases: Sequence[Case], seeds: Sequence[int], folder: 
                 return False
             print(f"run {number} of {len(wanted)}: {case.name}, seed {seed}", flush=True)
             order = Order(seeded(case.config, seed), folder / case.run_folder(seed), DATASET, args.monitoring)
-            outcome = _run(study, case, seed, order, stopped)
+            outcome = _train(study, case, seed, order, stopped)
             if outcome.state == "failed":
                 print(f"failed: {outcome.reason}", flush=True)
             elif outcome.state == "pruned":
@@ -118,7 +119,8 @@ def _run_all(study: Study, cases: Sequence[Case], seeds: Sequence[int], folder: 
     return True
 
 
-def _run(study: Study, case: Case, seed: int, order: Order, stopped: Callable[[], bool]) -> Outcome:
+def _train(study: Study, case: Case, seed: int, order: Order, stopped: Callable[[], bool]) -> Outcome:
+    """Train one run in a process of its own, and note in the study how it ended."""
     trial = study.open(case, seed)
     with ExitStack() as stack:
         worker = Worker(order)
@@ -132,16 +134,16 @@ def _run(study: Study, case: Case, seed: int, order: Order, stopped: Callable[[]
                 worker.answer(not study.should_prune(trial, *news))
 
 
-def _show(found: Sequence[Result], folder: Path) -> None:
+def _print_results(found: Sequence[Result], folder: Path) -> None:
     """Print the table, its notes and the samples, and write them to table.md."""
     console = Console()
     titles, *rows = table(found)
-    drawn = Table(box=None, pad_edge=False, padding=(0, 2 if console.width >= 100 else 1, 0, 0))
+    grid = Table(box=None, pad_edge=False, padding=(0, 2 if console.width >= 100 else 1, 0, 0))
     for i, title in enumerate(titles):
-        drawn.add_column(title, justify="right" if i else "left", no_wrap=0 < i < len(COLUMNS), overflow="fold")
+        grid.add_column(title, justify="right" if i else "left", no_wrap=0 < i < len(COLUMNS), overflow="fold")
     for row in rows:
-        drawn.add_row(*(Text(visible(cell, console.encoding)) for cell in row))
-    console.print(drawn)
+        grid.add_row(*(Text(visible(cell, console.encoding)) for cell in row))
+    console.print(grid)
     for note in notes(found):
         console.print(Text(visible(note, console.encoding), "dim"))
     for result in found:

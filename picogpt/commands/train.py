@@ -1,4 +1,4 @@
-"""Train a run, or go on with it: the same command continues where it stopped."""
+"""Train a run, or continue it: the same command resumes where it stopped."""
 
 import re
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from picogpt.commands.options import Preset, first_of, parse, with_port
+from picogpt.commands.options import PresetArgs, parse, parse_known, with_dashboard_port
 from picogpt.config import DataConfig, MonitoringConfig, RunConfig, TrainConfig
 from picogpt.config.presets import fine_tuning, preset
 from picogpt.errors import UserError
@@ -18,67 +18,73 @@ from picogpt.runs.checkpoint import read_record, verify
 from picogpt.runs.find import run_name, use_checkpoint
 from picogpt.runs.layout import DATASET, LOGS
 from picogpt.system.terminal import to_stderr
+from picogpt.tokenizers.registry import unit_of
 from picogpt.training.run import Run
 
 
 @dataclass(frozen=True)
-class TrainPreset(Preset):
-    """A preset, or one of the two short names for the GPT-neo script's."""
+class TrainPresetArgs(PresetArgs):
+    """The option that names a preset, and short options for two of them."""
 
     efficiency: Annotated[bool, arg(aliases=["-e"])] = False
-    """The same as --preset gpt-neo-efficiency: the long run."""
+    """Short for --preset gpt-neo-efficiency, the long run."""
     speed: Annotated[bool, arg(aliases=["-s"])] = False
-    """The same as --preset gpt-neo-speed: the quick run."""
+    """Short for --preset gpt-neo-speed, the quick run."""
 
     @property
     def preset_name(self) -> str:
+        """The preset that is asked for. Raises UserError for two of them."""
         if self.efficiency and self.speed:
             raise UserError("-e and -s are two presets: give one of them")
         if self.preset != "pico" and (self.efficiency or self.speed):
-            raise UserError(f"-e and -s are presets as {self.preset} is: give one of them")
+            raise UserError(f"-e and -s are presets, and so is {self.preset}: give one of them")
         return "gpt-neo-efficiency" if self.efficiency else "gpt-neo-speed" if self.speed else self.preset
 
 
 @dataclass(frozen=True)
-class TrainStart(TrainPreset):
-    """What the defaults of the other options depend on."""
+class TrainStartArgs(TrainPresetArgs):
+    """The options that set the defaults of the others."""
 
     run: str = ""
-    """Name of the run, its folder in logs/. Default: the preset and the data."""
+    """Name of the run, its folder in logs/. Default: the names of the preset and the data."""
     fresh: bool = False
-    """Start over, forgetting what the run has learnt."""
+    """Start over and discard what the run has learnt."""
     init_from: str = ""
-    """Begin with the weights, shape and tokenizer of this run (fine-tuning); the optimizer begins anew. From a model of
-    another program the defaults are those of fine-tuning: --init-from RUN --help shows them."""
+    """Begin with the weights, shape and tokenizer of this run and with a new optimizer (fine-tuning).
+    For a model of another program the defaults are those of fine-tuning: --init-from RUN --help shows them."""
 
 
 @dataclass(frozen=True)
-class _TrainFirst(TrainStart):
+class _KnownArgs(TrainStartArgs):
+    """The options that have to be known first."""
+
     data: str | tuple[str, ...] = ""
     train: str = TrainConfig.train
 
 
 @dataclass(frozen=True)
-class TrainArgs(TrainStart):
-    """Train a run, or go on with it: the same command continues where it stopped."""
+class TrainArgs(TrainStartArgs):
+    """Train a run, or continue it: the same command resumes where it stopped."""
 
     config: RunConfig = field(default_factory=RunConfig)
     monitoring: MonitoringConfig = field(default_factory=MonitoringConfig)
 
 
 def run(argv: Sequence[str]) -> None:
-    argv = with_port(argv)
-    first = first_of(_TrainFirst, "picogpt train", argv)
+    """Train the run that the options ask for, or continue it. Raises UserError for a problem the user can solve."""
+    argv = with_dashboard_port(argv)
+    first = parse_known(_KnownArgs, "picogpt train", argv)
     start, origin = preset(first.preset_name), None
     data = DataConfig(first.data) if first.data else start.data
     name = run_name(first.run or re.sub(r"[^\w.-]+", "-", f"{first.preset_name}-{_stem(data.names[0])}"))
-    if first.init_from:  # the other run is needed once
+    if first.init_from:  # is only needed until the first checkpoint of this run
         own = None if first.fresh else checkpoints.newest_recorded(LOGS / name)
         origin = own or use_checkpoint(first.init_from, _verified, to_stderr)
         before = read_record(origin).meta.config
-        tuned = replace(before, data=start.data) if own else fine_tuning(before, start, first.train)
-        if not own and first.preset_name != Preset.preset and tuned.train != start.train:
-            to_stderr("from a model of another program the settings are fine-tuning's, and not those of the preset")
+        unit = unit_of(before.data.tokenizer)
+        tuned = replace(before, data=start.data) if own else fine_tuning(before, start, first.train, unit)
+        if not own and first.preset_name != PresetArgs.preset and tuned.train != start.train:
+            to_stderr("for a model of another program the settings are those of fine-tuning, not those of the preset")
         start = replace(tuned, data=replace(start.data, tokenizer=before.data.tokenizer))
     args = parse(TrainArgs, "picogpt train", argv, TrainArgs(config=start))
     observers = Observers(args.monitoring, LOGS / name)
@@ -86,12 +92,11 @@ def run(argv: Sequence[str]) -> None:
 
 
 def _verified(place: Path) -> Path:
-    """The checkpoint folder itself. Raises DamageError where its weights are not sound."""
-
+    """Return the checkpoint folder. Raises DamageError if its weights are damaged."""
     verify(place, optimizer=False)
     return place
 
 
 def _stem(data: str) -> str:
-    """What a run is called after: the name of a data set, or of a file without its suffix."""
+    """Return the part of a run's default name that is for the data: a file's name goes without its suffix."""
     return "input" if data == "-" else data if ":" in data else Path(data).stem

@@ -1,4 +1,4 @@
-"""What is read, and how text becomes ids."""
+"""The data of a run, and how text becomes ids."""
 
 import re
 from dataclasses import dataclass
@@ -10,13 +10,12 @@ from picogpt.errors import require, shown
 TokenizerName = Literal["picogpt", "chars", "bpe", "ids"]
 
 _LIMITS = {"text_field": 1000, "qa": 1000, "data_limit": 32}
-
-_NAMES_MOST, _NAME_MOST = 100_000, 32_767  # files of a text, and characters of the longest path there is
+_NAMES_LIMIT, _NAME_LIMIT = 100_000, 32_767  # files of a text, and characters of the longest path there is
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is read, and how text becomes ids."""
+    """The data that is read, and how text becomes ids."""
 
     data: str | tuple[str, ...] = "sample"
     """sample (the embedded articles), shakespeare (downloaded once), wiki, wiki-simple, wiki:LANGUAGE or
@@ -42,8 +41,8 @@ class DataConfig:
             f"data must be names, not {shown(self.data)}",
         )
         require(0.0 <= self.val_fraction < 1.0, f"val_fraction must be between 0 and 1, not {shown(self.val_fraction)}")
-        require(len(self.names) <= _NAMES_MOST, f"data must not be more than {_NAMES_MOST:,} names")
-        require(max(map(len, self.names)) <= _NAME_MOST, f"data must not have names longer than {_NAME_MOST:,}")
+        require(len(self.names) <= _NAMES_LIMIT, f"data must not be more than {_NAMES_LIMIT:,} names")
+        require(max(map(len, self.names)) <= _NAME_LIMIT, f"data must not have names longer than {_NAME_LIMIT:,}")
         check_limits(self, _LIMITS)
         require(
             not self.qa or len([name for name in self.qa.split(",") if name.strip()]) == 2,
@@ -56,13 +55,8 @@ class DataConfig:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All that `data` names."""
+        """All names of `data`."""
         return self.data if isinstance(self.data, tuple) else (self.data,)
-
-    @property
-    def unit(self) -> str:
-        """What a token is."""
-        return "char" if self.tokenizer in ("picogpt", "chars") else "token"
 
     @property
     def limit_bytes(self) -> int:

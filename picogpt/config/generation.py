@@ -1,4 +1,4 @@
-"""How text is sampled."""
+"""The settings of sampling text."""
 
 from dataclasses import dataclass
 from typing import Literal, Optional
@@ -7,11 +7,9 @@ from picogpt.config.validation import check_limits, check_types
 from picogpt.errors import require, shown
 
 Precision = Literal["fp32", "int8", "int4"]
-
 Context = Literal["auto", "rolling", "window", "original"]
 
 _LIMITS = {"tokens": 10**9, "samples": 1 << 16, "top_k": 10**9, "overlap": 1 << 20, "stop": 10_000}
-
 _LIMITS |= {"seed": (1 << 64) - 1}
 
 
@@ -29,14 +27,14 @@ class GenerateConfig:
     top_p: float = 1.0
     """Keep the likeliest tokens that together reach this probability."""
     seed: Optional[int] = None  # noqa: UP045
-    """Seed of the choice; none draws a new one each time."""
+    """Seed of the choice. Default: a new one each time."""
     samples: int = 1
-    """So many texts side by side, each with draws of its own."""
+    """Number of texts, written side by side, each with random choices of its own."""
     stop: str = ""
-    """End where this text comes, and leave it out."""
+    """End before this text, which is not printed."""
     context: Context = "auto"
-    """When a window is full: rolling goes on with its mean in the slot of the next; window with its last tokens alone;
-    original cuts and reads everything again after every token, as PicoGPT did. auto: rolling where the model was
+    """When a window is full: rolling continues with its mean in the slot of the next; window with its last tokens
+    alone; original cuts and reads everything again after every token, as PicoGPT did. auto: rolling where the model was
     trained so, on sequences longer than a window, else window."""
     overlap: Optional[int] = None  # noqa: UP045
     """Tokens that a window reads again of the one before. Default: an eighth of a window."""

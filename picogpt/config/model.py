@@ -2,21 +2,17 @@
 
 from dataclasses import dataclass
 from math import sqrt
-from typing import Any, Literal
+from typing import Literal
 
-from picogpt.config.validation import check_limits, check_types, not_a_configuration
+from picogpt.config.validation import check_limits, check_types, from_fields
 from picogpt.errors import require, shown
 
 Activation = Literal["relu", "gelu", "gelu_tanh"]
-
 AttentionScale = Literal["head", "width", "none"]
-
 AttentionSpan = Literal["global", "local"]
-
 Init = Literal["zero", "gpt2", "normal", "torch"]
 
 _LIMITS = {"context_len": 1 << 20, "vocab_size": 1 << 22, "n_layer": 1024, "n_head": 1 << 16, "n_embd": 1 << 16}
-
 _LIMITS |= {"local_window": 1 << 20, "layer_pattern": 1024, "lora_rank": 1 << 16}
 
 
@@ -77,12 +73,9 @@ class ModelConfig:
             require(span in ("global", "local"), f"layer_pattern holds global or local, not {shown(span)}")
 
     @classmethod
-    def from_dict(cls, fields: Any) -> "ModelConfig":
-        """Of plain builtins, as JSON has them. Raises UserError on a foreign or ill-typed field."""
-        try:
-            return cls(**{**fields, "layer_pattern": tuple(fields["layer_pattern"])})
-        except (KeyError, TypeError) as error:
-            raise not_a_configuration(error) from None
+    def from_dict(cls, fields: object) -> "ModelConfig":
+        """Return the shape of fields as JSON has them. Raises UserError on a foreign or ill-typed field."""
+        return from_fields(cls, fields, "layer_pattern")
 
     @property
     def head_size(self) -> int:
@@ -90,12 +83,12 @@ class ModelConfig:
 
     @property
     def score_scale(self) -> float:
-        """What attention's scores are multiplied by."""
+        """The factor of attention's scores."""
         return 1 / sqrt({"head": self.head_size, "width": self.n_embd, "none": 1}[self.attention_scale])
 
     @property
     def can_roll(self) -> bool:
-        """Whether a context vector can go from window to window: a bigram table has none to give."""
+        """Whether a context vector can go from window to window: a bigram table makes none."""
         return self.context_slot and self.n_layer > 0
 
     @property
@@ -105,14 +98,14 @@ class ModelConfig:
 
     @property
     def has_large_head(self) -> bool:
-        """Whether the head is larger than the matrices of a block, and worth few bits as they are."""
+        """Whether the head is larger than the matrices of a block, and so worth quantizing too."""
         return self.n_layer > 0 and self.vocab_size > 4 * self.n_embd
 
     def window_of(self, layer: int) -> int:
-        """Tokens block `layer` sees; 0 means all of them."""
+        """Return how many tokens block `layer` sees; 0 means all of them."""
         span = self.layer_pattern[layer % len(self.layer_pattern)]
         return self.local_window if span == "local" else 0
 
     def cache_of(self, layer: int) -> int:
-        """Positions whose keys and values block `layer` has room for when decoding (model/kv_cache.py)."""
+        """Return how many positions block `layer` caches keys and values of when decoding (model/kv_cache.py)."""
         return min(self.n_position, 2 * self.window_of(layer) or self.n_position)

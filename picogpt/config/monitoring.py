@@ -1,4 +1,4 @@
-"""How a run is watched and its machine spared."""
+"""The settings of watching a run and of sparing its machine."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from picogpt.errors import require
 
 @dataclass(frozen=True)
 class MonitoringConfig:
-    """How a run is watched and its machine spared. A checkpoint holds nothing of it, and no bit depends on it."""
+    """How a run is watched and its machine spared. Checkpoints do not hold it, and results do not depend on it."""
 
     tensorboard: bool = False
     """Write TensorBoard's event files too, to logs/RUN/tensorboard."""
@@ -16,10 +16,10 @@ class MonitoringConfig:
     """Serve a live page: at this port of 127.0.0.1 (8050 where none is given), or at ADDRESS:PORT, then with a token
     in its address."""
     max_temperature: float = 0.0
-    """Degrees Celsius from which on training pauses to let the processor cool. 0: five below what its sensor calls
+    """Degrees Celsius at which training pauses to let the processor cool. 0: five below what its sensor calls
     critical."""
     min_battery: int = 20
-    """Percent of the battery under which training saves and waits for the mains. 0: never."""
+    """Percent of the battery under which training saves and waits for mains power. 0: never."""
 
     def __post_init__(self) -> None:
         check_types(self)

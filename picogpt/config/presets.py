@@ -1,7 +1,6 @@
-"""Whole runs by name."""
+"""Whole runs by name, and the settings of fine-tuning."""
 
 from dataclasses import replace
-from typing import Any
 
 from picogpt.config.data import DataConfig
 from picogpt.config.model import ModelConfig
@@ -25,11 +24,23 @@ _LECTURE = ModelConfig(
     context_slot=False,
 )
 
+_GPT2 = ModelConfig(1024, 50257, 12, 12, 768, activation="gelu_tanh", init="gpt2", context_slot=False)
+
+# Every second block sees 256 tokens only, and scores are not scaled.
+_NEO = replace(
+    _GPT2,
+    context_len=2048,
+    qkv_bias=False,
+    attention_scale="none",
+    layer_pattern=("global", "local"),
+    local_window=256,
+)
+
 _CHARS = DataConfig(data="shakespeare", tokenizer="chars")
 
 
 def _lecture_train(batch_size: int, steps: int, learning_rate: float, eval_interval: int) -> TrainConfig:
-    """PyTorch's AdamW as it comes: a constant rate, no warm-up, no clipping."""
+    """Return the defaults of PyTorch's AdamW: a constant rate, no warm-up, no clipping."""
     return TrainConfig(
         steps=steps,
         batch_size=batch_size,
@@ -45,43 +56,44 @@ def _lecture_train(batch_size: int, steps: int, learning_rate: float, eval_inter
     )
 
 
-def _lecture_run(train: TrainConfig, **shape: Any) -> RunConfig:
-    return RunConfig(replace(_LECTURE, **shape), _CHARS, train)
-
-
-def _gpt2_run(n_layer: int, n_head: int, n_embd: int, **shape: Any) -> RunConfig:
-    model = ModelConfig(1024, 50257, n_layer, n_head, n_embd, activation="gelu_tanh", init="gpt2", context_slot=False)
-    return RunConfig(replace(model, **shape), _CHARS, TrainConfig(batch_size=4, learning_rate=6e-4))
-
-
-def _neo_run(n_layer: int, n_head: int, n_embd: int) -> RunConfig:
-    """GPT-Neo: every second block sees 256 tokens only, and scores are not scaled."""
-    local: dict[str, Any] = {"layer_pattern": ("global", "local"), "local_window": 256}
-    neo = {"context_len": 2048, "qkv_bias": False, "attention_scale": "none", **local}
-    return _gpt2_run(n_layer, n_head, n_embd, **neo)
+def _large_run(model: ModelConfig, n_layer: int, n_head: int, n_embd: int) -> RunConfig:
+    shape = replace(model, n_layer=n_layer, n_head=n_head, n_embd=n_embd)
+    return RunConfig(shape, _CHARS, TrainConfig(batch_size=4, learning_rate=6e-4))
 
 
 _EXERCISE = _lecture_train(16, 5_000, 1e-3, 100)
 
 PRESETS: dict[str, RunConfig] = {
     "pico": RunConfig(),
-    "gpt-neo-efficiency": _lecture_run(_lecture_train(512, 10_000, 1e-3, 100), context_len=50, n_layer=5),
-    "gpt-neo-speed": _lecture_run(_lecture_train(16, 5_000, 1e-3, 100), context_len=16, n_layer=5),
-    "lecture": _lecture_run(
-        _lecture_train(64, 5_000, 3e-4, 500),
-        context_len=256,
-        n_layer=6,
-        n_head=6,
-        n_embd=384,
-        attention_scale="head",
-        dropout=0.2,
-        init="normal",
+    "gpt-neo-efficiency": RunConfig(
+        replace(_LECTURE, context_len=50, n_layer=5), _CHARS, _lecture_train(512, 10_000, 1e-3, 100)
     ),
-    "bigram": _lecture_run(_lecture_train(32, 3_000, 1e-2, 300), context_len=8, n_layer=0, n_head=1, n_embd=65),
-    "exercise-base": _lecture_run(_EXERCISE),
-    "exercise-iterations": _lecture_run(replace(_EXERCISE, steps=10_000)),
-    "exercise-block": _lecture_run(_EXERCISE, context_len=64),
-    "exercise-heads": _lecture_run(_EXERCISE, n_head=8),
+    "gpt-neo-speed": RunConfig(
+        replace(_LECTURE, context_len=16, n_layer=5), _CHARS, _lecture_train(16, 5_000, 1e-3, 100)
+    ),
+    "lecture": RunConfig(
+        replace(
+            _LECTURE,
+            context_len=256,
+            n_layer=6,
+            n_head=6,
+            n_embd=384,
+            attention_scale="head",
+            dropout=0.2,
+            init="normal",
+        ),
+        _CHARS,
+        _lecture_train(64, 5_000, 3e-4, 500),
+    ),
+    "bigram": RunConfig(
+        replace(_LECTURE, context_len=8, n_layer=0, n_head=1, n_embd=65),
+        _CHARS,
+        _lecture_train(32, 3_000, 1e-2, 300),
+    ),
+    "exercise-base": RunConfig(_LECTURE, _CHARS, _EXERCISE),
+    "exercise-iterations": RunConfig(_LECTURE, _CHARS, replace(_EXERCISE, steps=10_000)),
+    "exercise-block": RunConfig(replace(_LECTURE, context_len=64), _CHARS, _EXERCISE),
+    "exercise-heads": RunConfig(replace(_LECTURE, n_head=8), _CHARS, _EXERCISE),
     # The fewest seconds to the loss of nanoGPT's run on a CPU: what `picogpt bench time-to-loss` measures.
     "race": RunConfig(
         ModelConfig(context_len=64, vocab_size=65, n_layer=2, n_head=2, n_embd=128, context_slot=False),
@@ -97,17 +109,17 @@ PRESETS: dict[str, RunConfig] = {
             eval_interval=20,
         ),
     ),
-    "gpt2": _gpt2_run(12, 12, 768),
-    "gpt2-medium": _gpt2_run(24, 16, 1024),
-    "gpt2-large": _gpt2_run(36, 20, 1280),
-    "gpt2-xl": _gpt2_run(48, 25, 1600),
-    "gpt-neo-125m": _neo_run(12, 12, 768),
-    "gpt-neo-350m": _neo_run(24, 16, 1024),
-    "gpt-neo-1.3b": _neo_run(24, 16, 2048),
-    "gpt-neo-2.7b": _neo_run(32, 20, 2560),
+    "gpt2": _large_run(_GPT2, 12, 12, 768),
+    "gpt2-medium": _large_run(_GPT2, 24, 16, 1024),
+    "gpt2-large": _large_run(_GPT2, 36, 20, 1280),
+    "gpt2-xl": _large_run(_GPT2, 48, 25, 1600),
+    "gpt-neo-125m": _large_run(_NEO, 12, 12, 768),
+    "gpt-neo-350m": _large_run(_NEO, 24, 16, 1024),
+    "gpt-neo-1.3b": _large_run(_NEO, 24, 16, 2048),
+    "gpt-neo-2.7b": _large_run(_NEO, 32, 20, 2560),
 }
 
-# For a model that knows a language already: small steps that keep what it knows, and soon a look at how it gets on.
+# For a model that knows a language already: small steps, so that it does not forget, and frequent evaluations.
 _FINE_TUNING = TrainConfig(
     steps=200,
     batch_size=8,
@@ -120,28 +132,26 @@ _FINE_TUNING = TrainConfig(
 )
 
 _FINE_TUNING_CONTEXT = 256
-
-_CHARACTERS = ("picogpt", "chars")  # tokenizers of which every token is one
-
-_FEW = 10  # times the learning rate, where little is trained beside frozen matrices
+_FEW_TRAINED = 10  # times the learning rate, where little is trained beside frozen matrices
 
 
-def fine_tuning(origin: RunConfig, start: RunConfig, train: str) -> RunConfig:
-    """What the defaults of a run are that begins from `origin`: its shape, and the settings of `start`.
+def fine_tuning(origin: RunConfig, start: RunConfig, train: str, unit: str) -> RunConfig:
+    """Return the default settings of a run that begins from the model of `origin`, with the data of `start`.
 
-    Those are for training from scratch. Where tokens are not characters the model knows a language from a large text,
-    and they would wreck it: then the settings are of another kind. train: what is trained.
+    The settings of `start` are for training from scratch. They would ruin a model that has learned a language from a
+    large text, which is assumed where tokens are not characters: it gets settings for fine-tuning. train: what is
+    trained. unit: what a token of the model is, "char" or "token".
     """
     model, settings = replace(origin.model, lora_rank=0), start.train
-    if origin.data.tokenizer not in _CHARACTERS:
-        rate = _FINE_TUNING.learning_rate * (_FEW if train in ("biases", "lora") else 1)
+    if unit != "char":
+        rate = _FINE_TUNING.learning_rate * (_FEW_TRAINED if train in ("biases", "lora") else 1)
         context = _FINE_TUNING_CONTEXT if model.context_len > _FINE_TUNING_CONTEXT else 0
         settings = replace(_FINE_TUNING, learning_rate=rate, context=context)
     return RunConfig(model, start.data, settings)
 
 
 def preset(name: str) -> RunConfig:
-    """The named run. Raises UserError with the known names."""
+    """Return the run of this name. Raises UserError with the known names."""
     if name not in PRESETS:
         raise UserError(f"no preset is called {name!r}; there are {', '.join(PRESETS)}")
     return PRESETS[name]

@@ -1,12 +1,11 @@
 """A whole run: its model, data and training."""
 
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
 
 from picogpt.config.data import DataConfig
 from picogpt.config.model import ModelConfig
 from picogpt.config.training import TrainConfig
-from picogpt.config.validation import check_types, not_a_configuration
+from picogpt.config.validation import check_types, from_fields, not_a_configuration
 from picogpt.errors import require
 
 
@@ -25,7 +24,7 @@ class RunConfig:
 
     @property
     def rolls(self) -> bool:
-        """Whether training goes on from window to window with the mean, so that slot 0 learns to hold one."""
+        """Whether a sequence has several windows, so that slot 0 learns to hold the mean of the one before."""
         return self.context > self.model.context_len
 
     @property
@@ -49,22 +48,22 @@ class RunConfig:
         if train == "lora" and not self.model.lora_rank:
             object.__setattr__(self, "model", replace(self.model, lora_rank=8))
 
-    def to_dict(self) -> dict[str, dict[str, Any]]:
-        """Plain builtins, fit for JSON."""
+    def to_dict(self) -> dict[str, object]:
+        """Return the settings as plain builtins, fit for JSON."""
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, fields: dict[str, dict[str, Any]]) -> "RunConfig":
-        """Inverse of `to_dict`, also after a trip through JSON. Raises UserError on a foreign or ill-typed field."""
+    def from_dict(cls, fields: object) -> "RunConfig":
+        """Return the run that `to_dict` gave, also after a trip through JSON.
+
+        Raises UserError on a foreign or ill-typed field.
+        """
         try:
-            train = {
-                "muon_momentum": 0.95,
-                "depth_warmup": 0.0,
-                **fields["train"],
-            }  # as it was before there was a choice
-            data = {**fields["data"]}
-            if type(data["data"]) is list:  # what JSON makes of a tuple
-                data["data"] = tuple(data["data"])
-            return cls(ModelConfig.from_dict(fields["model"]), DataConfig(**data), TrainConfig(**train))
+            if not isinstance(fields, dict):
+                raise TypeError("its parts have no names")
+            model, data = fields["model"], fields["data"]
+            # A file from before these could be chosen does not have them.
+            train = {"muon_momentum": 0.95, "depth_warmup": 0.0, **fields["train"]}
         except (KeyError, TypeError) as error:
             raise not_a_configuration(error) from None
+        return cls(ModelConfig.from_dict(model), from_fields(DataConfig, data, "data"), from_fields(TrainConfig, train))

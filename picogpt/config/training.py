@@ -1,4 +1,4 @@
-"""How a run trains."""
+"""The settings of training."""
 
 import re
 from dataclasses import dataclass
@@ -8,7 +8,6 @@ from picogpt.config.validation import check_limits, check_types
 from picogpt.errors import require, shown
 
 _LIMITS = {"steps": 10**12, "context": 1 << 30, "batch_size": 1 << 20, "micro_batch": 1 << 20, "lanes": 4096}
-
 _LIMITS |= {"warmup_steps": 10**12, "eval_interval": 10**12, "seed": (1 << 64) - 1}
 
 
@@ -18,7 +17,7 @@ class TrainConfig:
 
     train: str = "all"
     """What is trained: all; last-N, that many blocks and the last norm; biases alone; lora, low-rank matrices beside
-    those of the blocks. What is not takes no memory for gradients."""
+    those of the blocks. The rest takes no memory for gradients."""
     steps: int = 2000
     """Optimizer steps."""
     minutes: float = 0.0
@@ -32,7 +31,7 @@ class TrainConfig:
     lanes: int = 0
     """Workers that each train on micro-batches of their own. 0: one a physical core. A GPU is fed by one."""
     low_memory: bool = False
-    """Train in as little memory as can be: one lane, one sequence at a time, recomputed."""
+    """Train in as little memory as possible: one lane, one sequence at a time, recomputed."""
     device: Literal["cpu", "cuda"] = "cpu"
     """cuda: train on a GPU through CuPy, or on the CPU where there is none."""
     tf32: bool = False

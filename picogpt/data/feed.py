@@ -1,8 +1,9 @@
-"""What a run reads: a batch for every position, and windows to validate with.
+"""The text that a run reads: a batch for every position, and windows to validate with.
 
-Text that is all there is one `Loader`. A stream is read in parts: what has arrived so far is a part, gone through once
-in the loader's order; the next is what arrived meanwhile or, where nothing did, all of it again. Until the first row
-group is sealed, the embedded sample stands in. Which part it is takes a few integers, which a checkpoint keeps.
+A text that is complete is one `Loader`. A stream is read in parts: what has arrived so far is a part, which is read
+once in the loader's order; the next part is what arrived meanwhile or, where nothing did, all of it again. Until the
+first row group is sealed, the embedded sample takes its place. A checkpoint stores a few integers that say which part
+it is.
 """
 
 from collections.abc import Callable
@@ -19,39 +20,41 @@ from picogpt.tokenizers.base import Tokenizer
 
 
 class Feed(Protocol):
-    """The text of a run, as training sees it."""
+    """The text of a run, as training reads it."""
 
     @property
     def source(self) -> str:
-        """What the text is, for people."""
+        """A description of the text for users."""
         ...
 
     @property
     def text(self) -> str:
-        """Which text the losses are of, where that may change; else ""."""
+        """The text that the losses are of, where that may change; else ""."""
         ...
 
     @property
     def warning(self) -> str:
-        """What nobody may miss: that it is not the text that was asked for which is read. Else ""."""
+        """A warning that stays visible while another text is read than the user named; else ""."""
         ...
 
     @property
-    def tokenizer(self) -> Tokenizer: ...
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the text."""
+        ...
 
     @property
     def fingerprint(self) -> str:
-        """Hexadecimal digits that are others for another text, split or vocabulary."""
+        """Hexadecimal digits that differ for another text, split or vocabulary."""
         ...
 
     @property
     def validation(self) -> Batch:
-        """Windows to validate with: x and y, (B, T) each."""
+        """The windows to validate with: x and y, (B, T) each."""
         ...
 
     @property
     def state(self) -> FeedState | None:
-        """Where it stands; None where the position alone says so."""
+        """The part that is read, for a checkpoint; None where the position alone says enough."""
         ...
 
     def describe(self) -> str:
@@ -59,11 +62,11 @@ class Feed(Protocol):
         ...
 
     def begin(self, position: int) -> list[str]:
-        """Get ready for the batch at `position`. Returns what the user should know. Raises UserError."""
+        """Prepare for the batch at `position`. Returns notices for the user. Raises UserError."""
         ...
 
     def look(self, position: int) -> list[str]:
-        """Before every batch, see whether there is other text. Returns what the user should know. Raises UserError."""
+        """Before every batch, check for new text. Returns notices for the user. Raises UserError."""
         ...
 
     def status(self) -> str:
@@ -78,23 +81,23 @@ class Feed(Protocol):
         ...
 
     def restore(self, state: FeedState | None) -> None:
-        """Be again as when `state` was this. Raises UserError for another feed's."""
+        """Continue from the state of an earlier feed. Raises UserError for that of another text."""
         ...
 
     def close(self) -> None:
-        """Let go of what runs in the background."""
+        """End what runs in the background."""
         ...
 
 
 class CorpusFeed:
-    """Text that is all there."""
+    """A text that is complete: a `Feed`, which describes its methods."""
 
     text = ""
     warning = ""
     state: FeedState | None = None
 
     def __init__(self, data: Prepared, context: int, seed: int, windows: int) -> None:
-        """windows: to validate with. Raises UserError where the text is too short for one."""
+        """windows: how many to validate with. Raises UserError where the text is too short for one."""
         self.source, self.tokenizer, self.fingerprint = data.corpus.source, data.tokenizer, data.fingerprint
         self._tokens = len(data.train), len(data.val)
         self._loader = Loader(data.train, context, seed)
@@ -106,7 +109,7 @@ class CorpusFeed:
         return f"{self.source}: {train:,} tokens to train on, {val:,} to validate"
 
     def begin(self, position: int) -> list[str]:
-        """See `Feed`: there is nothing to get ready."""
+        """See `Feed`: there is nothing to prepare."""
         return []
 
     def look(self, position: int) -> list[str]:
@@ -122,10 +125,10 @@ class CorpusFeed:
         return self._loader.batch(position, count)
 
     def restore(self, state: FeedState | None) -> None:
-        """See `Feed`: the position says all."""
+        """See `Feed`: the position says enough."""
 
     def close(self) -> None:
-        """See `Feed`: nothing runs."""
+        """See `Feed`: nothing runs in the background."""
 
 
 def open_feed(
@@ -136,10 +139,10 @@ def open_feed(
     windows: int,
     state: FeedState | None,
 ) -> Feed:
-    """Open what `config` names, ready to be read.
+    """Open the text that `config` names, ready to be read.
 
-    tokenizer: that of a model to fine-tune, in place of the text's own. windows: to validate with. state: of a run that
-    goes on. Raises UserError for what is wrong with the text, the disk or the tokenizer.
+    tokenizer: that of a model to fine-tune, in place of the text's own. windows: how many to validate with. state: of a
+    run that is resumed. Raises UserError for what is wrong with the text, the disk or the tokenizer.
     """
     data, context, seed = config.data, config.context, config.train.seed
     dataset = only_dataset(data.names)

@@ -1,7 +1,7 @@
-"""Token shards -> batches, in an order that is a pure function of (seed, epoch, position in the epoch).
+"""Makes batches of token shards, in an order that is a pure function of (seed, epoch, position in the epoch).
 
 An epoch cuts the tokens into windows, groups windows into chunks of about a million tokens, permutes the chunks, and
-shuffles the windows of eight chunks together. Those eight are read whole, one sequential read each, and held: a
+shuffles the windows of eight chunks together. Those eight are read as wholes, each sequentially, and stay in memory: a
 spinning disk seeks once a chunk, never once a window.
 """
 
@@ -16,7 +16,6 @@ from picogpt.rng import generator
 from picogpt.tokenizers.base import Ids
 
 CHUNK_TOKENS = 1 << 20
-
 GROUP_CHUNKS = 8
 
 Batch = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]
@@ -47,14 +46,14 @@ def _require_window(shards: Shards | Span, context: int, text: str) -> None:
 
 
 def _split(rows: Ids) -> Batch:
-    """Rows of context + 1 tokens -> (x, y), y one token later."""
+    """Return (x, y) of rows of context + 1 tokens, y one token later."""
     return rows[:, :-1].astype(np.int32), rows[:, 1:].astype(np.int32)
 
 
 class Loader:
-    """Batches of windows of `context` tokens; a window is visited once an epoch.
+    """Makes batches of windows of `context` tokens; each window is visited once an epoch.
 
-    Its whole state is the position the caller passes; what it keeps is a cache.
+    Its whole state is the position that the caller passes; what it stores is a cache.
     """
 
     def __init__(self, shards: Shards | Span, context: int, seed: int) -> None:
@@ -63,14 +62,14 @@ class Loader:
         self._shards = shards
         self._context = context
         self._seed = seed
-        # One window is given up where there is room, so that every offset below `context` fits in every epoch.
+        # One window fewer where there are several, so that every offset below `context` fits in every epoch.
         self.windows_per_epoch = max(1, (len(shards) - context) // context)
         self._per_chunk = max(1, CHUNK_TOKENS // context)
         self._epoch = self._plan(0)
         self._group: _Group | None = None
 
     def batch(self, position: int, count: int) -> Batch:
-        """Sequences position..position + count - 1 of the run: x and y, (count, context) each, y one token later."""
+        """Return sequences position..position + count - 1 of the run: x and y, (count, context), y one token later."""
         rows = np.empty((count, self._context + 1), self._shards.dtype)
         done = 0
         while done < count:
@@ -90,11 +89,11 @@ class Loader:
         return _Epoch(number, int(offset), chunks, np.cumsum(self._chunk_stop(chunks) - chunks * self._per_chunk))
 
     def _chunk_stop(self, chunk: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """The window after the last of each chunk."""
+        """Return the window after the last of each chunk."""
         return np.minimum((chunk + 1) * self._per_chunk, self.windows_per_epoch)
 
     def _group_of(self, number: int, inside: int) -> _Group:
-        """The group that holds position `inside` of an epoch."""
+        """Return the group that holds position `inside` of an epoch."""
         group = self._group
         if group is None or group.epoch != number or not 0 <= inside - group.start < len(group.windows):
             epoch = self._epoch
@@ -120,7 +119,7 @@ class Loader:
 
 
 def validation_windows(shards: Shards | Span, context: int, count: int) -> Batch:
-    """`count` windows, or all there are if fewer: evenly spaced, none overlapping, in order: x and y, (count, context).
+    """Return `count` windows, or all if fewer, evenly spaced and in order: x and y, (count, context) each.
 
     Raises UserError when the text is shorter than one window and the token after it.
     """

@@ -1,20 +1,19 @@
-"""A corpus -> its tokenizer and token shards, made once and then reused."""
+"""Makes the tokenizer and the token shards of a corpus, once; later runs reuse them."""
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-import numpy as np
 from filelock import FileLock
 
 from picogpt.config import DataConfig
+from picogpt.data.encoding import DocumentEncoder, Join
 from picogpt.data.shards.reader import Shards
 from picogpt.data.shards.writer import ShardWriter
-from picogpt.data.sources.corpora import Corpus, Join, open_corpus
-from picogpt.data.sources.formats import Document
+from picogpt.data.sources.corpora import Corpus, open_corpus
 from picogpt.data.token_folder import (
     MANY_DOCUMENTS,
     PARTS,
@@ -26,19 +25,16 @@ from picogpt.data.token_folder import (
 )
 from picogpt.errors import UserError
 from picogpt.system.files import make_folder, sync_folder
-from picogpt.tokenizers.base import BORDER, Ids, Tokenizer
-from picogpt.tokenizers.characters import CharTokenizer, PicoTokenizer
+from picogpt.tokenizers.base import Ids, Tokenizer
+from picogpt.tokenizers.registry import TOKENIZERS
 
-_LOOK = 100_000  # characters looked at for ones the tokenizer does not know
-
-_WORD = 1 << 16  # characters from the end of a piece in which white space is looked for
-
+_START = 100_000  # characters that are searched for ones the tokenizer does not know
 _VERIFIED = 1 << 28  # ids that are verified before they are used; of more, each block when it is first read
 
 Advance = Callable[[int, int], None]
-"""Told how many bytes more were read, and how many there are to read in all."""
+"""Called with the bytes read since the last call, and all that there are to read."""
 
-Append = Callable[[Ids], None]
+_Append = Callable[[Ids], None]
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,7 @@ class Prepared:
     train: Shards
     val: Shards
     fingerprint: str
-    """16 hexadecimal digits of the tokenizer and of all tokens: another text, split or vocabulary has another."""
+    """16 hexadecimal digits of the tokenizer and all tokens; they differ for another text, split or vocabulary."""
 
 
 def prepare(
@@ -60,9 +56,9 @@ def prepare(
     tokenizer: Tokenizer | None = None,
     advance: Advance = lambda read, total: None,
 ) -> Prepared:
-    """Tokens of the corpus, from `dataset_dir`/tokens when they are there and intact, else made now.
+    """Return the tokens of the corpus: from `dataset_dir`/tokens if they are there and sound, else made now.
 
-    `notify` is told in a line what takes time. tokenizer: that of a model to fine-tune, in place of the corpus' own.
+    notify: gets a line about what takes time. tokenizer: that of a model to fine-tune, in place of the corpus' own.
     Raises UserError for what is wrong with the corpus or the disk.
     """
     require_known(data, tokenizer)
@@ -88,6 +84,7 @@ def prepare(
 
 
 def _open(folder: Path, corpus: Corpus) -> Prepared:
+    """Return what is in a folder of tokens. Raises UserError where it is damaged."""
     tokenizer = read_tokenizer(folder)
     train, val = (Shards(folder / part, tokenizer.fingerprint()) for part in PARTS)
     if len(train) + len(val) <= _VERIFIED:
@@ -98,7 +95,7 @@ def _open(folder: Path, corpus: Corpus) -> Prepared:
 
 
 def _discard(folder: Path) -> None:
-    """Remove a damaged folder, first from its place, so that nobody finds half of it or loses what comes after it."""
+    """Delete a damaged folder. It is renamed first, so that other processes see all of it or nothing."""
     damaged = beside(folder)
     try:
         os.rename(folder, damaged)
@@ -115,31 +112,35 @@ def _build(
     notify: Callable[[str], None],
     advance: Advance,
 ) -> None:
-    """Make `folder` under another name and rename it: other processes wait, and see all or nothing."""
+    """Make `folder` under another name and rename it: other processes wait for it, and see all of it or nothing."""
     make_folder(folder.parent)
     work, total = folder.with_name(f"{folder.name}.part"), 2 * corpus.size  # it is read twice
+
+    def read(count: int) -> None:
+        advance(count, total)
+
     with FileLock(folder.with_name(".lock")):
         if folder.exists():
             return
         try:
-            survey = _survey(corpus, data, tokenizer, lambda read: advance(read, total))
-            _tell_unknown(survey.start, survey.tokenizer, notify)
+            survey = _survey(corpus, data, tokenizer, read)
+            _notify_of_unknown(survey.start, survey.tokenizer, notify)
             train, val = _writers(work, survey.tokenizer, corpus)
             with train, val:
-                if not _split(corpus, data, survey, _append(train), _append(val), lambda read: advance(read, total)):
+                if not _split(corpus, data, survey, _append_after_sealed(train), _append_after_sealed(val), read):
                     raise UserError(f"{corpus.source} changed while it was read: try again")
             os.rename(work, folder)
             sync_folder(folder.parent)
-        except (UserError, OSError):  # anything else, such as Ctrl-C or a kill, leaves what is sealed for the next time
+        except (UserError, OSError):  # after anything else, such as Ctrl-C, the next call continues with what is sealed
             shutil.rmtree(work, ignore_errors=True)
             raise
 
 
 def _writers(work: Path, tokenizer: Tokenizer, corpus: Corpus) -> list[ShardWriter]:
-    """To train on and to validate with: those of one that was interrupted here, or new ones."""
+    """Return the writers of both parts: they continue what was interrupted here, or are new."""
     folders = [work / part for part in PARTS]
     try:
-        read_tokenizer(work)  # it is gone where deleting the folder was interrupted
+        read_tokenizer(work)  # missing where the deletion of the folder was interrupted
         return [ShardWriter.resume(folder, tokenizer.fingerprint(), {None}) for folder in folders]
     except UserError:
         shutil.rmtree(work, ignore_errors=True)
@@ -147,92 +148,56 @@ def _writers(work: Path, tokenizer: Tokenizer, corpus: Corpus) -> list[ShardWrit
     write_tokenizer(work, tokenizer)
     writers = [ShardWriter(folder, tokenizer.dtype, tokenizer.fingerprint(), corpus.signature) for folder in folders]
     for writer in writers:
-        writer.seal()  # so that there is an index to go on from
+        writer.seal()  # so that there is an index to resume from
     return writers
 
 
-def _append(writer: ShardWriter) -> Append:
-    """`append` for one that is given everything from the beginning: what the writer has sealed is left out."""
+def _append_after_sealed(writer: ShardWriter) -> _Append:
+    """Return an `append` that takes all ids from the beginning, and leaves out what the writer has sealed already."""
     left = writer.tokens
 
     def append(ids: Ids) -> None:
         nonlocal left
-        known = min(left, len(ids))
-        left -= known
-        writer.append(ids[known:])
+        skipped = min(left, len(ids))
+        left -= skipped
+        writer.append(ids[skipped:])
 
     return append
 
 
 @dataclass(frozen=True)
 class _Survey:
-    """What the first pass over a corpus finds."""
+    """The findings of the first pass over a corpus."""
 
     tokenizer: Tokenizer
-    characters: int
+    characters: int  # blank lines between documents included, where the tokenizer has no end of text
     documents: int
     start: str  # the first characters
 
 
 def _survey(corpus: Corpus, data: DataConfig, tokenizer: Tokenizer | None, advance: Callable[[int], None]) -> _Survey:
-    """The first pass. tokenizer: the one to use, in place of the corpus' own."""
-    count, documents, start = 0, 0, ""
+    """Read the corpus once. tokenizer: the one to use, in place of the corpus' own."""
+    joined, documents, start, join = 0, 0, "", Join()
 
-    def counted() -> Iterator[str]:
-        nonlocal count, documents, start
-        join = _joining(tokenizer)
+    def pieces() -> Iterator[str]:
+        nonlocal joined, documents, start
         for document in corpus.documents(advance):
             documents += 1
             for piece in join(document):
-                count += len(piece)
-                start = start or piece[:_LOOK]
+                joined += len(piece)
+                start = start or piece[:_START]
                 yield piece
 
-    if tokenizer is None and data.tokenizer == "chars":
-        tokenizer = CharTokenizer.of(counted())
-    else:
-        for _ in counted():
-            pass
-    return _Survey(tokenizer or PicoTokenizer(), count, documents, start)
+    text = pieces()
+    tokenizer = tokenizer or TOKENIZERS[data.tokenizer].from_corpus(text)
+    for _ in text:  # what the tokenizer did not have to see
+        pass
+    characters = joined if tokenizer.end_of_text is None else joined - join.added
+    return _Survey(tokenizer, characters, documents, start)
 
 
-def _joining(tokenizer: Tokenizer | None) -> Callable[[Document], Iterable[str]]:
-    """What puts a blank line between documents, where the tokenizer has no id for that."""
-    return Join() if tokenizer is None or tokenizer.end_of_text is None else iter
-
-
-class _Encoding:
-    """Documents that follow each other -> ids."""
-
-    def __init__(self, tokenizer: Tokenizer, marked: bool) -> None:
-        """marked: the documents hold the names of special ids."""
-        self._tokenizer, self._join = tokenizer, _joining(tokenizer)
-        self._encode = tokenizer.encode_marked if marked else tokenizer.encode
-
-    def __call__(self, document: Document) -> Iterator[tuple[int, Ids]]:
-        """The document piece by piece, each with the number of its characters, and the end of a text after it."""
-        for piece in _unbroken(self._join(document)):
-            yield len(piece), self._encode(piece)
-        if self._tokenizer.end_of_text is not None:
-            yield 0, np.array([self._tokenizer.end_of_text], self._tokenizer.dtype)
-
-
-def _unbroken(pieces: Iterable[str]) -> Iterator[str]:
-    """The same text in pieces that end before white space where there is some: no word is in two."""
-    kept = ""
-    for piece in pieces:
-        text = kept + piece
-        borders = [found.start() for found in BORDER.finditer(text, max(0, len(text) - _WORD))]
-        end = borders[-1] if borders else len(text)
-        if end:
-            yield text[:end]
-        kept = text[end:]
-    if kept:
-        yield kept
-
-
-def _tell_unknown(text: str, tokenizer: Tokenizer, notify: Callable[[str], None]) -> None:
-    """Say so where much of the text is foreign to the tokenizer: a model would learn to write the mark for it."""
+def _notify_of_unknown(text: str, tokenizer: Tokenizer, notify: Callable[[str], None]) -> None:
+    """Notify where the tokenizer does not know much of the text: a model would learn to write the mark for it."""
     unknown = tokenizer.unknown(text)
     share = sum(map(text.count, unknown)) / max(1, len(text))
     if share > 0.01:
@@ -245,26 +210,26 @@ def _split(
     corpus: Corpus,
     data: DataConfig,
     survey: _Survey,
-    train: Append,
-    val: Append,
+    train: _Append,
+    val: _Append,
     advance: Callable[[int], None],
 ) -> bool:
-    """The second pass: of many documents some go to `val` whole, else it gets the end of the text.
+    """Read the corpus again and encode it: of many documents `val` gets whole ones, else the end of the text.
 
-    Returns whether the text was as long as in the first.
+    Returns whether the text was as long as in the survey.
     """
     share, marked = val_share(data, survey.documents), corpus.columns.is_marked
     if survey.documents >= MANY_DOCUMENTS and survey.documents * share >= 1:
-        encodings, documents = {part: _Encoding(survey.tokenizer, marked) for part in (train, val)}, 0
+        encoders, documents = {part: DocumentEncoder(survey.tokenizer, marked) for part in (train, val)}, 0
         for document in corpus.documents(advance):
             documents += 1
             part = val if int(documents * share) > int((documents - 1) * share) else train
-            for _, ids in encodings[part](document):
+            for _, ids in encoders[part].pieces(document):
                 part(ids)
         return documents == survey.documents
-    border, seen, encoding = int(survey.characters * (1 - share)), 0, _Encoding(survey.tokenizer, marked)
+    border, seen, encoder = int(survey.characters * (1 - share)), 0, DocumentEncoder(survey.tokenizer, marked)
     for document in corpus.documents(advance):
-        for count, ids in encoding(document):
+        for count, ids in encoder.pieces(document):
             left = min(len(ids), max(0, border - seen) * len(ids) // count) if count else len(ids) * (seen <= border)
             train(ids[:left])
             val(ids[left:])

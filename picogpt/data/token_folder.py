@@ -1,4 +1,4 @@
-"""The folder of a corpus' tokens: its parts, its tokenizer, and how much is kept for validation."""
+"""The folder of a corpus' tokens: its parts, its tokenizer, and the share for validation."""
 
 import json
 import os
@@ -9,26 +9,23 @@ from picogpt.config import DataConfig
 from picogpt.errors import UserError
 from picogpt.system.files import sync_file, sync_folder
 from picogpt.tokenizers.base import Tokenizer
-from picogpt.tokenizers.characters import CharTokenizer, PicoTokenizer
-from picogpt.tokenizers.registry import from_dict
+from picogpt.tokenizers.registry import TOKENIZERS, from_dict
 
 PARTS = ("train", "val")
+MANY_DOCUMENTS = 20  # from so many on, the share for validation is of documents, not of one text
 
 _TOKENIZER = "tokenizer.json"
-
 _TOKENIZER_LIMIT = 16 << 20  # bytes; GPT-2's has about two million
-
-MANY_DOCUMENTS = 20  # documents make a collection
 
 
 def require_known(data: DataConfig, tokenizer: Tokenizer | None) -> None:
-    """Raises UserError where the tokenizer asked for is no text's own, and no model brings it."""
-    if tokenizer is None and data.tokenizer not in (PicoTokenizer.name, CharTokenizer.name):
+    """Raise UserError if `data` names a tokenizer that comes with a model, and there is none of a model."""
+    if tokenizer is None and TOKENIZERS[data.tokenizer].origin == "model":
         raise UserError(f"the tokenizer {data.tokenizer} is a model's own: name its run with --init-from")
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a folder of tokens. Raises UserError where it is not there or damaged."""
+    """Return the tokenizer of a folder of tokens. Raises UserError where it is missing or damaged."""
     path = folder / _TOKENIZER
     try:
         if path.stat().st_size > _TOKENIZER_LIMIT:
@@ -39,6 +36,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
 
 
 def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
+    """Write the tokenizer of a folder of tokens, durably and in one step."""
     part = beside(folder / _TOKENIZER)
     part.write_text(json.dumps(tokenizer.to_dict()), encoding="utf-8")
     sync_file(part)
@@ -47,9 +45,10 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
 
 
 def beside(folder: Path) -> Path:
+    """Return a new name next to a file or folder."""
     return folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.tmp")
 
 
 def val_share(data: DataConfig, documents: int) -> float:
-    """The share that is kept for validation: of a collection's documents, or of a single text."""
+    """Return the share for validation: of many documents, or of a single text."""
     return data.val_fraction or (0.05 if documents >= MANY_DOCUMENTS else 0.1)

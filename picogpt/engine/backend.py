@@ -1,4 +1,4 @@
-"""Where arrays live. The only file that knows CuPy.
+"""Where arrays live: in NumPy or on a GPU. This is the only file that imports CuPy.
 
 Every op asks `array_module(x)` for the module of its arrays and then writes the same code for NumPy and CuPy; the few
 things that differ between them are the functions below.
@@ -14,23 +14,23 @@ import numpy as np
 
 from picogpt.engine import workspace
 from picogpt.engine.mapped_matrix import MappedMatrix
-from picogpt.errors import UserError, install_extra
+from picogpt.errors import UserError, install_extra, one_line
 
 # NumPy and CuPy arrays share an interface but no base class, so an array is Any to the type checker.
 Array = Any
 BLOCK = 128 * 1024  # elements of an element-wise block: near the cache, and long beside a call
+PRODUCT_BLOCK = 1 << 20  # elements that `add_product` makes at a time
 # NumPy turns the results of 0-d arrays into scalars, so those are arrays too.
 _modules: dict[type, ModuleType] = {np.ndarray: np, np.float32: np, np.float64: np, MappedMatrix: np}
-PRODUCT_BLOCK = 1 << 20  # elements that `add_product` makes at a time
 
 
 def register(array_type: type, module: ModuleType) -> None:
-    """Let `array_module` answer `module` for arrays of this type."""
+    """Make `array_module` return `module` for arrays of this type."""
     _modules[array_type] = module
 
 
 def array_module(array: Array) -> Any:
-    """numpy or cupy, whichever made this array. Raises TypeError for anything else."""
+    """Return numpy or cupy, whichever made this array. Raises TypeError for anything else."""
     try:
         return _modules[type(array)]
     except KeyError:
@@ -41,7 +41,7 @@ def array_module(array: Array) -> Any:
 
 @dataclass(frozen=True)
 class Gpu:
-    """What CuPy says of the current GPU."""
+    """What CuPy reports of the current GPU."""
 
     name: str
     free: int  # bytes, those CuPy holds in reserve included
@@ -50,29 +50,29 @@ class Gpu:
 
 
 def cuda(tf32: bool = False) -> Any:
-    """The cupy module, ready for work; its matrix products in TF32 if that is asked for and the GPU has it.
+    """Return the cupy module, ready for use; its matrix products in TF32 if that is asked for and the GPU has it.
 
-    Raises UserError where CuPy, a GPU or one of CUDA's libraries is missing.
+    Raises UserError if CuPy, a GPU or one of CUDA's libraries is missing.
     """
     try:
         import cupy
     except ModuleNotFoundError as error:
         raise UserError(f"a GPU needs CuPy ({error}): {install_extra('cuda')}") from None
     except ImportError as error:
-        raise UserError(f"CuPy cannot be loaded ({_one_line(error)}): install it again") from None
+        raise UserError(f"CuPy cannot be loaded ({one_line(error, 200)}): install it again") from None
     try:
         _choose_precision(cupy, tf32)
-        # Nothing before the first product and the first kernel tells whether CUDA's libraries are there.
+        # Only a first product and a first kernel show whether CUDA's libraries are there.
         ones = cupy.ones((2, 2), np.float32)
         cupy.asnumpy(ones @ ones + ones)
     except (ImportError, OSError, RuntimeError, MemoryError, cupy.cuda.compiler.CompileException) as error:
-        raise UserError(f"CuPy finds no usable GPU ({_one_line(error)})") from None
+        raise UserError(f"CuPy finds no usable GPU ({one_line(error, 200)})") from None
     register(cupy.ndarray, cupy)
     return cupy
 
 
 def gpu() -> Gpu:
-    """The GPU in use, the first of CUDA_VISIBLE_DEVICES. Only after `cuda` found it."""
+    """Return facts about the GPU in use, the first of CUDA_VISIBLE_DEVICES. Call it only after `cuda` has found one."""
     import cupy
 
     device = cupy.cuda.Device()
@@ -83,51 +83,47 @@ def gpu() -> Gpu:
 
 
 def _choose_precision(cupy: Any, tf32: bool) -> None:
-    # CuPy reads its variable CUPY_TF32 once, at the process's first product. This is what it does with it then, and
-    # takes effect at any time; "to be decided" leaves the choice to the variable. Batched products, as attention's, do
-    # not follow it. It is CuPy's own affair, so a release without it is not asked.
+    # CuPy reads the variable CUPY_TF32 once, at the process's first product. This call does what CuPy does then, and
+    # takes effect at any time; "to be decided" (TBD) leaves the choice to the variable. Batched products, as those of
+    # attention, do not follow it. The call is private to CuPy, so a release may lack it.
     linalg: Any = getattr(cupy._core, "_routines_linalg", None)
     if not hasattr(linalg, "set_compute_type"):
         if tf32:
-            raise UserError("this release of CuPy has no TF32 that can be asked for: leave --tf32 out")
+            raise UserError("this release of CuPy offers no TF32: leave --tf32 out")
         return
     chosen = linalg.COMPUTE_TYPE_TF32 if tf32 and gpu().has_tf32 else linalg.COMPUTE_TYPE_TBD
     linalg.set_compute_type(np.float32, chosen)
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
-
-
 def empty(shape: tuple[int, ...], like: Array) -> Array:
-    """An uninitialised array of the dtype and on the device of `like`."""
+    """Return an uninitialised array of the dtype and on the device of `like`."""
     if type(like) is np.ndarray:
         return workspace.empty(shape, like.dtype)
     return array_module(like).empty(shape, like.dtype)
 
 
 def to_host(array: Array) -> np.ndarray[Any, Any]:
-    """The array in main memory."""
+    """Return the array in main memory, itself if it is there already."""
     xp = array_module(array)
     host: np.ndarray[Any, Any] = array if xp is np else xp.asnumpy(array)
     return host
 
 
 def to_device(array: np.ndarray[Any, Any], like: Array) -> Array:
-    """The host array beside `like`."""
+    """Return the host array on the device of `like`."""
     return array if type(like) is np.ndarray else array_module(like).asarray(array)
 
 
 def fetch(scalars: Sequence[Array]) -> list[float]:
-    """The values of 0-d arrays, all at once: to ask a GPU for a number is to wait for all the work before it."""
+    """Return the values of 0-d arrays, all at once: to ask a GPU for a number is to wait for all the work before it."""
     values: list[float] = to_host(array_module(scalars[0]).stack(scalars)).tolist()
     return values
 
 
 def row_blocks(rows: int, width: int, like: Array, block: int | None = None) -> Iterator[slice]:
-    """Slices over the rows: even pieces of about `block` elements.
+    """Yield slices over the rows: even pieces of about `block` elements.
 
-    Without a `block` they are sized for a CPU's cache, and on a GPU everything comes at once.
+    Without a `block` they are sized for a CPU's cache, and on a GPU all rows are one piece.
     """
     if block is None:
         block = BLOCK if type(like) is np.ndarray else max(1, rows * width)
@@ -138,27 +134,27 @@ def row_blocks(rows: int, width: int, like: Array, block: int | None = None) -> 
 
 
 def check_ids(ids: Array, rows: int) -> None:
-    """Raise IndexError for ids outside a table of so many rows; on the host only, a GPU would have to be waited for."""
+    """Raise IndexError for ids outside a table of so many rows; on the host only, because a GPU would make us wait."""
     if type(ids) is np.ndarray and ids.size and not 0 <= ids.min() <= ids.max() < rows:
         raise IndexError(f"ids {ids.min()}..{ids.max()} for a table of {rows} rows")
 
 
 def times(x: Array, matrix: Array, out: Array) -> Array:  # (N, M), (M, K) -> (N, K)
-    """out = x @ matrix, which may be a `Kept` one."""
+    """Compute out = x @ matrix; the matrix may be a MappedMatrix."""
     if type(matrix) is MappedMatrix:
         return matrix.times(x, out)
     return array_module(x).matmul(x, matrix, out=out)
 
 
 def times_transposed(x: Array, matrix: Array, out: Array) -> Array:  # (N, K), (M, K) -> (N, M)
-    """out = x @ matrix.T; the matrix may be a `Kept` one."""
+    """Compute out = x @ matrix.T; the matrix may be a MappedMatrix."""
     if type(matrix) is MappedMatrix:
         return matrix.times_transposed(x, out)
     return array_module(x).matmul(x, matrix.T, out=out)
 
 
 def take_rows(table: Array, ids: Array, out: Array) -> Array:
-    """out = table[ids]; the table may be a `Kept` one."""
+    """Compute out = table[ids]; the table may be a MappedMatrix. Raises IndexError on the host for other ids."""
     if type(table) is MappedMatrix:
         check_ids(ids, len(table))
         out[...] = table[ids]
@@ -170,7 +166,7 @@ def take_rows(table: Array, ids: Array, out: Array) -> Array:
 
 
 def scatter_add(target: Array, ids: Array, source: Array) -> None:
-    """target[ids[n]] += source[n] for every n, repeated ids included. ids (N,), source (N, C), target (V, C)."""
+    """Add source[n] to target[ids[n]] for every n, repeated ids included. ids (N,), source (N, C), target (V, C)."""
     if type(target) is not np.ndarray:
         array_module(target).add.at(target, ids, source)
         return
@@ -182,7 +178,7 @@ def scatter_add(target: Array, ids: Array, source: Array) -> None:
 
 
 def erf(x: Array) -> Array:
-    """The error function to the last bit, for float64 (the float32 kernels have their own)."""
+    """Return the error function to the last bit, for float64 (the float32 kernels have their own)."""
     if type(x) is np.ndarray:
         return np.vectorize(_scalar_erf, otypes=[np.float64])(x)
     from cupyx.scipy.special import erf as cupy_erf
@@ -191,13 +187,13 @@ def erf(x: Array) -> Array:
 
 
 def add_product(total: Array, a: Array, b: Array) -> None:  # (M, K), (M, N), (N, K)
-    """total += a @ b, without another array of its size."""
+    """Compute total += a @ b without another array of its size."""
     xp = array_module(total)
     for block in row_blocks(len(total), total.shape[1], total, PRODUCT_BLOCK if type(total) is np.ndarray else None):
         total[block] += xp.matmul(a[block], b, out=empty(total[block].shape, total))
 
 
 def sum_rows(x: Array) -> Array:  # (N, C) -> (C,)
-    """Column sums, by BLAS: quicker than a reduction over the first axis."""
+    """Return the column sums, by BLAS: quicker than a reduction over the first axis."""
     xp = array_module(x)
     return xp.matmul(xp.ones(len(x), x.dtype), x)

@@ -7,7 +7,7 @@ lane takes which item is fixed, so that the same number of lanes always gives th
 A lane is a process, made by fork: it has an interpreter lock of its own, and begins with everything that was there.
 Threads would hand one lock back and forth thousands of times a step, which costs a small model a third of its speed and
 a large one the more, the faster its products are. Lane 0 is the caller itself. What lanes write for each other lies in
-`SharedArrays`. Where fork is no safe way to begin a process (Windows, macOS) the other lanes are threads, with the same
+`SharedArrays`. Where fork is not safe (Windows, macOS) the other lanes are threads, with the same
 code and the same bits.
 """
 
@@ -33,7 +33,6 @@ from picogpt.errors import UserError
 Result = TypeVar("Result")
 
 FORK = sys.platform == "linux"
-
 _ALIGN = 16  # elements: a cache line
 
 
@@ -46,7 +45,7 @@ class SharedArrays:
 
     @classmethod
     def zeros(cls, like: Mapping[str, Array]) -> "SharedArrays":
-        """Zeros of these shapes, in this order; all of one dtype and on one device (a GPU has one lane)."""
+        """Make zeros of these shapes, in this order; all of one dtype and on one device (a GPU has one lane)."""
         if not like:
             return cls(np.empty(0, np.float32), {})
         first = next(iter(like.values()))
@@ -67,19 +66,19 @@ class SharedArrays:
 
 
 def extent(arrays: Mapping[str, Array]) -> int:
-    """Elements that `SharedArrays` of these take, with the zeros between them."""
+    """Return how many elements `SharedArrays` of these have, with the zeros between them."""
     return sum(-(-array.size // _ALIGN) * _ALIGN for array in arrays.values())
 
 
 class Lanes:
-    """`with Lanes(2) as lanes:`, then tasks, then calls of them.
+    """Workers that run tasks side by side: `with Lanes(2) as lanes:`, then tasks, then calls of them.
 
     square = lanes.task(lambda lane, item, power: item**power)
     square([1, 2, 3], 2)  # [1, 4, 9]
     """
 
     def __init__(self, count: int, blas_threads: int = 1) -> None:
-        """blas_threads: of each lane."""
+        """Set up lanes that begin with the first call of a task. blas_threads: of each lane."""
         self.count, self.blas_threads = count, blas_threads
         self._blas: Any = None  # the limits to restore; None outside the `with`
         self._begun = self._waiting = False
@@ -91,9 +90,9 @@ class Lanes:
         self._blas = ThreadpoolController().limit(limits=self.blas_threads, user_api="blas")
         return self
 
-    def __exit__(self, *exc: Any) -> None:
+    def __exit__(self, *exc: object) -> None:
         for link in self._links:
-            link.close()  # which an idle lane takes for the end
+            link.close()  # which tells an idle lane to end
         if FORK:
             for worker in self._workers:
                 worker.kill()  # one that is busy has nothing worth waiting for
@@ -104,12 +103,12 @@ class Lanes:
         self._blas, self._begun, self._waiting = None, False, False
 
     def task(self, function: Callable[..., Result]) -> Callable[..., list[Result]]:
-        """What calls function(lane, item, *args) for items over the lanes: item i runs on lane i % count.
+        """Return a callable that calls function(lane, item, *args) for items: item i runs on lane i % count.
 
         It takes (items, *args), waits for all lanes, and returns the results in the order of the items, or raises the
         first lane's exception; all of these must be picklable. Tasks are made before the first one is called: the lanes
         begin there, and know what exists by then. What a task changes outside `SharedArrays` may stay in its lane.
-        Raises UserError where a lane was ended from outside.
+        Raises UserError if a lane was ended from outside.
         """
         if self._begun:
             raise RuntimeError("tasks are made before the first of them is called")
@@ -168,9 +167,9 @@ class Lanes:
             self._workers.append(worker)
 
     def _serve(self, lane: int, link: Connection) -> None:
-        """Do what comes until nobody is there to send it."""
+        """Do the tasks that arrive until the caller closes the link."""
         if FORK:
-            for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # the caller hears them, and decides
+            for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # the caller handles them
                 signal.signal(getattr(signal, name), signal.SIG_IGN)
             for other in self._links:  # held open here too, the others would not see the caller's end
                 other.close()
@@ -194,11 +193,11 @@ class Lanes:
 
 @contextmanager
 def _in_reach(lane: int) -> Iterator[None]:
-    """Say in one line that a lane has gone, whether nothing can be sent or nothing comes."""
+    """Raise UserError if the lane has ended: nothing can be sent to it, or nothing comes from it."""
     try:
         yield
     except (EOFError, OSError):  # OSError: in the middle of a message
         raise UserError(
-            f"training process {lane} was ended from outside, perhaps for want of memory: "
-            "what was saved before is sound; try --lanes 1 or --low-memory"
+            f"training process {lane} was ended from outside, perhaps because memory ran out: "
+            "earlier checkpoints are intact; try --lanes 1 or --low-memory"
         ) from None

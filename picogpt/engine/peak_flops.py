@@ -1,4 +1,4 @@
-"""What a machine reaches in large matrix products: the peak that training is measured against."""
+"""The speed of large matrix products on this machine: the peak that training is measured against."""
 
 import time
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from picogpt.rng import generator
 
 
 def sgemm_gflops(size: int, rounds: int) -> float:
-    """Billions of float32 operations a second in a product of two (size, size) matrices, the median of `rounds`."""
+    """Return the GFLOP/s of a float32 product of two (size, size) matrices, the median of `rounds`."""
     a = generator(0, "sgemm").standard_normal((size, size), np.float32)
     c = np.empty_like(a)
     np.matmul(a, a, out=c)
@@ -23,6 +23,6 @@ def sgemm_gflops(size: int, rounds: int) -> float:
 
 
 def peak_flops_on(lanes: Lanes) -> Callable[[], float]:
-    """What measures it on all lanes at once, in a fraction of a second. It is a task, made before the lanes begin."""
+    """Return a callable that measures the peak GFLOP/s of all lanes at once. It is a task, made before lanes begin."""
     on_lanes = lanes.task(lambda lane, size, rounds: sgemm_gflops(size, rounds))
     return lambda: sum(on_lanes([1024] * lanes.count, 3))

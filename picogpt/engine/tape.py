@@ -12,7 +12,7 @@ S. Linnainmaa (1970).
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Protocol
 
 from picogpt.engine.backend import Array, array_module, empty
 
@@ -20,7 +20,7 @@ Backward = Callable[[Array], tuple[Array | None, ...]]
 
 
 class Node:
-    """Where the gradient of one tensor gathers.
+    """The place where the gradient of one tensor gathers.
 
     A leaf's gradient is one array for life, added to in place: gradient accumulation is nothing but not clearing it.
     `fresh` says that it counts as zero, whatever it holds; so clearing costs nothing, and the first contribution may
@@ -46,7 +46,7 @@ class Node:
             self.grad.fill(0)
 
     def destination(self, like: Array) -> Array:
-        """Where an op may write its gradient for this node: the leaf's own array the first time, else a new one.
+        """Return an array for an op's gradient of this node: the leaf's own the first time, else a new one.
 
         What is written there has to be what the op returns.
         """
@@ -57,11 +57,11 @@ class Node:
 
     @property
     def gathered(self) -> Array | None:
-        """What a leaf has gathered, if that is more than zero: an op may add its share itself, and return None."""
+        """A leaf's gradient, or None while it counts as zero: an op may add its share to it, and return None."""
         return self.grad if self.is_leaf and not self.fresh else None
 
     def add(self, gradient: Array, op: str) -> None:
-        """Gather one contribution; `op` names its author if it does not fit."""
+        """Add one contribution; `op` names its author in the error if it does not fit."""
         assert gradient.shape == self.shape, f"{op}: gradient of shape {gradient.shape} for a tensor {self.shape}"
         assert gradient.dtype == self.dtype, f"{op}: gradient of {gradient.dtype} for a tensor of {self.dtype}"
         if self.is_leaf:
@@ -80,8 +80,15 @@ class Node:
             self.grad, self._owned = array_module(gradient).add(self.grad, gradient, out=total), True
 
 
+class Differentiable(Protocol):
+    """What `Tape.backward` takes: a Tensor, which is defined one module further up."""
+
+    data: Array
+    node: Node | None
+
+
 class Tape:
-    """`with Tape() as tape:` records; `tape.backward(loss)` drains. One tape a thread is open at a time."""
+    """A list of records: `with Tape() as tape:` fills it, `tape.backward(loss)` drains it. A thread has one open."""
 
     def __init__(self) -> None:
         self.records: list[tuple[Node, tuple[Node | None, ...], Backward, str]] = []
@@ -94,7 +101,7 @@ class Tape:
     def __exit__(self, *exc: object) -> None:
         _state.tape = self._outer
 
-    def backward(self, output: Any, gradient: Array | None = None) -> None:
+    def backward(self, output: Differentiable, gradient: Array | None = None) -> None:
         """Add d(output)/d(leaf) to the gradient of every leaf `output` was computed from.
 
         output: a Tensor recorded on this tape, or a leaf. gradient: d(something)/d(output) in its shape; 1 where it is
@@ -127,7 +134,7 @@ _state = _State()
 
 @contextmanager
 def no_grad() -> Iterator[None]:
-    """Ops inside record nothing."""
+    """Record none of the ops inside."""
     tape, _state.tape = _state.tape, None
     try:
         yield
@@ -136,7 +143,7 @@ def no_grad() -> Iterator[None]:
 
 
 def is_recording(*nodes: Node | None) -> bool:
-    """Whether an op on these nodes will be on a tape, and so must save what its backward needs."""
+    """Return whether an op on these nodes will be on a tape, and so must save what its backward needs."""
     return _state.tape is not None and any(node is not None for node in nodes)
 
 

@@ -7,12 +7,14 @@ the inputs' (arrays). Broadcasting follows NumPy; `_unbroadcast` sums a gradient
 from collections.abc import Callable
 from itertools import pairwise
 from types import EllipsisType
-from typing import Any
+from typing import TypeAlias
 
 from picogpt.engine.backend import Array, array_module, empty
 from picogpt.engine.tape import Backward, Node, Tape, no_grad, record
 
 Axis = int | tuple[int, ...] | None
+Index = int | slice | EllipsisType | None
+Operand: TypeAlias = "Tensor | Array | float"
 
 
 class Tensor:
@@ -43,7 +45,7 @@ class Tensor:
         return self.node.grad
 
     def zero_grad(self) -> None:
-        """Let the gradient count as zero again."""
+        """Make the gradient count as zero again."""
         if self.node is not None:
             self.node.clear()
 
@@ -52,7 +54,7 @@ class Tensor:
 
     # -- arithmetic, with broadcasting ------------------------------------------------------------------------------
 
-    def __add__(self, other: Any) -> "Tensor":
+    def __add__(self, other: "Operand") -> "Tensor":
         a, b = self, _as_tensor(other, self)
         xp = array_module(a.data)
         y = xp.add(a.data, b.data, out=empty(a.shape, a.data)) if a.shape == b.shape else a.data + b.data
@@ -63,7 +65,7 @@ class Tensor:
         a_shape, b_shape = a.shape, b.shape
         return apply(y, (a, b), backward, "add")
 
-    def __mul__(self, other: Any) -> "Tensor":
+    def __mul__(self, other: "Operand") -> "Tensor":
         a, b = self, _as_tensor(other, self)
 
         def backward(dy: Array) -> tuple[Array, ...]:  # saves: a, b
@@ -71,7 +73,7 @@ class Tensor:
 
         return apply(a.data * b.data, (a, b), backward, "mul")
 
-    def __truediv__(self, other: Any) -> "Tensor":
+    def __truediv__(self, other: "Operand") -> "Tensor":
         a, b = self, _as_tensor(other, self)
         y = a.data / b.data
 
@@ -104,13 +106,13 @@ class Tensor:
     def __neg__(self) -> "Tensor":
         return self * -1.0
 
-    def __sub__(self, other: Any) -> "Tensor":
+    def __sub__(self, other: "Operand") -> "Tensor":
         return self + (-_as_tensor(other, self))
 
-    def __rsub__(self, other: Any) -> "Tensor":
+    def __rsub__(self, other: "Operand") -> "Tensor":
         return _as_tensor(other, self) - self
 
-    def __rtruediv__(self, other: Any) -> "Tensor":
+    def __rtruediv__(self, other: "Operand") -> "Tensor":
         return _as_tensor(other, self) / self
 
     __radd__ = __add__
@@ -177,8 +179,8 @@ class Tensor:
 
         return apply(self.data.transpose(order), (self,), backward, "transpose")
 
-    def __getitem__(self, index: Any) -> "Tensor":
-        """Basic indexing: integers, slices, None and Ellipsis (for ids into a table there is ops.embedding)."""
+    def __getitem__(self, index: Index | tuple[Index, ...]) -> "Tensor":
+        """Index with integers, slices, None and Ellipsis. Raises TypeError for ids, which ops.embedding takes."""
         if any(
             not isinstance(i, int | slice | EllipsisType | None) for i in (index if type(index) is tuple else (index,))
         ):
@@ -194,7 +196,7 @@ class Tensor:
 
 
 def concatenate(tensors: list[Tensor], axis: int = 0) -> Tensor:
-    """Join along an existing axis."""
+    """Join tensors along an existing axis."""
     xp = array_module(tensors[0].data)
     stops = [0]
     for tensor in tensors:
@@ -208,7 +210,7 @@ def concatenate(tensors: list[Tensor], axis: int = 0) -> Tensor:
 
 
 def apply(data: Array, inputs: tuple[Tensor, ...], backward: Backward, op: str) -> Tensor:
-    """The tensor an op returns: its result, recorded on the open tape."""
+    """Return the result of an op as a tensor, recorded on the open tape."""
     output = Tensor(data)
     output.node = record(data, tuple(tensor.node for tensor in inputs), backward, op)
     return output
@@ -217,7 +219,7 @@ def apply(data: Array, inputs: tuple[Tensor, ...], backward: Backward, op: str) 
 def recompute(
     function: Callable[[Tensor], Tensor], x: Tensor, replay: Callable[[Tensor], Tensor] | None = None
 ) -> Tensor:
-    """function(x), keeping only x: the backward pass runs the function again to get what it needs.
+    """Return function(x), keeping only x: the backward pass runs the function again to get what it needs.
 
     replay: what it runs instead, if that is cheaper. It must record the same; the values of its result are not read.
     T. Chen et al., "Training deep nets with sublinear memory cost", arXiv 1604.06174.
@@ -238,8 +240,8 @@ def recompute(
     return output
 
 
-def _as_tensor(value: Any, like: Tensor) -> Tensor:
-    """Numbers and arrays join in with the dtype of `like`, so that a Python float never widens float32."""
+def _as_tensor(value: Operand, like: Tensor) -> Tensor:
+    """Return a number or array as a tensor with the dtype of `like`, so that a Python float never widens float32."""
     if isinstance(value, Tensor):
         return value
     return Tensor(array_module(like.data).asarray(value, dtype=like.data.dtype))

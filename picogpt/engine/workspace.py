@@ -18,9 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 ARENA_BYTES = 32 << 20
-
 SMALL_BYTES = 64 << 10  # below this the allocator's own cache is as fast
-
 _ALIGN = 4096
 
 
@@ -50,7 +48,7 @@ class Workspace(threading.local):
         self._arena: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
 
     def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """An uninitialised C-contiguous array of this shape."""
+        """Return an uninitialised C-contiguous array of this shape."""
         dtype = np.dtype(dtype)
         nbytes = dtype.itemsize
         for length in shape:
@@ -97,7 +95,7 @@ _workspace = Workspace()
 
 
 def empty(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """An uninitialised array from this thread's workspace."""
+    """Return an uninitialised array from this thread's workspace."""
     return _workspace.empty(shape, dtype)
 
 

@@ -1,1 +1,1 @@
-"""How good a model is: its loss over a text, what it writes, what fewer bits cost it."""
+"""How good a model is: its loss over a text, samples of its text, and what fewer bits cost."""

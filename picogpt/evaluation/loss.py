@@ -1,4 +1,4 @@
-"""A loss over all of a text, where the few windows of an evaluation would not do."""
+"""The loss over a whole text, where the few windows of an evaluation are not enough."""
 
 from typing import Protocol
 
@@ -10,15 +10,15 @@ from picogpt.data.shards.reader import Shards, Span
 from picogpt.errors import UserError
 from picogpt.inference.engines import Floats
 
-PASS_TOKENS = 1 << 20  # validated at once
+PASS_TOKENS = 1 << 20  # that are evaluated at once
 
 
 class Evaluator(Protocol):
-    """What evaluates windows, as a `Trainer` does on its lanes."""
+    """Evaluates windows, as a `Trainer` does on its lanes."""
 
     @property
     def config(self) -> RunConfig:
-        """The run's: it says how long a window is."""
+        """The run's configuration, which says how long a sequence is."""
         ...
 
     def evaluate(self, x: npt.NDArray[np.int32], y: npt.NDArray[np.int32]) -> float:  # (B, T), (B, T)
@@ -27,16 +27,16 @@ class Evaluator(Protocol):
 
 
 def token_losses(logits: Floats, targets: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
-    """Cross entropy of each token, in nats. (..., V), (...) -> (...)"""
+    """Return the cross entropy of each token, in nats. (..., V), (...) -> (...)"""
     scores = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
     chosen = np.take_along_axis(scores, targets[..., None].astype(np.int64), axis=-1)[..., 0]
     return np.asarray(np.log(np.exp(scores).sum(axis=-1)) - chosen)
 
 
 def full_loss(model: Evaluator, tokens: Shards | Span) -> float:
-    """The mean loss over every token but the first, each once, in nats a token.
+    """Return the mean loss over every token but the first, in nats a token.
 
-    Windows lie side by side; the last one may be shorter and counts by its own tokens. Raises UserError for fewer than
+    Windows do not overlap; the last one may be shorter, and counts by its own tokens. Raises UserError for fewer than
     two tokens.
     """
     if len(tokens) < 2:

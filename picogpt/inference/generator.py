@@ -1,4 +1,4 @@
-"""From a prompt to text, whatever runs the model.
+"""From a prompt to text, with any engine that runs the model.
 
 B streams side by side   T tokens   V vocabulary
 """
@@ -15,35 +15,35 @@ from picogpt.inference.stopping import VisibleText
 from picogpt.inference.windows import Decoder, Recut, WindowReader
 from picogpt.rng import generator
 from picogpt.tokenizers.base import Ids, Tokenizer
-from picogpt.tokenizers.bpe import BpeTokenizer
 
-EMPTY = "\n"  # what an empty prompt begins after, where the tokenizer has no end of a text
-
-TOP_K = 40  # of a byte-level BPE vocabulary, where nothing else is asked for
+EMPTY = "\n"  # what the model reads in place of an empty prompt, where the tokenizer has no end of a text
 
 
 class Generator:
-    """A model that writes."""
+    """A model that writes text."""
 
     def __init__(
         self, config: ModelConfig, tokenizer: Tokenizer, reader: Callable[[int], WindowReader], rolls: bool = False
     ) -> None:
-        """reader: makes one that reads so many streams side by side.
+        """reader: returns a new reader of so many streams side by side.
 
-        rolls: the model was trained to go on with the mean of the window before, and does so where nothing else is
-        asked for. One that was not has learnt nothing about a slot that is not empty, and would write worse.
+        rolls: the model was trained to continue from the mean of the window before, so the context `auto` does that. A
+        model that was not has never seen a context slot that is not empty, and would write worse with one.
         """
         self.config, self.tokenizer, self.rolls, self._reader = config, tokenizer, rolls, reader
 
     def begin(self, config: GenerateConfig) -> "Streams":
-        """config.samples streams that have read nothing yet. Raises UserError for a context the model cannot have."""
+        """Return config.samples streams that have read nothing yet.
+
+        Raises UserError for a context the model cannot have.
+        """
         reader = self._reader(config.samples)
         seed = secrets.randbits(32) if config.seed is None else config.seed
         rngs = [generator(seed, "generate", i) for i in range(config.samples)]
         return Streams(_decoder(reader, config, self.rolls), self.tokenizer, self.config.vocab_size, rngs)
 
     def stream(self, prompt: str, config: GenerateConfig) -> Iterator[str]:
-        """The text that follows the prompt, piece by piece; of several samples, the first."""
+        """Yield the text that follows the prompt, piece by piece; of several samples, the first."""
         streams = self.begin(config)
         streams.read(prompt)
         for pieces in streams.write(config):
@@ -51,23 +51,23 @@ class Generator:
 
 
 class Streams:
-    """Texts with one beginning: what was read and written so far."""
+    """Texts with the same beginning, which are written side by side: what was read and written so far."""
 
     def __init__(
         self, decoder: Decoder | Recut, tokenizer: Tokenizer, vocab_size: int, rngs: list[np.random.Generator]
     ) -> None:
-        """vocab_size: the model's."""
+        """vocab_size: that of the model, which may be another than the tokenizer's."""
         self._decoder, self._tokenizer, self._vocab_size, self._rngs = decoder, tokenizer, vocab_size, rngs
         self._spellers = [tokenizer.speller() for _ in rngs]
         self.written = [0] * len(rngs)
-        """Tokens of each stream that the last `write` wrote."""
-        # Of the text so far, what the model has yet to see.
+        """The number of tokens that the last `write` wrote, of each stream."""
+        # The end of the text so far that the model has not read yet.
         self._unread: Ids = np.empty((len(rngs), 0), tokenizer.dtype)
 
     def read(self, text: str) -> None:
-        """Go on with this text, in which the names of special tokens stand for them.
+        """Append a text, in which the names of special tokens stand for these tokens.
 
-        Raises UserError for what the tokenizer or the model does not take.
+        Raises UserError for a text that the tokenizer or the model does not take.
         """
         ids = self._tokenizer.encode_marked(text)
         if ids.max(initial=0) >= self._vocab_size:
@@ -81,18 +81,17 @@ class Streams:
         self._unread = np.concatenate([self._unread, np.broadcast_to(ids, (len(self._rngs), len(ids)))], axis=1)
 
     def write(self, config: GenerateConfig) -> Iterator[list[str]]:
-        """Up to config.tokens tokens more: of each stream what can be shown at every step, which may be nothing.
+        """Write up to config.tokens tokens more. Yields at every step what can be shown of each stream, maybe nothing.
 
-        Ends early when every stream has come to config.stop or to the end of a text. What comes later follows that end.
+        It stops early when every stream has come to config.stop or to the end of a text. Texts that are read or written
+        later follow that end.
         """
-        top_k = config.top_k
-        if top_k is None:
-            top_k = TOP_K if self._tokenizer.name == BpeTokenizer.name else 0
+        top_k = self._tokenizer.default_top_k if config.top_k is None else config.top_k
         end = self._tokenizer.end_of_text
-        showings = [VisibleText(speller, end, config.stop) for speller in self._spellers]
-        self.written = [0] * len(showings)
+        texts = [VisibleText(speller, end, config.stop) for speller in self._spellers]
+        self.written = [0] * len(texts)
         if not self._unread.shape[1]:
-            self._add(_beginning(self._tokenizer))
+            self._add(_empty_prompt(self._tokenizer))
         for left in reversed(range(config.tokens)):
             logits = self._decoder.feed(self._unread)[:, : self._tokenizer.vocab_size]
             chosen = [
@@ -100,16 +99,16 @@ class Streams:
                 for row, rng in zip(logits, self._rngs, strict=True)
             ]
             self._unread = np.array(chosen, self._unread.dtype)[:, None]
-            for i, showing in enumerate(showings):
-                self.written[i] += not showing.over
-            pieces = [showing.show(id) for showing, id in zip(showings, chosen, strict=True)]
-            yield pieces if left else [piece + showing.rest() for piece, showing in zip(pieces, showings, strict=True)]
-            if all(showing.over for showing in showings):
+            for i, text in enumerate(texts):
+                self.written[i] += not text.ended
+            pieces = [text.add(id) for text, id in zip(texts, chosen, strict=True)]
+            yield pieces if left else [piece + text.held_back() for piece, text in zip(pieces, texts, strict=True)]
+            if all(text.ended for text in texts):
                 return
 
 
-def _beginning(tokenizer: Tokenizer) -> Ids:
-    """What a text without a beginning follows."""
+def _empty_prompt(tokenizer: Tokenizer) -> Ids:
+    """Return what the model reads in place of an empty prompt."""
     if tokenizer.end_of_text is not None:
         return np.array([tokenizer.end_of_text], tokenizer.dtype)
     ids = tokenizer.encode(EMPTY)
@@ -117,7 +116,10 @@ def _beginning(tokenizer: Tokenizer) -> Ids:
 
 
 def _decoder(reader: WindowReader, config: GenerateConfig, rolls: bool) -> Decoder | Recut:
-    """rolls: what `auto` means. Raises UserError for a context the model cannot have."""
+    """Return the decoder for the context of a configuration. rolls: whether the context `auto` means rolling.
+
+    Raises UserError for a context the model cannot have.
+    """
     W, rolling = reader.config.context_len, config.context == "rolling" or (config.context == "auto" and rolls)
     if rolling and not reader.config.can_roll:
         raise UserError("this model has no context slot, so nothing can roll: --context window")

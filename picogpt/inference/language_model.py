@@ -1,4 +1,4 @@
-"""The public API: load what was trained, look at its logits, let it write."""
+"""The public API: load a trained model, look at its logits, let it write."""
 
 from collections.abc import Iterator
 from operator import index
@@ -15,9 +15,8 @@ from picogpt.inference.numpy_reader import NumpyReader
 from picogpt.model.gpt import GPT
 from picogpt.model.parameters import Arrays, as_tensors, is_large
 from picogpt.model.rolling_context import sequence_logits
-from picogpt.runs.checkpoint import Checkpoint
 from picogpt.runs.find import use_checkpoint
-from picogpt.runs.trained_model import read_model
+from picogpt.runs.trained_model import TrainedModel, read_model
 from picogpt.system.terminal import to_stderr
 from picogpt.tokenizers.base import Tokenizer
 
@@ -26,13 +25,15 @@ class LanguageModel:
     """A trained model with its tokenizer."""
 
     def __init__(self, config: ModelConfig, arrays: Arrays, tokenizer: Tokenizer, rolls: bool = False) -> None:
-        """rolls: it was trained to go from window to window with the mean, so `context="auto"` does."""
+        """rolls: it was trained to continue from the mean of the window before, so `context="auto"` does that."""
         self.config, self.tokenizer = config, tokenizer
         self.model = GPT(config, as_tensors(arrays))
-        self.writer = Generator(config, tokenizer, lambda batch: NumpyReader(self.model, batch), rolls)
+        self.generator = Generator(config, tokenizer, lambda batch: NumpyReader(self.model, batch), rolls)
 
     def logits(self, ids: npt.ArrayLike) -> npt.NDArray[np.float32]:  # (B, T) or (T,) integers -> (B, T, V)
-        """Logits of every position's successor. More ids than a window roll over windows aligned from the left.
+        """Return the logits of every position's successor. More ids than a window are read as rolling windows.
+
+        The windows are aligned from the left, as in training.
 
         Raises UserError for ids outside the vocabulary, and for more than a window in a model without a context slot.
         """
@@ -60,14 +61,14 @@ class LanguageModel:
         context: Context = GenerateConfig.context,
         overlap: int | None = GenerateConfig.overlap,
     ) -> str:
-        """`tokens` more tokens after the prompt, as text (the prompt itself is not repeated).
+        """Return `tokens` more tokens after the prompt, as text (the prompt itself is not repeated).
 
-        temperature 0 is greedy; top_k 0 and top_p 1 cut nothing (no top_k is 40 for a byte-level BPE vocabulary); the
-        same seed gives the same text; it ends before `stop`, and where the model ends it. context and overlap: what
-        happens when a window is full (see inference/windows.py); auto rolls where the model was trained so, and
-        with overlap 0 that is the context of `logits`.
+        temperature 0 is greedy; top_k 0 and top_p 1 cut nothing (top_k None is 40 for a byte-level BPE vocabulary, else
+        0); the same seed gives the same text, which ends before `stop`, or where the model ends it. context and
+        overlap: what happens when a window is full (see inference/windows.py); auto rolls where the model was trained
+        to, and with overlap 0 that is the context of `logits`. Raises UserError for a setting out of its range.
         """
-        config = GenerateConfig(  # NumPy's numbers are welcome
+        config = GenerateConfig(  # `index` and `float` accept NumPy's numbers too
             index(tokens),
             float(temperature),
             None if top_k is None else index(top_k),
@@ -80,21 +81,25 @@ class LanguageModel:
         return "".join(self.stream(prompt, config))
 
     def stream(self, prompt: str, config: GenerateConfig) -> Iterator[str]:
-        """`generate`, piece by piece as it comes; an empty prompt begins after the end of a text, or a line break."""
-        return self.writer.stream(prompt, config)
+        """Yield the text of `generate` piece by piece, as it is written.
+
+        An empty prompt stands for the end of a text, or for a line break where the tokenizer has none.
+        """
+        return self.generator.stream(prompt, config)
 
 
 def load(run_or_path: str | Path) -> LanguageModel:
-    """The best checkpoint of a run in logs/, of a run's folder, or a checkpoint folder itself.
+    """Load the best checkpoint of a run, by its name in logs/ or its folder, or a checkpoint by its folder.
 
-    Where the best one is damaged it is the next best, and a line on stderr says so. Raises UserError where there is
-    none, or none is sound.
+    Where the best one is damaged, the next best is loaded and a line on stderr says so. Raises UserError where there is
+    none, or all are damaged.
     """
-    return model_of(*use_checkpoint(run_or_path, read_model, to_stderr))
+    return model_of(use_checkpoint(run_or_path, read_model, to_stderr))
 
 
-def model_of(found: Checkpoint, config: ModelConfig, arrays: Arrays, tokenizer: Tokenizer) -> LanguageModel:
-    """What `read_model` read, ready to write: in memory, where it is not large."""
-    if not is_large(config):
+def model_of(found: TrainedModel) -> LanguageModel:
+    """Return the model that `read_model` read, ready to write. The weights of a large one stay in their file."""
+    arrays = found.arrays
+    if not is_large(found.config):
         arrays = {name: np.asarray(array) for name, array in arrays.items()}
-    return LanguageModel(config, arrays, tokenizer, found.meta.rolls)
+    return LanguageModel(found.config, arrays, found.tokenizer, found.checkpoint.meta.rolls)

@@ -1,6 +1,6 @@
-"""Reading a window with NumPy (or CuPy), with cached keys and values: the reference for every other way.
+"""Reading a window with NumPy (or CuPy) and cached keys and values: the reference for every other way.
 
-The same model code runs here as in training, without a tape and with a `Cache`.
+The same model code runs here as in training, without a tape and with a `KVCache`.
 
 B batch   T tokens   C width   V vocabulary
 """
@@ -20,11 +20,13 @@ class NumpyReader:
         self.begin(None)
 
     def begin(self, context: Array | None) -> None:  # (B, C)
+        """Start an empty window, as every WindowReader does."""
         self._context = None if context is None else Tensor(context)
         self._cache = KVCache(self.config, self.batch, self._like)
         self._sum = array_module(self._like).zeros((self.batch, self.config.n_embd), self._like.dtype)
 
     def read(self, ids: Array) -> Array:  # (B, T) -> (B, V)
+        """Read T more tokens. Returns the logits of the one after them."""
         with no_grad():
             if not self.model.h:  # a bigram table looks at one token
                 return to_host(self.model.hidden(to_device(ids[:, -1:], self._like)).data[:, -1])
@@ -37,4 +39,5 @@ class NumpyReader:
             return to_host(self.model.logits(hidden[:, -1]).data)
 
     def mean(self) -> Array:  # -> (B, C)
+        """Return the mean of the window's output vectors so far."""
         return self._sum / self._cache.length

@@ -1,4 +1,4 @@
-"""Choosing the next token from logits."""
+"""Choose the next token from logits."""
 
 import numpy as np
 import numpy.typing as npt
@@ -9,14 +9,14 @@ from picogpt.errors import UserError
 def sample(
     logits: npt.NDArray[np.floating], temperature: float, top_k: int, top_p: float, rng: np.random.Generator
 ) -> int:  # (V,) -> an id
-    """Greedy at temperature 0; otherwise a draw from softmax(logits / temperature), cut to top_k and then top_p.
+    """Choose greedily at temperature 0, else draw from softmax(logits / temperature), cut to top_k and then to top_p.
 
     top_k keeps the k likeliest tokens and every tie with the k-th (0: all). top_p keeps the likeliest tokens up to and
     including the one that brings their probability to top_p (A. Holtzman et al., arXiv 1904.09751).
-    Raises UserError for logits that are no numbers.
+    Raises UserError for logits that are not finite.
     """
     if not np.isfinite(logits.max()):
-        raise UserError("what the model says is not a number: its training diverged; train it again, more slowly")
+        raise UserError("the output of the model is not a number: its training diverged; train it again, more slowly")
     if temperature == 0:
         return int(logits.argmax())
     scores = logits.astype(np.float64)

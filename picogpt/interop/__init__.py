@@ -1,1 +1,1 @@
-"""Other projects' weights: read from their own files without their libraries, and written for them."""
+"""Other programs' models: read from their own files without their libraries, and written in their formats."""

@@ -1,4 +1,4 @@
-"""A model of another program, as its file was understood: nothing of the weights is read yet."""
+"""A model that was found in another program's files, and its weights, of which nothing is read yet."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from picogpt.config import AttentionSpan, ModelConfig
 from picogpt.engine.backend import Array
 from picogpt.engine.bfloat16 import is_exact, narrowed
 from picogpt.engine.mapped_matrix import MappedMatrix
-from picogpt.errors import UserError
+from picogpt.errors import UserError, one_line
 from picogpt.model.parameters import parameter_shapes
 from picogpt.tensorfiles.lazy_tensor import FLOATING, LazyTensor
 
@@ -142,12 +142,7 @@ def refuse(format: str, features: Mapping[str, bool]) -> None:
         raise UserError(f"{format} cannot hold {' or '.join(found)}: export the model in another format")
 
 
-def plain(name: str) -> str:
-    """Return a name from a file as a message can show it: short, and on one line."""
-    return repr(name[:80])[1:-1]
-
-
 def few(names: Iterable[str]) -> str:
     """Return the first five names in alphabetical order, and how many more there are."""
-    ordered = sorted(map(plain, names))
+    ordered = sorted(one_line(name, 80) for name in names)
     return ", ".join(ordered[:5]) + (f" and {len(ordered) - 5} more" if len(ordered) > 5 else "")

@@ -1,4 +1,4 @@
-"""`picogpt import`: another program's model as a run of ours, read and written one tensor after the other."""
+"""`picogpt import`: make a run of another program's model, reading and writing one tensor after the other."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -13,10 +13,10 @@ from picogpt.interop.huggingface.reader import CONFIG, FILES, read_huggingface
 from picogpt.interop.picogpt_log import Log, read_log
 from picogpt.model.parameters import parameter_count
 from picogpt.runs import checkpoints
+from picogpt.runs.checkpoint_meta import CheckpointMeta
 from picogpt.runs.layout import LOG
 from picogpt.runs.lock import run_lock
 from picogpt.runs.log import Evaluation, RunLog
-from picogpt.runs.meta import CheckpointMeta
 from picogpt.tokenizers.base import Tokenizer
 from picogpt.tokenizers.bpe import BpeTokenizer
 from picogpt.tokenizers.characters import PicoTokenizer
@@ -28,32 +28,32 @@ _WEIGHTS = (".safetensors", ".bin", ".json")
 def import_model(
     path: Path, run_dir: Path, n_head: int, tokenizer: Path | None, rounded: bool, notify: Callable[[str], None]
 ) -> str:
-    """Make a run of the model at `path`: a folder, or a file in one; to write with, and to begin others from.
+    """Make a run of the model at `path`, a folder or a file in one. Returns a line that describes the model.
 
-    n_head: of a log of PicoGPT's, which does not tell. tokenizer: the folder of one, if not that of the weights.
-    rounded: float32 matrices to bfloat16. Returns what was imported, in a line. Raises UserError where there is no
-    such model, or the run is there already.
+    n_head: the heads of a log of PicoGPT's, which does not say. tokenizer: the folder of the tokenizer, if not that of
+    the weights. rounded: round float32 matrices to bfloat16. Raises UserError where there is no such model, or the run
+    exists already.
     """
     if checkpoints.newest(run_dir) or (run_dir / LOG).exists():
         raise UserError(f"there is a run {run_dir.name} already: give another --run NAME")
-    if theirs := _picogpt_log(path):
+    if picogpt_log := _find_picogpt_log(path):
         if tokenizer or rounded:
             raise UserError("a log of PicoGPT's has one tokenizer and float32: leave --tokenizer and --bfloat16 out")
-        return _import_log(read_log(theirs, n_head), theirs, run_dir, notify)
+        return _import_log(read_log(picogpt_log, n_head), picogpt_log, run_dir, notify)
     found = read_dat(_folder(path)) if (_folder(path) / PROPERTIES).is_file() else read_huggingface(path)
-    words = _tokenizer(found, _folder(tokenizer or path), tokenizer is not None, notify)
-    config = RunConfig(found.model, DataConfig(tokenizer=words.name), TrainConfig(steps=1))
-    weights = _Weights(found, rounded)
-    log = RunLog(run_dir / LOG, {**config.to_dict(), "parameters": parameter_count(found.model)[0]})
+    own_tokenizer = _find_tokenizer(found, _folder(tokenizer or path), tokenizer is not None, notify)
+    config = RunConfig(found.model, DataConfig(tokenizer=own_tokenizer.name), TrainConfig(steps=1))
+    weights = _ImportedWeights(found, rounded)
+    log = _new_log(run_dir, config)
     log.notice(f"imported from {path}")
-    _make(run_dir, log, weights, _meta(config, words, None), notify)
+    _write_run(run_dir, log, weights, _meta(config, own_tokenizer, None), notify)
     return f"{found.family}, {parameter_count(found.model)[0]:,} parameters, {weights.kinds()}"
 
 
-def _make(
+def _write_run(
     run_dir: Path, log: RunLog, weights: Mapping[str, Array], meta: CheckpointMeta, notify: Callable[[str], None]
 ) -> None:
-    """Write the run; where that fails or is broken off, nothing of it is left."""
+    """Write the run. Where that fails or is interrupted, nothing of it is left."""
     with run_lock(run_dir, notify):
         try:
             checkpoints.save(run_dir, meta.config.train.steps, weights, {}, meta)
@@ -63,8 +63,8 @@ def _make(
             raise
 
 
-class _Weights(Mapping[str, Array]):
-    """A model's weights by picogpt's names, each made when it is asked for, in the form it is kept in."""
+class _ImportedWeights(Mapping[str, Array]):
+    """A model's weights by picogpt's names, each read when it is asked for, in the numbers it is stored in."""
 
     def __init__(self, found: ForeignModel, rounded: bool) -> None:
         self._found, self._rounded = found, rounded
@@ -86,7 +86,7 @@ class _Weights(Mapping[str, Array]):
         return len(self._found.weights)
 
     def kinds(self) -> str:
-        """How many matrices are kept in which numbers."""
+        """Describe how many of the matrices read so far are stored in which numbers."""
         return ", ".join(f"{count} matrices in {kind}" for kind, count in sorted(self._sizes.items()))
 
 
@@ -94,8 +94,11 @@ def _folder(path: Path) -> Path:
     return path.parent if path.is_file() else path
 
 
-def _picogpt_log(path: Path) -> Path | None:
-    """The log of PicoGPT's that a path stands for; None for another program's model. Raises UserError for nothing."""
+def _find_picogpt_log(path: Path) -> Path | None:
+    """Return the log of PicoGPT's that a path stands for, or None for another program's model.
+
+    Raises UserError where the path holds neither.
+    """
     if not path.exists():
         raise UserError(f"there is no {path}: --from takes a folder or a file of weights")
     if path.is_file():
@@ -107,17 +110,20 @@ def _picogpt_log(path: Path) -> Path | None:
     raise UserError(f"{path} holds no model that is known: {CONFIG} with weights, {PROPERTIES} or {LOG} is looked for")
 
 
-def _tokenizer(found: ForeignModel, folder: Path, asked: bool, notify: Callable[[str], None]) -> Tokenizer:
-    """The model's tokenizer, or where there is none, one of bare numbers, unless this folder was asked for."""
+def _find_tokenizer(found: ForeignModel, folder: Path, required: bool, notify: Callable[[str], None]) -> Tokenizer:
+    """Return the model's tokenizer; where the folder has none, one of bare numbers, unless it is required.
+
+    Raises UserError for a tokenizer that is missing or does not fit the model.
+    """
     tokenizer = BpeTokenizer.find(folder)
-    if tokenizer is None and asked:
+    if tokenizer is None and required:
         raise UserError(
             f"there is no tokenizer in {folder}: tokenizer.json, or vocab.json and merges.txt, is looked for"
         )
     if tokenizer is None:
         notify(
-            f"no tokenizer in {folder} (tokenizer.json, or vocab.json and merges.txt): text is numbers of tokens then; "
-            "--tokenizer FOLDER names another place"
+            f"no tokenizer in {folder} (tokenizer.json, or vocab.json and merges.txt): the model reads and writes the "
+            "numbers of tokens; --tokenizer FOLDER names another place"
         )
         return IdsTokenizer(found.model.vocab_size, found.end_of_text)
     if tokenizer.vocab_size > found.model.vocab_size:
@@ -129,28 +135,30 @@ def _tokenizer(found: ForeignModel, folder: Path, asked: bool, notify: Callable[
 
 
 def _import_log(log: Log, path: Path, run_dir: Path, notify: Callable[[str], None]) -> str:
-    """Of a log of PicoGPT's: its best weights and its losses."""
+    """Make a run of a log of PicoGPT's: its best weights and its losses. Returns a line that describes them."""
     if log.model.vocab_size < PicoTokenizer().vocab_size:
         raise UserError(
             f"{path} has a vocabulary of {log.model.vocab_size}, PicoGPT's has {PicoTokenizer().vocab_size}"
         )
     config = RunConfig(log.model, DataConfig(), TrainConfig(steps=max(1, log.iterations)))
-    _make(
-        run_dir, _evaluations(log, config, run_dir), log.arrays, _meta(config, PicoTokenizer(), log.best_loss), notify
-    )
+    meta = _meta(config, PicoTokenizer(), log.best_loss)
+    _write_run(run_dir, _with_evaluations(_new_log(run_dir, config), log), log.arrays, meta, notify)
     total, counted = parameter_count(log.model)
     epochs = f"losses of {len(log.val_losses)} epochs, best loss {log.best_loss}"
     return f"{total:,} parameters ({counted:,} without the position table), {epochs}"
 
 
-def _evaluations(log: Log, config: RunConfig, run_dir: Path) -> RunLog:
-    """Its losses, one pair an epoch, as evaluations that are evenly spread over its iterations."""
-    made = RunLog(run_dir / LOG, {**config.to_dict(), "parameters": parameter_count(config.model)[0]})
-    pairs = list(zip(log.train_losses, log.val_losses, strict=True))
+def _new_log(run_dir: Path, config: RunConfig) -> RunLog:
+    return RunLog(run_dir / LOG, {**config.to_dict(), "parameters": parameter_count(config.model)[0]})
+
+
+def _with_evaluations(run_log: RunLog, log: Log) -> RunLog:
+    """Add the losses of PicoGPT, one pair an epoch, as evaluations that are evenly spread over its iterations."""
+    steps, pairs = max(1, log.iterations), list(zip(log.train_losses, log.val_losses, strict=True))
     for i, (train, val) in enumerate(pairs, start=1):
-        made.evaluation(Evaluation(max(i, config.train.steps * i // len(pairs)), train, val))
-    made.notice("imported from PicoGPT: its epochs are spread evenly over the steps")
-    return made
+        run_log.evaluation(Evaluation(max(i, steps * i // len(pairs)), train, val))
+    run_log.notice("imported from PicoGPT: its epochs are spread evenly over the steps")
+    return run_log
 
 
 def _meta(config: RunConfig, tokenizer: Tokenizer, val_loss: float | None) -> CheckpointMeta:

@@ -20,6 +20,8 @@ Rng = np.random.Generator | None
 
 
 class Attention(Module):
+    """Causal self-attention with several heads, over the whole window or over the last positions of it."""
+
     def __init__(self, config: ModelConfig, parameters: Mapping[str, Tensor], name: str, layer: int) -> None:
         self.c_attn = Linear(parameters, f"{name}.c_attn")
         self.c_proj = Linear(parameters, f"{name}.c_proj")
@@ -38,6 +40,8 @@ class Attention(Module):
 
 
 class MLP(Module):
+    """Two linear layers, 4 C wide between them, with the activation in the middle."""
+
     def __init__(self, config: ModelConfig, parameters: Mapping[str, Tensor], name: str) -> None:
         self.c_fc = Linear(parameters, f"{name}.c_fc")
         self.c_proj = Linear(parameters, f"{name}.c_proj")
@@ -48,6 +52,8 @@ class MLP(Module):
 
 
 class Block(Module):
+    """Attention and MLP, each after a layer norm and added to the residual stream."""
+
     def __init__(self, config: ModelConfig, parameters: Mapping[str, Tensor], name: str, layer: int) -> None:
         self.ln_1 = LayerNorm(parameters, f"{name}.ln_1")
         self.attn = Attention(config, parameters, f"{name}.attn", layer)
@@ -58,7 +64,10 @@ class Block(Module):
     def __call__(
         self, x: Tensor, rng: Rng = None, cache: KVCache | None = None, recompute: bool = False
     ) -> Tensor:  # (B, T, C) -> (B, T, C)
-        """recompute: keep the input of each branch alone, and run the branch again when its gradients are wanted."""
+        """Return x plus what both branches add to it.
+
+        recompute: save only the input of each branch, and run the branch again when its gradients are wanted.
+        """
 
         def attend(x: Tensor, rng: Rng, replay: bool = False) -> Tensor:
             return x + self.attn(self.ln_1(x), rng, cache, replay)
@@ -67,13 +76,13 @@ class Block(Module):
             return x + self.mlp(self.ln_2(x), rng, replay)
 
         for branch in (attend, transform):
-            again = recompute and (self.is_trained or x.node is not None)  # else it keeps nothing anyway
+            again = recompute and (self.is_trained or x.node is not None)  # else nothing is saved anyway
             x = _recomputed(branch, x, rng) if again else branch(x, rng)
         return x
 
 
 class Head(Module):
-    """The head's own weight and bias, where it has them; without a weight it uses the token table's."""
+    """The head's own weight and bias, where it has them; without a weight the model uses the token table."""
 
     def __init__(self, parameters: Mapping[str, Tensor], name: str) -> None:
         self.weight = parameters.get(f"{name}.weight")
@@ -81,7 +90,10 @@ class Head(Module):
 
 
 class GPT(Module):
-    """Ids of one window to hidden states and logits. parameters: the tensors of `parameter_shapes(config)`, by name."""
+    """The model: ids of one window to hidden states and logits.
+
+    parameters: the tensors of `parameter_shapes(config)`, by name.
+    """
 
     def __init__(self, config: ModelConfig, parameters: Mapping[str, Tensor], recompute: bool = False) -> None:
         self.config, self.recompute = config, recompute
@@ -98,7 +110,7 @@ class GPT(Module):
     def hidden(
         self, ids: Array, context: Tensor | None = None, rng: Rng = None, cache: KVCache | None = None
     ) -> Tensor:  # (B, W) integers, (B, C) -> (B, T, C); T = W + 1 with a context slot
-        """Hidden states of one window after the last layer norm; of a bigram table, the logits.
+        """Return the hidden states of one window after the last layer norm; of a bigram table, the logits.
 
         context: what stands in slot 0, zeros where it is None. With a cache the ids follow the positions in it, and
         slot 0 is there only when the cache is empty.
@@ -121,18 +133,22 @@ class GPT(Module):
         return self.ln_f(x)
 
     def logits(self, hidden: Tensor) -> Tensor:  # (..., C) -> (..., V)
+        """Return the scores of every possible next token."""
         if not self.h:
             return hidden
         return ops.linear(hidden, self.lm_head.weight or self.wte.weight, self.lm_head.bias)
 
     def loss(self, hidden: Tensor, targets: Array, total: int | None = None) -> Tensor:  # (..., C), (...) -> ()
-        """Cross entropy summed over the rows and divided by `total` (default: their number), in nats."""
+        """Return the cross entropy summed over the rows and divided by `total` (default: their number), in nats."""
         if not self.h:
             return ops.cross_entropy(hidden, None, None, targets, total)
         return ops.cross_entropy(hidden, self.lm_head.weight or self.wte.weight, self.lm_head.bias, targets, total)
 
 
 def _recomputed(branch: Callable[..., Tensor], x: Tensor, rng: Rng) -> Tensor:
-    """A replay drops what was dropped at first; it leaves out the last product, for nobody reads its result."""
+    """Run a branch so that its backward pass runs it again.
+
+    The replay drops the same entries as the first run. It skips the last product, whose result nothing reads.
+    """
     saved = deepcopy(rng)
     return recompute(lambda x: branch(x, rng), x, lambda x: branch(x, deepcopy(saved), replay=True))

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from math import sqrt
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from picogpt.config import ModelConfig
 from picogpt.engine.backend import Array
@@ -13,12 +13,12 @@ from picogpt.rng import generator
 
 
 def initial_arrays(config: ModelConfig, seed: int, given: Mapping[str, Array] | None = None) -> Arrays:
-    """First values of every parameter, float32; those that are given stay as they are.
+    """Return the first values of every parameter, float32; arrays that are given stay as they are.
 
-    gpt2: N(0, 0.02), residual projections N(0, 0.02 / sqrt(2 n_layer)) (A. Radford et al., 2019). zero: the same with
-    those projections zero, so that every block begins as the identity. normal: N(0, 0.02).
+    gpt2: N(0, 0.02), residual projections N(0, 0.02 / sqrt(2 n_layer)) (A. Radford et al., 2019). zero: as gpt2, but
+    the residual projections are zero, so that every block begins as the identity. normal: N(0, 0.02).
     torch: PyTorch's defaults, U(-1/sqrt(inputs), 1/sqrt(inputs)) for linear layers and N(0, 1) for tables.
-    Low-rank matrices add nothing at first: N(0, 1/sqrt(inputs)), times zero.
+    Low-rank matrices add nothing at first: A is N(0, 1/sqrt(inputs)), and B is zero.
     """
     arrays = dict(given or {})
     for i, (name, shape) in enumerate(parameter_shapes(config).items()):
@@ -27,7 +27,9 @@ def initial_arrays(config: ModelConfig, seed: int, given: Mapping[str, Array] | 
     return arrays
 
 
-def _initial(config: ModelConfig, name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray[Any, Any]:
+def _initial(
+    config: ModelConfig, name: str, shape: tuple[int, ...], rng: np.random.Generator
+) -> npt.NDArray[np.float32]:
     if name.endswith(LORA):
         scale = np.float32(1 / sqrt(shape[1]) if name.endswith(LORA[0]) else 0)
         return rng.standard_normal(shape, np.float32) * scale

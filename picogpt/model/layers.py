@@ -7,15 +7,17 @@ import numpy as np
 from picogpt.engine import Tensor, ops
 from picogpt.engine.backend import Array
 
+NORM_EPSILON = 1e-5  # added to the variance in all layer norms, here and in exported models
+
 
 class Module:
-    """Whatever holds parameters. A parameter's dotted name is the path of attributes that leads to it.
+    """A part of a model that holds parameters. A parameter's dotted name is the path of attributes that leads to it.
 
     That name is its key everywhere: in the model, the gradients, the optimizer, the checkpoint and the ONNX graph.
     """
 
     def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-        """(name, tensor) in the order of definition; tensors without a gradient included."""
+        """Yield (name, tensor) in the order of definition; tensors without a gradient included."""
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
                 yield prefix + name, value
@@ -28,7 +30,7 @@ class Module:
 
 
 class Linear(Module):
-    """x @ weight.T + bias; weight (M, K), bias (M,) or none.
+    """A linear layer: x @ weight.T + bias; weight (M, K), bias (M,) or none.
 
     With low-rank matrices (r, K) and (M, r) the weight is weight + lora_b @ lora_a: E. Hu et al., LoRA, arXiv
     2106.09685, whose alpha is r here, so that nothing scales the product.
@@ -48,18 +50,18 @@ class Linear(Module):
 
 
 class LayerNorm(Module):
-    """Normalised over the last axis; weight and bias (C,)."""
+    """A layer norm over the last axis; weight and bias (C,)."""
 
     def __init__(self, parameters: Mapping[str, Tensor], name: str) -> None:
         self.weight = parameters[f"{name}.weight"]
         self.bias = parameters[f"{name}.bias"]
 
     def __call__(self, x: Tensor) -> Tensor:  # (..., C) -> (..., C)
-        return ops.layer_norm(x, self.weight, self.bias)
+        return ops.layer_norm(x, self.weight, self.bias, NORM_EPSILON)
 
 
 class Embedding(Module):
-    """One row of weight (V, C) an id."""
+    """A table with one row of weight (V, C) for each id."""
 
     def __init__(self, parameters: Mapping[str, Tensor], name: str) -> None:
         self.weight = parameters[f"{name}.weight"]
@@ -69,7 +71,7 @@ class Embedding(Module):
 
 
 class Dropout(Module):
-    """Drops with this probability while a generator is given (training), and never without one."""
+    """Dropout with this probability while a random generator is given (training), and none without one."""
 
     def __init__(self, probability: float) -> None:
         self.probability = probability

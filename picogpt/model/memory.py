@@ -10,25 +10,19 @@ from picogpt.engine.ops.loss import LOGITS_BLOCK
 from picogpt.model.parameters import is_hidden_matrix, is_large, last_blocks, parameter_count, trained_shapes
 
 FLOAT = 4  # bytes
-
 PROGRAM = 46 << 20  # bytes of Python, the libraries and this package in memory
-
-LANE_PROGRAM = 4 << 20  # what of it a lane has for itself
-
-LANE_BLAS = 6 << 20  # BLAS's own buffers
-
-LANE_ACTIVATIONS = 128 << 20  # bytes kept without recomputing, or as much as the model itself takes if that is more,
-
-ACTIVATIONS = 1 << 30  # but not more than this for a large one
-
-LANE_GRADIENTS = 256 << 20  # bytes; a model with more has products that two threads of BLAS share as well as two lanes
-
+LANE_PROGRAM = 4 << 20  # bytes of those that each lane has for itself
+LANE_BLAS = 6 << 20  # bytes of BLAS's own buffers
+# Bytes of activations of a lane above which blocks are recomputed: this, or the size of the model if that is larger,
+LANE_ACTIVATIONS = 128 << 20
+ACTIVATIONS = 1 << 30  # but at most this for all lanes of a large model
+LANE_GRADIENTS = 256 << 20  # bytes; the products of a larger model run as fast on two BLAS threads as on two lanes
 CACHE_BYTES = 2 << 20  # of the widest activation of a micro-batch: about what stays near a core's caches
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes of memory of a training run at its peak."""
+    """The bytes of memory that a training run takes at its peak."""
 
     program: int
     weights: int
@@ -42,14 +36,14 @@ class MemoryEstimate:
 
 
 def estimate_memory(config: RunConfig) -> MemoryEstimate:
-    """The cost of a configuration whose lanes and micro_batch are chosen (see `fitted`)."""
+    """Estimate the memory of a configuration whose lanes and micro_batch are chosen (see `fitted`)."""
     train = config.train
     shapes = trained_shapes(config).items()
     trained = _trained_bytes(config)
     matrices = FLOAT * sum(prod(shape) for name, shape in shapes if is_hidden_matrix(name, shape))
     return MemoryEstimate(
         program=PROGRAM + train.lanes * (LANE_PROGRAM + (LANE_BLAS if config.model.n_layer else 0)),
-        # Of a large model those that are frozen stay in their file.
+        # The frozen weights of a large model stay in their file.
         weights=trained if is_large(config.model) else FLOAT * parameter_count(config.model)[0],
         gradients=train.lanes * trained,
         optimizer=2 * trained - (matrices if train.optimizer == "muon" else 0),
@@ -62,36 +56,36 @@ def _trained_bytes(config: RunConfig) -> int:
 
 
 def sequence_bytes(config: RunConfig) -> int:
-    """Bytes one training sequence keeps until its backward pass."""
+    """Return the bytes that one training sequence needs until its backward pass."""
     model = config.model
     if model.n_layer == 0:
         return FLOAT * config.context * model.vocab_size * 2
     windows, T, C = config.context // config.window, config.window + model.context_slot, model.n_embd
-    # A block of a window keeps. Of its attention: normalised input, its scaled copy, q/k/v, output (C, C, 3C, C), and
-    # the attention weights; of its MLP: the same two of the norm (2C), hidden layer and its slope (8C; relu has none).
+    # A block saves for each window, in attention: normalised input, its scaled copy, q/k/v, output (C, C, 3C, C), and
+    # the attention weights; in the MLP: both copies of its input (2C), the hidden layer and its slope (8C; relu: 4C).
     attention, mlp = T * 6 * C, T * (6 if model.activation == "relu" else 10) * C
     if config.train.train == "biases":  # no input of a matrix: the scaled copies, and the hidden layer
         attention, mlp = attention - T * C, mlp - T * (1 if model.activation == "relu" else 5) * C
     if model.dropout:  # masks: of the attention weights, and of what each branch adds
         attention, mlp = attention + T * C, mlp + T * C
-    frozen = model.n_layer - last_blocks(config) if last_blocks(config) else 0  # those below keep nothing
+    frozen = model.n_layer - last_blocks(config) if last_blocks(config) else 0  # blocks that save nothing
     layers = range(frozen, model.n_layer)
     weights = [T * model.n_head * _keys(T, model.window_of(layer)) * (2 if model.dropout else 1) for layer in layers]
-    kept = windows * (len(layers) * (attention + mlp) + sum(weights))
-    if config.train.recompute:  # the input of each branch, and what one of each kind keeps: their sizes share no memory
-        kept = windows * 2 * len(layers) * T * C + attention + max(weights) + mlp
+    saved = windows * (len(layers) * (attention + mlp) + sum(weights))
+    if config.train.recompute:  # the input of each branch, and all of one attention and one MLP, whose sizes differ
+        saved = windows * 2 * len(layers) * T * C + attention + max(weights) + mlp
     peak = T * 10 * C  # gradients on their way back through one block
-    return FLOAT * (kept + peak + windows * 3 * T * C)
+    return FLOAT * (saved + peak + windows * 3 * T * C)
 
 
 def _keys(T: int, window: int) -> int:
-    """Keys that a query of T is multiplied with, on the average."""
+    """Return how many keys a query of T is multiplied with on average."""
     rows = min(T, QUERY_BLOCK)
     return min((T + rows) // 2, window + rows if window else T)
 
 
 def _head_bytes(config: RunConfig) -> int:
-    """Bytes of a lane for a block of logits, and for the table's gradient where several make it."""
+    """Return the bytes of a lane for a block of logits, and for the table's gradient where several blocks add to it."""
     model, rows = config.model, config.train.micro_batch * config.window
     logits = min(rows * model.vocab_size, max(LOGITS_BLOCK, model.vocab_size))
     tables = int(rows * model.vocab_size > LOGITS_BLOCK and config.train.train == "all")
@@ -99,9 +93,9 @@ def _head_bytes(config: RunConfig) -> int:
 
 
 def fitted(config: RunConfig, cores: int, memory: int) -> RunConfig:
-    """The configuration with lanes, micro_batch and recompute chosen where they are left open.
+    """Return the configuration with lanes, micro_batch and recompute chosen where they are left open.
 
-    The fastest choice that stays within `memory` bytes, or the smallest there is.
+    The choice is the fastest one that stays within `memory` bytes, or the smallest one where none does.
     """
     choice = config
     for lanes, micro_batch, recompute in _choices(config, cores):
@@ -116,7 +110,7 @@ def fitted(config: RunConfig, cores: int, memory: int) -> RunConfig:
 
 
 def _choices(config: RunConfig, cores: int) -> Iterator[tuple[int, int, bool]]:
-    """(lanes, micro_batch, recompute), the fastest first."""
+    """Yield the possible (lanes, micro_batch, recompute), the fastest first."""
     train = config.train
     wanted = cores if _trained_bytes(config) <= LANE_GRADIENTS else -(-cores // 2)
     most = min(train.lanes or wanted, train.batch_size)
@@ -124,20 +118,20 @@ def _choices(config: RunConfig, cores: int) -> Iterator[tuple[int, int, bool]]:
     if not train.low_memory:
         for lanes in (most,) if train.lanes else _halves(most):
             for recompute in (True,) if train.recompute else (False, True):
-                asked = train.micro_batch
-                for micro_batch in (asked,) if asked else _halves(choose_micro_batch(config, lanes)):
+                given = train.micro_batch
+                for micro_batch in (given,) if given else _halves(choose_micro_batch(config, lanes)):
                     yield lanes, micro_batch, recompute
     yield smallest
 
 
 def _halves(count: int) -> list[int]:
-    """count, half of it, and so on down to 1."""
+    """Return count, half of it, and so on down to 1."""
     return [count >> shift for shift in range(count.bit_length())]
 
 
 def choose_micro_batch(config: RunConfig, lanes: int) -> int:
-    """Sequences a micro-batch: near the caches, and an equal number for every lane."""
+    """Return how many sequences a micro-batch has: few enough for the caches, and shared evenly by the lanes."""
     tokens = max(1, CACHE_BYTES // (FLOAT * 4 * config.model.n_embd))
     most = min(max(1, round(tokens / config.window)), -(-config.train.batch_size // lanes))
-    rounds = -(-config.train.batch_size // (most * lanes))  # micro-batches each lane takes
+    rounds = -(-config.train.batch_size // (most * lanes))  # micro-batches of each lane
     return -(-config.train.batch_size // (rounds * lanes))

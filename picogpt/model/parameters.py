@@ -14,14 +14,14 @@ from picogpt.errors import UserError
 Arrays = dict[str, Array]
 
 LARGE = 2 << 30
-"""Bytes in float32 from which on a model's weights stay where they lie, or are used in fewer bits."""
+"""The float32 bytes above which a model's weights stay in their file, or are used in fewer bits."""
 
 LORA = (".lora_a", ".lora_b")
-"""Ends of the names of low-rank matrices: A (r, inputs) and B (outputs, r), whose product stands beside a weight."""
+"""Ends of the names of low-rank matrices: A (r, inputs) and B (outputs, r); B A is added to a weight."""
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every parameter, in the order of the model. Linear weights are (outputs, inputs)."""
+    """Return name -> shape of every parameter, in the order of the model. Linear weights are (outputs, inputs)."""
     C, V = config.n_embd, config.vocab_size
     if config.n_layer == 0:
         return {"wte.weight": (V, V)}  # a bigram table: its rows are the logits
@@ -55,26 +55,29 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def parameter_count(config: ModelConfig) -> tuple[int, int]:
-    """(all parameters, PicoGPT's and nanoGPT's count: without the position table)."""
+    """Return the number of all parameters, and PicoGPT's and nanoGPT's count: without the position table."""
     sizes = {name: prod(shape) for name, shape in parameter_shapes(config).items()}
     total = sum(sizes.values())
     return total, total - sizes.get("wpe.weight", 0)
 
 
 def is_large(config: ModelConfig) -> bool:
-    """Whether its weights take more memory in float32 than is kind to the machine."""
+    """Return whether a model's float32 weights are too large to be kept in memory without need."""
     return 4 * parameter_count(config)[0] > LARGE
 
 
 def is_hidden_matrix(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether Muon takes this parameter: the matrices inside the blocks, not tables, head, gains, biases or LoRA's."""
+    """Return whether a parameter is a matrix inside a block, which Muon trains.
+
+    Not so: tables, the head, gains, biases and low-rank matrices.
+    """
     return len(shape) == 2 and name.startswith("h.") and not name.endswith(LORA)
 
 
 def trained_shapes(config: RunConfig) -> dict[str, tuple[int, ...]]:
-    """Those of `parameter_shapes` that the run trains; the others are frozen.
+    """Return the part of `parameter_shapes` that the run trains; the others are frozen.
 
-    biases: E. Ben Zaken et al., BitFit, arXiv 2106.10199. Raises UserError where the model has nothing of the kind.
+    biases: E. Ben Zaken et al., BitFit, arXiv 2106.10199. Raises UserError where the model has too few blocks.
     """
     train, layers = config.train.train, config.model.n_layer
     if train != "all" and layers < max(1, last_blocks(config)):
@@ -86,13 +89,13 @@ def trained_shapes(config: RunConfig) -> dict[str, tuple[int, ...]]:
 
 
 def last_blocks(config: RunConfig) -> int:
-    """N where the last N blocks alone are trained, else 0."""
+    """Return N where only the last N blocks are trained, else 0."""
     train = config.train.train
     return int(train.removeprefix("last-")) if train.startswith("last-") else 0
 
 
 def merged(config: ModelConfig, arrays: Mapping[str, Array]) -> tuple[ModelConfig, dict[str, Array]]:
-    """The same model without low-rank matrices: they are added to those beside them."""
+    """Return the model without low-rank matrices: their products are added to the weights beside them."""
     plain = replace(config, lora_rank=0)
     return plain, {name: _merged(arrays, name) for name in parameter_shapes(plain)}
 
@@ -103,6 +106,9 @@ def _merged(arrays: Mapping[str, Array], name: str) -> Array:
 
 
 def as_tensors(arrays: Mapping[str, Array], gradients: Mapping[str, Array] | None = None) -> dict[str, Tensor]:
-    """Tensors over the arrays, not copies. Those with an array in `gradients` are leaves that gather theirs there."""
+    """Return tensors over the arrays, which are not copied.
+
+    A tensor with an array in `gradients` is a leaf whose gradient is added to that array.
+    """
     own = gradients or {}
     return {name: Tensor(array, name in own, own.get(name)) for name, array in arrays.items()}

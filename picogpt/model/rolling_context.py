@@ -19,7 +19,10 @@ from picogpt.model.gpt import GPT
 def hidden_windows(
     model: GPT, ids: Array, rng: np.random.Generator | None = None
 ) -> Iterator[tuple[slice, Tensor]]:  # (B, T) -> ((B, W, C), ...)
-    """Each window's slice of the sequence and the hidden states of its tokens (the slot's is dropped)."""
+    """Yield each window's slice of the sequence and the hidden states of its tokens (the slot's is dropped).
+
+    Raises ValueError for more than one window in a model without a context slot.
+    """
     W, slot, T = model.config.context_len, model.config.context_slot, ids.shape[1]
     if T > W and not slot and model.h:
         raise ValueError(f"{T} tokens are more than the window of {W}, and this model has no context slot")
@@ -33,14 +36,14 @@ def hidden_windows(
 
 
 def sequence_logits(model: GPT, ids: Array) -> Tensor:  # (B, T) -> (B, T, V)
-    """Logits of every token's successor."""
+    """Return the logits of every token's successor. Raises as `hidden_windows` does."""
     return concatenate([model.logits(hidden) for _, hidden in hidden_windows(model, ids)], axis=1)
 
 
 def sequence_loss(
     model: GPT, ids: Array, targets: Array, total: int | None = None, rng: np.random.Generator | None = None
 ) -> Tensor:  # (B, T), (B, T) -> ()
-    """Cross entropy over all tokens of all windows, divided by `total` (default: their number), in nats."""
+    """Return the cross entropy over all tokens of all windows, divided by `total` (default: their number), in nats."""
     total = total or targets.size
     losses = [model.loss(hidden, targets[:, window], total) for window, hidden in hidden_windows(model, ids, rng)]
     return sum(losses[1:], losses[0])

@@ -1,1 +1,1 @@
-"""A run watched live: on the screen, on a page, in TensorBoard, as a picture."""
+"""Watching a run live: on the screen, on a page, in TensorBoard, and as a picture."""

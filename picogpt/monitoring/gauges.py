@@ -1,4 +1,4 @@
-"""What a run's Status is made of: what jumps is smoothed, and the machine is asked only every few seconds."""
+"""The measurements of a run's status: rates and losses are smoothed, the machine is read every few seconds."""
 
 import math
 import time
@@ -9,41 +9,40 @@ from picogpt.monitoring.status import MachineReading, Status
 from picogpt.system import hardware
 from picogpt.training.observer import StepInfo
 
-_SMOOTH = 10.0  # seconds after which a step counts for a third of what it did
-
-_LOOK = 5.0  # seconds between two looks at the machine
+_SMOOTHING_SECONDS = 10.0  # after which a step counts for about a third of what it did
+_MACHINE_SECONDS = 5.0  # between two readings of the machine
 
 
 class Gauges:
-    """Reads a run that goes on after `first_step`."""
+    """Measures a run: speed, smoothed loss, time left, and the state of the machine."""
 
     def __init__(
         self, config: RunConfig, work: Callable[[int], float], least_seconds: Callable[[int], float | None]
     ) -> None:
-        """work: what so many first steps cost, in any unit, for the time that is left.
+        """work: the cost of the first N steps, in any unit, from which the time left is estimated.
 
-        least_seconds: what a token with so many blocks takes if there are matrix products alone; None where that is
-        not known.
+        least_seconds: seconds for a token of a model with N blocks if only its matrix products took time; None if that
+        is not known.
         """
         self._train, self._work, self._least_seconds = config.train, work, least_seconds
         self._step_tokens = config.train.batch_size * config.context
-        self._began: tuple[float, float] | None = None  # the work of the first step seen, its seconds: rates count so
+        self._began: tuple[float, float] | None = None  # work and seconds at the first step seen, where rates begin
         self._tokens = self._seconds = self._losses = self._count = 0.0
-        self._looked = -math.inf
+        self._read_at = -math.inf
         self._machine = MachineReading()
-        hardware.processor_load()  # what follows is since now
+        hardware.processor_load()  # the next call measures from here
 
     def step(self, info: StepInfo) -> None:
-        """Count a step that is done. Costs next to nothing."""
+        """Take note of a step that is done. Costs next to nothing."""
         if self._began is None:
             self._began = self._work(info.step), info.seconds
-        keep = math.exp(-info.took / _SMOOTH)
-        self._tokens, self._seconds = keep * self._tokens + self._step_tokens, keep * self._seconds + info.took
+        decay = math.exp(-info.took / _SMOOTHING_SECONDS)
+        self._tokens, self._seconds = decay * self._tokens + self._step_tokens, decay * self._seconds + info.took
         if math.isfinite(info.loss):
-            self._losses, self._count = keep * self._losses + info.loss, keep * self._count + 1
+            self._losses, self._count = decay * self._losses + info.loss, decay * self._count + 1
 
     def eta(self, step: int, seconds: float) -> float | None:
-        """Return the seconds to the end, of the steps or of the minutes; None until two steps have shown a rate."""
+        """Return the seconds until the last step or the last minute, whichever is sooner; None if not known yet."""
         ends = [60 * self._train.minutes - seconds] if self._train.minutes else []
         done = self._work(step)
         if self._began and done > self._began[0]:
@@ -52,11 +51,11 @@ class Gauges:
         return max(0.0, min(ends)) if ends else None
 
     def status(self, info: StepInfo, data: str) -> Status:
-        """Return how things stand after this step. data: the text, and what it is doing."""
+        """Return the status of the run after this step. data: the name of the text, and what it is doing."""
         speed = self._tokens / self._seconds if self._seconds else 0.0
         least_seconds = self._least_seconds(info.depth)
         return Status(
-            **vars(self._of_the_machine()),
+            **vars(self._read_machine()),
             step=info.step,
             steps=self._train.steps,
             progress=min(1.0, info.progress),
@@ -70,9 +69,10 @@ class Gauges:
             pausing="",
         )
 
-    def _of_the_machine(self) -> MachineReading:
-        if (now := time.monotonic()) - self._looked >= _LOOK:
-            self._looked = now
+    def _read_machine(self) -> MachineReading:
+        """Return the state of the machine, which is read again every few seconds."""
+        if (now := time.monotonic()) - self._read_at >= _MACHINE_SECONDS:
+            self._read_at = now
             total, battery, heat = hardware.total_memory(), hardware.battery(), hardware.temperature()
             self._machine = MachineReading(
                 process_memory=hardware.held_memory(),

@@ -1,4 +1,4 @@
-"""Everybody who looks at a run: the screen, its picture, TensorBoard and the live page."""
+"""The observers of a run: the screen, its picture, TensorBoard and the live page."""
 
 import time
 from collections.abc import Callable
@@ -16,26 +16,28 @@ from picogpt.monitoring.status import Status
 from picogpt.monitoring.tensorboard import TensorBoardWriter, require_library
 from picogpt.runs.layout import LOG, PICTURE, TENSORBOARD
 from picogpt.runs.log import Evaluation
+from picogpt.tokenizers.registry import unit_of
 from picogpt.training.observer import RunInfo, StepInfo
 
 _SEND_SECONDS = 1.0
 
 
 class Observers:
-    """An `Observer` (training/observer.py says what its methods do) that tells all others, for next to nothing."""
+    """An `Observer` that passes on to all others what training tells it; training/observer.py describes its methods."""
 
     def __init__(
         self,
         config: MonitoringConfig,
         run_dir: Path,
-        goes_on: Callable[[Evaluation], bool] = lambda _: True,
+        should_continue: Callable[[Evaluation], bool] = lambda _: True,
         screen: Screen | None = None,
     ) -> None:
-        """config: which of them there are. goes_on: asked after each evaluation whether training is to go on.
+        """config: which observers there are. should_continue: decides after each evaluation whether training continues.
 
-        Raises UserError where a package is missing.
+        Raises UserError if a package is missing.
         """
-        self._asked, self._dir, self._goes_on, self.screen = config, run_dir, goes_on, screen or Screen()
+        self._config, self._dir, self._should_continue = config, run_dir, should_continue
+        self.screen = screen or Screen()
         if config.tensorboard:
             require_library()
         self._plotter = Plotter(run_dir / LOG, run_dir / PICTURE)
@@ -48,7 +50,7 @@ class Observers:
 
     @property
     def wants_peak_flops(self) -> bool:
-        return bool(self.is_attended or self._asked.dashboard)
+        return bool(self.is_attended or self._config.dashboard)
 
     @property
     def is_attended(self) -> bool:
@@ -64,18 +66,18 @@ class Observers:
         self.screen.interrupt(text)
 
     def open(self) -> None:
-        if self._asked.dashboard:
-            self._page = Dashboard.open(self._asked.dashboard, self._dir, self.notice)
+        if self._config.dashboard:
+            self._page = Dashboard.open(self._config.dashboard, self._dir, self.notice)
 
     def begin(self, info: RunInfo) -> None:
         self._info = info
-        self._gauges = Gauges(info.config, info.work, lambda depth: _seconds_a_token(info, depth))
+        self._gauges = Gauges(info.config, info.work, lambda depth: _least_seconds(info, depth))
 
         def notify(text: str) -> None:
             self.notice(text)
             info.log.notice(text)
 
-        if self._asked.tensorboard:
+        if self._config.tensorboard:
             self._tensorboard = TensorBoardWriter(self._dir / TENSORBOARD, info.step, notify)
         self.screen.start()
 
@@ -94,7 +96,8 @@ class Observers:
     def _show(self, status: Status, sends: bool) -> None:
         assert self._info is not None
         self._status = status
-        self.screen.draw(Panel(self._dir.name, self._info.config.data.unit, status, self._info.log.evaluations))
+        unit = unit_of(self._info.config.data.tokenizer)
+        self.screen.draw(Panel(self._dir.name, unit, status, self._info.log.evaluations))
         if self._page and sends:
             self._sent = time.monotonic()
             self._page.send(status)
@@ -102,10 +105,10 @@ class Observers:
     def evaluation(self, evaluation: Evaluation) -> bool:
         assert self._gauges is not None and self._info is not None
         config, eta = self._info.config, self._gauges.eta(evaluation.step, evaluation.seconds or 0.0)
-        self.screen.evaluation(evaluation, config.train.steps, eta, config.data.unit)
+        self.screen.evaluation(evaluation, config.train.steps, eta, unit_of(config.data.tokenizer))
         if self._tensorboard:
             self._tensorboard.evaluation(evaluation)
-        return self._goes_on(evaluation)
+        return self._should_continue(evaluation)
 
     def went_back(self, step: int) -> None:
         if self._tensorboard:
@@ -123,8 +126,8 @@ class Observers:
             self.screen.notice(self._plotter.problem)
 
 
-def _seconds_a_token(info: RunInfo, depth: int) -> float | None:
-    """What a token with so many blocks would take if there were matrix products alone; None where that is not known."""
+def _least_seconds(info: RunInfo, depth: int) -> float | None:
+    """Return the seconds for a token with `depth` blocks if only matrix products took time; None if not known."""
     if not info.peak_gflops:
         return None
     return flops_per_token(replace(info.config.model, n_layer=depth)) / (info.peak_gflops * 1e9)

@@ -1,11 +1,10 @@
-"""What stays at the foot of a terminal: what a run has learnt, how fast, and what the machine bears."""
+"""The panel at the foot of a terminal: what a run has learnt, how fast, and how busy the machine is."""
 
 from collections.abc import Sequence
 from itertools import pairwise
 from math import log as ln
-from typing import Any
 
-from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.padding import Padding
 from rich.panel import Panel as Frame
 from rich.progress_bar import ProgressBar
@@ -13,36 +12,32 @@ from rich.table import Table
 from rich.text import Text
 
 from picogpt.monitoring.status import Status
-from picogpt.reports.figures import duration, rate, size
+from picogpt.reports.number_format import duration, rate, size
 from picogpt.runs.log import Evaluation, is_finite
 from picogpt.system.terminal import visible
 
 _SPARKS, _ASCII_SPARKS = "▁▂▃▄▅▆▇█", "_.-~=+*#"
-
-_SPARK_COLUMNS, _NARROW = 24, 80
-
-_SAMPLE_LINES = 2
-
-_MOST_WIDE = 100
+_SPARK_COLUMNS, _SAMPLE_LINES = 24, 2
+_NARROW, _WIDEST = 80, 100  # columns of a terminal below which a sparkline is shorter, and of the panel at most
 
 
 class Panel:
-    """What there is to see at one moment."""
+    """A run at one moment, for rich to print."""
 
     def __init__(self, name: str, unit: str, status: Status, evaluations: Sequence[Evaluation]) -> None:
-        """name: of the run. unit: what a token of it is, for the bits. evaluations: of its log."""
+        """name: of the run. unit: what a token of it is, as "char". evaluations: those of its log."""
         self._name, self._unit, self._status, self._evaluations = name, unit, status, evaluations
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        width = min(_MOST_WIDE, options.max_width - 2)
+        width = min(_WIDEST, options.max_width - 2)
         plain = options.ascii_only
         table = Table.grid(padding=(0, 2, 0, 0), expand=True)
         table.add_column(style="dim", no_wrap=True)
         table.add_column(no_wrap=True, overflow="crop", ratio=1)
         for label, text in self._rows(plain, _SPARK_COLUMNS if width >= _NARROW - 2 else _SPARK_COLUMNS // 3).items():
             table.add_row(label, text)
-        bar = Padding(ProgressBar(total=1.0, completed=self._status.progress), 0)  # which ends its line
-        parts: list[Any] = [bar, table]
+        bar = Padding(ProgressBar(total=1.0, completed=self._status.progress), 0)  # the padding ends its line
+        parts: list[RenderableType] = [bar, table]
         if sample := next((entry.sample for entry in self._evaluations[::-1] if entry.sample), ""):
             shown = visible(sample, options.encoding)
             parts.append(Text(shown[: _SAMPLE_LINES * (width - 4)], "italic"))
@@ -59,6 +54,7 @@ class Panel:
         )
 
     def _rows(self, plain: bool, columns: int) -> dict[str, Text]:
+        """Return the lines by their labels. plain: in ASCII. columns: of a sparkline, at most."""
         status = self._status
         gap = "   "
         step = f"{status.step:,} of {status.steps:,}{gap}{status.progress:.1%} done{gap}lr {rate(status.learning_rate)}"
@@ -71,7 +67,7 @@ class Panel:
         if status.temperature is not None:
             machine.append(f"{status.temperature:.0f} {'C' if plain else '°C'}")
         if status.battery is not None:
-            machine.append(f"battery {status.battery} %, {'on the mains' if status.plugged else 'discharging'}")
+            machine.append(f"battery {status.battery} %, {'on mains power' if status.plugged else 'discharging'}")
         return {
             "step": Text(step),
             "train": self._losses("train_loss", status.train_loss, plain, columns),
@@ -83,7 +79,7 @@ class Panel:
         }
 
     def _losses(self, name: str, now: float | None, plain: bool, columns: int) -> Text:
-        """The last value, how it came there, and of the validation loss what it means."""
+        """Return the last value and a sparkline of all; of the validation loss, also its bits and the best so far."""
         values = [value for entry in self._evaluations if is_finite(value := getattr(entry, name))]
         last = now if now is not None else values[-1] if values else None
         if last is None:
@@ -103,7 +99,7 @@ class Panel:
 
 
 def sparkline(values: Sequence[float], columns: int, plain: bool = False) -> str:
-    """A curve in one line of at most so many characters; each shows the mean of its share of the values."""
+    """Return a curve as one line of at most `columns` characters, each for the mean of its share of the values."""
     columns = min(columns, len(values))
     edges = [i * len(values) // columns for i in range(columns + 1)] if columns else []
     means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]

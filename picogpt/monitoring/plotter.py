@@ -1,4 +1,4 @@
-"""The picture of a log, redrawn in the background while a run goes on."""
+"""The picture of a log, redrawn in the background during a run."""
 
 import subprocess
 import time
@@ -6,13 +6,14 @@ from pathlib import Path
 
 from picogpt.system.processes import start
 
+_PICTURE = "picogpt.reports.picture"
 _REDRAW_SECONDS = 60.0
 
 
 class Plotter:
     """Redraws the picture of one log in the background, one process at a time.
 
-    A redraw asked for while one runs is remembered and made by the next `redraw` or by `close`.
+    A redraw that is asked for while another runs waits for the next call of `redraw`, or for `close`.
     """
 
     def __init__(self, log_path: Path, png_path: Path) -> None:
@@ -29,9 +30,9 @@ class Plotter:
         return self._problem
 
     def redraw(self) -> None:
-        """Start drawing the log as it is on the disk, without waiting for the picture.
+        """Start drawing the log as it is on the disk, and do not wait for the picture.
 
-        Not more than once a minute: a small model is evaluated every second, and a picture takes as long to draw.
+        Draws at most once a minute: a small model is evaluated every second, and drawing takes as long.
         """
         self._waiting = True
         if not self._running() and time.monotonic() >= self._next:
@@ -50,17 +51,17 @@ class Plotter:
                 self._process.kill()
                 self._process.wait()
                 self._process, self._waiting = None, False
-                self._problem = f"{self._paths[1]} was given up, it was not drawn within {seconds:.0f} seconds"
+                self._problem = f"{self._paths[1]} was given up: it was not drawn within {seconds:.0f} seconds"
 
     def _start(self) -> None:
         self._waiting, self._next = False, time.monotonic() + _REDRAW_SECONDS
         try:
             self._process = start_plot(*self._paths)
         except OSError as error:
-            self._problem = f"{self._paths[1]} is not drawn, no process can be started ({error.strerror or error})"
+            self._problem = f"{self._paths[1]} was not drawn: cannot start a process ({error.strerror or error})"
 
     def _running(self) -> bool:
-        """Whether a process is drawing; takes note of how a finished one ended."""
+        """Return whether a process is drawing; take note of how a finished one ended."""
         if self._process is None:
             return False
         status = self._process.poll()
@@ -68,11 +69,11 @@ class Plotter:
             return True
         self._process = None
         log_path, png_path = self._paths
-        why = f'run "python -m picogpt.training.plot {log_path} {png_path}" to see why'
-        self._problem = f"{png_path} could not be drawn (exit status {status}): {why}" if status else None
+        advice = f'run "python -m {_PICTURE} {log_path} {png_path}" to see why'
+        self._problem = f"{png_path} could not be drawn (exit status {status}): {advice}" if status else None
         return False
 
 
 def start_plot(log_path: Path, png_path: Path) -> subprocess.Popen[bytes]:
-    """Draw `png_path` in a background process of low priority that Ctrl-C in the terminal does not reach."""
-    return start("picogpt.reports.picture", str(log_path), str(png_path))
+    """Draw `png_path` in a background process of low priority, which Ctrl-C in the terminal does not reach."""
+    return start(_PICTURE, str(log_path), str(png_path))

@@ -1,4 +1,4 @@
-"""What training shows on the screen."""
+"""The output of training on a screen: a terminal with a panel, or plain lines on a pipe or in a file."""
 
 import os
 import signal
@@ -11,24 +11,21 @@ from pathlib import Path
 from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.padding import Padding
-from rich.panel import Panel
+from rich.panel import Panel as Frame
 from rich.text import Text
 
-from picogpt.reports.figures import duration, rate
+from picogpt.reports.number_format import duration, rate
 from picogpt.runs.log import Evaluation
 from picogpt.system.terminal import visible
 
 _REDRAW_SECONDS = 0.25
-
-_REDRAW_SHARE = 0.005  # of the time; drawing keeps the first lane waiting
-
-_SAMPLE_CHARACTERS = 200
-
-_INDENT = 4
+_REDRAW_SHARE = 0.005  # of the time at most, because the first lane waits while the panel is drawn
+_STUCK_SECONDS = 1.0  # after which a write counts as stuck
+_SAMPLE_CHARACTERS, _INDENT = 200, 4
 
 
 class Screen:
-    """The output of training: evaluations above a panel on a terminal, plain lines anywhere else."""
+    """Prints evaluations above a panel on a terminal, and as plain lines anywhere else."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console()
@@ -36,38 +33,39 @@ class Screen:
         terminal = self._console.file.isatty() and self._console.is_interactive
         self.interactive = terminal and not continuous_integration
         self._live: Live | None = None
-        self._next = 0.0  # when to draw again
-        self._writing, self._waiting = 0.0, list[str]()  # since when, and what is to be said then
+        self._next = 0.0  # when the panel is drawn again
+        self._writing_since, self._waiting = 0.0, list[str]()  # 0: not writing; notices to print after that
+        self._has_alarm = False
         self._sample = ""
 
     def start(self) -> None:
-        """Keep the foot of a terminal for the panel."""
+        """Reserve the foot of a terminal for the panel."""
         if self.interactive:
-            # no thread draws: it would take the interpreter from the first lane
+            # no thread draws, because it would take the interpreter from the first lane
             self._live = Live(console=self._console, auto_refresh=False, transient=True, redirect_stderr=False)
-            with self._whatever_becomes_of_it():
+            with self._ignoring_lost_output():
                 self._live.start()
 
     def is_due(self) -> bool:
-        """Whether it is time to `draw`: about four times a second, and more rarely where that would cost too much."""
+        """Return whether it is time to `draw`: about four times a second, less often if drawing takes long."""
         return self._live is not None and time.monotonic() >= self._next
 
     def draw(self, panel: RenderableType) -> None:
-        """Show this at the foot of the terminal."""
+        """Show the panel at the foot of the terminal."""
         if self._live is None:
             return
         began = time.monotonic()
-        with self._whatever_becomes_of_it():
+        with self._ignoring_lost_output():
             self._live.update(panel, refresh=True)
         ended = time.monotonic()
         self._next = ended + max(_REDRAW_SECONDS, (ended - began) / _REDRAW_SHARE)
 
     def evaluation(self, entry: Evaluation, steps: int, eta: float | None, unit: str) -> None:
-        """Print one evaluation. Its sample is below it, or in the panel where there is one.
+        """Print one evaluation, and its sample below it unless there is a panel, which shows it.
 
-        eta: seconds to the end. unit: what a token is.
+        eta: seconds to the end. unit: what a token is, as "char".
         """
-        self._print(_line(entry, steps, unit) + ("" if self._live else _more(entry, eta)))
+        self._print(_losses_and_speed(entry, steps, unit) + ("" if self._live else _details(entry, eta)))
         self._sample = entry.sample or ""
         if self._live is None:
             self._print_sample()
@@ -82,25 +80,25 @@ class Screen:
         self._print(f"note: {text}", "yellow")
 
     def warning(self, text: str) -> None:
-        """Print what nobody may miss: framed, and in capitals where there are no colours."""
+        """Print a line the user must see: in a frame, or in capitals where there is no terminal."""
         if self.interactive:
-            panel = Panel(Text(visible(text, self._console.encoding)), style="bold black on yellow")
-            with self._whatever_becomes_of_it():
-                self._console.print(panel)
+            frame = Frame(Text(visible(text, self._console.encoding)), style="bold black on yellow")
+            with self._ignoring_lost_output():
+                self._console.print(frame)
         else:
             self._print(f"WARNING: {text.upper()}")
 
     def close(self) -> None:
-        """Give the terminal back, with the last sample on it. Closing twice is fine."""
+        """Remove the panel and print the last sample. Closing twice is fine."""
         if self._live is not None:
-            with self._whatever_becomes_of_it():
+            with self._ignoring_lost_output():
                 self._live.stop()
             self._live = None
             self._print_sample()
 
     def _print(self, text: str, style: str = "", indent: int = 0) -> None:
         shown = visible(text, self._console.encoding)
-        with self._whatever_becomes_of_it():
+        with self._ignoring_lost_output():
             if self.interactive:
                 self._console.print(Padding(Text(shown, style), (0, 0, 0, indent), expand=False))
             else:
@@ -108,9 +106,12 @@ class Screen:
                 self._console.file.flush()
 
     @contextmanager
-    def _whatever_becomes_of_it(self) -> Iterator[None]:
-        """Nobody reads any more (`| head`), the terminal has gone, the disk is full: training goes on, with its log."""
-        self._writing = time.monotonic()
+    def _ignoring_lost_output(self) -> Iterator[None]:
+        """Write without raising OSError: if the output is lost, training continues, and its log has everything.
+
+        It is lost if the reader of a pipe has ended (`| head`), the terminal was closed, or the disk is full.
+        """
+        self._writing_since = time.monotonic()
         try:
             yield
         except OSError:
@@ -118,27 +119,30 @@ class Screen:
                 os.dup2(nowhere.fileno(), self._console.file.fileno())
             self.interactive = False
         finally:
-            self._writing = 0.0
+            self._writing_since = 0.0
+            if self._has_alarm:  # it would kill a program that ends before it
+                signal.setitimer(signal.ITIMER_REAL, 0.0)
+                self._has_alarm = False
         self.interrupt("")
 
     def interrupt(self, text: str) -> None:
-        """A notice from the handler of a signal, which may come in the middle of another; "" for none.
+        """Print a notice from the handler of a signal, which may come while another text is written; "" for none.
 
-        One that has been written for a second is given up, now or then: nobody takes it.
+        A write that takes more than a second is given up, now or later: nobody reads the output.
         """
         self._waiting += [text] if text else []
-        if not self._writing:
+        if not self._writing_since:
             while self._waiting:
                 self.notice(self._waiting.pop(0))
-        elif time.monotonic() - self._writing > 1:
+        elif time.monotonic() - self._writing_since > _STUCK_SECONDS:
             raise BlockingIOError(text)
         elif hasattr(signal, "setitimer"):
             signal.signal(signal.SIGALRM, lambda *_: self.interrupt(""))
-            signal.setitimer(signal.ITIMER_REAL, 1.1)
+            signal.setitimer(signal.ITIMER_REAL, 1.1 * _STUCK_SECONDS)
+            self._has_alarm = True
 
 
-def _line(entry: Evaluation, steps: int, unit: str) -> str:
-    """What an evaluation says."""
+def _losses_and_speed(entry: Evaluation, steps: int, unit: str) -> str:
     parts = [f"step {entry.step:,}/{steps:,}"]
     parts += [] if entry.train_loss is None else [f"train {entry.train_loss:.3f}"]
     parts += [] if entry.val_loss is None else [f"val {entry.val_loss:.3f}  {entry.val_loss / ln(2):.3f} bits/{unit}"]
@@ -146,8 +150,8 @@ def _line(entry: Evaluation, steps: int, unit: str) -> str:
     return "  ".join(parts)
 
 
-def _more(entry: Evaluation, eta: float | None) -> str:
-    """And what a panel shows anyway."""
+def _details(entry: Evaluation, eta: float | None) -> str:
+    """Return the rest of an evaluation, which a panel would show."""
     parts = [] if entry.lr is None else [f"lr {rate(entry.lr)}"]
     if entry.seconds is not None:
         parts += [duration(entry.seconds), f"ETA {'?' if eta is None else duration(eta)}"]

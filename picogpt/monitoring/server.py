@@ -1,9 +1,9 @@
-"""The page that follows a run, served by a process of its own beside the one that trains.
+"""The live page that follows a run, served by a process of its own beside the one that trains.
 
-python -m picogpt.reports.server ADDRESS PORT token|open RUN_FOLDER
+    python -m picogpt.monitoring.server ADDRESS PORT token|open RUN_FOLDER
 
-Its first line of output is the address of the page, or why there is none. Each line of its input is a `Status` in JSON.
-"end", or the end of the input, ends it: also where the trainer is killed.
+It prints one line: the address of the page, or why there is none. Each line of its input is a `Status` in JSON. The
+line "end" ends it, and so does the end of the input, as when the trainer is killed.
 """
 
 import json
@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from hmac import compare_digest
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -21,51 +22,63 @@ from typing import TYPE_CHECKING, BinaryIO
 from waitress.server import create_server
 
 from picogpt.errors import UserError
-from picogpt.monitoring.live_page import LIVE_POLICY, live, live_page
 from picogpt.monitoring.status import Status
-from picogpt.reports.page import report
+from picogpt.reports.number_format import duration
+from picogpt.reports.page import POLICY, SCRIPT, STYLE, csp_hash, render, report
 from picogpt.reports.summary import Summary
 from picogpt.runs.layout import LOG
 from picogpt.runs.log import read_log
-from picogpt.system.processes import give_way
+from picogpt.system.processes import lower_priority
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment
 
 _HTML, _TEXT = "text/html; charset=utf-8", "text/plain; charset=utf-8"
-
+_POLICY = f"{POLICY}; script-src {csp_hash(SCRIPT)}; connect-src 'self'"
 _LONGEST_LINE = 1 << 16
+_POLL_SECONDS, _END_SECONDS = 6.0, 5.0  # in which an open page asks again for sure, and learns of the end for sure
 
-_POLLED, _FAREWELL = 6.0, 5.0  # seconds in which an open page asks again for sure, and is sure to be told of the end
+
+def status_html(status: Status | None, age: float, ended: bool) -> str:
+    """Return the state of a run as HTML. age: seconds since this status came. ended: whether it is the last one."""
+    return render("live.html", status=status, age=age, ended=ended, duration=duration)
+
+
+def page_html(name: str, state: str, report: str, version: int) -> str:
+    """Return the whole page of a run, from the HTML of its state and of its report with this version."""
+    head = {"title": name, "policy": _POLICY, "style": STYLE, "script": SCRIPT}
+    return render("page.html", **head, live=state, report=report, version=version)
 
 
 class LivePage:
-    """What is served: how the run stands, and its report, which is made anew when the log is another."""
+    """The content of the page: the state of the run, and its report, which is made again when the log changes."""
 
     def __init__(self, run_dir: Path) -> None:
         self._name, self._path = run_dir.absolute().name, run_dir / LOG
         self._status: Status | None = None
-        self._heard = time.monotonic()
+        self._received = time.monotonic()
         self._ended = False
         self._lock = threading.Lock()  # one thread makes the report
         self._stamp: object = None
         self._report, self._version = "", 0
 
-    def hear(self, line: bytes) -> None:
-        """A status, or a part of one where the pipe was full: that is left out."""
+    def receive(self, line: bytes) -> None:
+        """Take a status in JSON. A line that was cut off, because the pipe was full, is ignored."""
         try:
-            self._status, self._heard = Status(**json.loads(line)), time.monotonic()
+            self._status, self._received = Status(**json.loads(line)), time.monotonic()
         except (ValueError, TypeError):
             return
 
     def end(self) -> None:
+        """Note that training has ended."""
         self._ended = True
 
-    def live(self) -> str:
-        return live(self._status, time.monotonic() - self._heard, self._ended)
+    def state(self) -> str:
+        """Return the state of the run as HTML."""
+        return status_html(self._status, time.monotonic() - self._received, self._ended)
 
     def report(self) -> tuple[str, int]:
-        """The HTML, and a number that is another when that is."""
+        """Return the report as HTML, and its version, which changes with the report."""
         with self._lock:
             stamp = _stamp(self._path)
             if not self._version or stamp != self._stamp:
@@ -76,7 +89,8 @@ class LivePage:
             return self._report, self._version
 
     def whole(self) -> str:
-        return live_page(self._name, self.live(), *self.report())
+        """Return the whole page as HTML."""
+        return page_html(self._name, self.state(), *self.report())
 
     def _render(self) -> str:
         try:
@@ -85,56 +99,66 @@ class LivePage:
             return report([], str(error))
 
 
+@dataclass(frozen=True)
+class _Response:
+    """The answer to a request."""
+
+    status: str
+    text: str
+    kind: str = _TEXT
+    version: int = 0
+    """Version of the report, with a part of the page."""
+
+
 class App:
-    """The page as a WSGI application, at `hosts` alone where these are given, below /token/ where there is one."""
+    """The page as a WSGI application: below /token/ if there is a token, only for `hosts` if there are any."""
 
     def __init__(self, page: LivePage, token: str, hosts: frozenset[str]) -> None:
         self._page, self._hosts = page, hosts
         self._root = f"/{token}/" if token else "/"
-        self.asked = -_POLLED  # when a page last asked how the run stands
+        self.polled = -_POLL_SECONDS  # when a page last asked for the state of the run
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
-        status, kind, text, version = self._answer(environ)
-        body = text.encode("utf-8", "backslashreplace")
+        response = self._respond(environ)
+        body = response.text.encode("utf-8", "backslashreplace")
         headers = [
-            ("Content-Type", kind),
+            ("Content-Type", response.kind),
             ("Content-Length", str(len(body))),
-            ("Content-Security-Policy", f"{LIVE_POLICY}; frame-ancestors 'none'"),
+            ("Content-Security-Policy", f"{_POLICY}; frame-ancestors 'none'"),
             ("X-Content-Type-Options", "nosniff"),
             ("Referrer-Policy", "no-referrer"),
             ("Cross-Origin-Resource-Policy", "same-origin"),
             ("Cache-Control", "no-store"),
         ]
-        headers += [("Report-Version", str(version))] if version else []
-        headers += [("Allow", "GET, HEAD")] if status.startswith("405") else []
-        start_response(status, headers)
+        headers += [("Report-Version", str(response.version))] if response.version else []
+        headers += [("Allow", "GET, HEAD")] if response.status.startswith("405") else []
+        start_response(response.status, headers)
         return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
 
-    def _answer(self, environ: "WSGIEnvironment") -> tuple[str, str, str, int]:
-        """Status, kind, text and, with a part of the page, the version of the report."""
+    def _respond(self, environ: "WSGIEnvironment") -> _Response:
         if self._hosts and environ.get("HTTP_HOST", "").lower() not in self._hosts:
-            # a name of somebody else's that was made to point here, so that his page may read this one
-            return "403 Forbidden", _TEXT, "this page is only for the machine that trains\n", 0
+            # DNS rebinding: a foreign host name that points here, so that a foreign page can read this one
+            return _Response("403 Forbidden", "this page is only for the machine that trains\n")
         path, root = environ["PATH_INFO"].encode(), self._root.encode()
         if not compare_digest(path[: len(root)], root) or path[len(root) :] not in (b"", b"live", b"report"):
-            return "404 Not Found", _TEXT, "there is nothing here\n", 0
+            return _Response("404 Not Found", "there is nothing here\n")
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
-            return "405 Method Not Allowed", _TEXT, "this can only be read\n", 0
+            return _Response("405 Method Not Allowed", "this page can only be read\n")
         html, version = self._page.report()
         match path[len(root) :]:
             case b"live":
-                self.asked = time.monotonic()
-                html = self._page.live()
+                self.polled = time.monotonic()
+                html = self._page.state()
             case b"":
                 html = self._page.whole()
-        return "200 OK", _HTML, html, version
+        return _Response("200 OK", html, _HTML, version)
 
 
-def serve(address: str, port: int, with_token: bool, run_dir: Path, heard: BinaryIO) -> None:
-    """Serve until `heard` ends. Raises OSError where the address cannot be had."""
-    found = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
-    both = found[4][0] == "::" and socket.has_dualstack_ipv6()  # every address is those of IPv4, too
-    listening = socket.create_server(found[4][:2], family=found[0], dualstack_ipv6=both)
+def serve(address: str, port: int, with_token: bool, run_dir: Path, statuses: BinaryIO) -> None:
+    """Serve the page of the run in `run_dir` until `statuses` ends. Raises OSError if it cannot use the address."""
+    family, _, _, _, place = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
+    both = place[0] == "::" and socket.has_dualstack_ipv6()  # then :: stands for all addresses of IPv4, too
+    listening = socket.create_server(place[:2], family=family, dualstack_ipv6=both)
     port = listening.getsockname()[1]
     loopback = listening.getsockname()[0] in ("127.0.0.1", "::1")
     names = ("127.0.0.1", "localhost", "[::1]") if loopback else ()
@@ -144,25 +168,25 @@ def serve(address: str, port: int, with_token: bool, run_dir: Path, heard: Binar
     server = create_server(app, sockets=[listening], threads=2, ident=None)
     threading.Thread(target=server.run, daemon=True).start()
     print(f"http://{_reachable(listening)}:{port}/{token}{'/' if token else ''}", flush=True)
-    with open(os.devnull, "w") as nowhere:  # who started this reads one line
+    with open(os.devnull, "w") as nowhere:  # the process that started this one reads one line
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
-    for line in iter(lambda: heard.readline(_LONGEST_LINE), b""):
+    for line in iter(lambda: statuses.readline(_LONGEST_LINE), b""):
         if line == b"end\n":
             break
-        page.hear(line)
+        page.receive(line)
     page.end()
-    if time.monotonic() - app.asked < _POLLED:
-        time.sleep(_FAREWELL)
+    if time.monotonic() - app.polled < _POLL_SECONDS:
+        time.sleep(_END_SECONDS)
 
 
 def _reachable(listening: socket.socket) -> str:
-    """The host of the address that others find this socket at."""
+    """Return the host by which other machines reach this socket."""
     host = str(listening.getsockname()[0])
     if host in ("0.0.0.0", "::"):
         host = socket.gethostname()
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             try:
-                probe.connect(("192.0.2.1", 9))  # an address of nobody: sends nothing, but tells which way it would go
+                probe.connect(("192.0.2.1", 9))  # sends nothing, but chooses a network; RFC 5737
                 host = str(probe.getsockname()[0])
             except OSError:  # there is no network
                 pass
@@ -170,15 +194,16 @@ def _reachable(listening: socket.socket) -> str:
 
 
 def _stamp(path: Path) -> object:
-    """What is another when the file is; None where there is none."""
+    """Return a value that changes with the file; None if there is no file."""
     try:
-        found = path.stat()
+        stat = path.stat()
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
 def main(arguments: list[str]) -> int:
+    """Serve the page that these arguments ask for. Returns the exit status."""
     address, port, kind, run_dir = arguments
     try:
         serve(address, int(port), kind == "token", Path(run_dir), sys.stdin.buffer)
@@ -189,5 +214,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    give_way()
+    lower_priority()
     sys.exit(main(sys.argv[1:]))

@@ -1,30 +1,30 @@
-"""How a run stands at a moment: what the screen and the live page show between two evaluations."""
+"""The status of a run at one moment: what the screen and the live page show between two evaluations."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
 class MachineReading:
-    """What the machine says of itself; None is what it does not tell."""
+    """The state of the machine; None stands for what it does not tell."""
 
     process_memory: int = 0
-    """Bytes that training holds, over all lanes."""
+    """Bytes that training holds, with all lanes."""
     machine_memory: int = 0
-    """Bytes in use in the machine, of total_memory."""
+    """Bytes in use in the machine, out of total_memory."""
     total_memory: int = 0
     load: float = 0.0
-    """Share of all processors that is busy, with whatever else runs."""
+    """Share of all processors that is busy, with all other programs."""
     temperature: float | None = None
     """Of the processor, in degrees Celsius."""
     battery: int | None = None
-    """Percent; None where there is none."""
+    """Charge in percent; None without a battery."""
     plugged: bool = True
-    """Whether it runs on mains power."""
+    """Whether the machine runs on mains power."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Status(MachineReading):
-    """A run at a moment; None is what is not known, or not known yet."""
+    """A run at one moment; None stands for what is not known, or not yet."""
 
     step: int
     steps: int
@@ -37,10 +37,10 @@ class Status(MachineReading):
     """Smoothed over the last steps, in nats a token."""
     learning_rate: float
     tokens_per_second: float
-    """Smoothed, too."""
+    """Also smoothed."""
     peak_share: float | None
-    """Of what the machine's matrix products would allow."""
+    """Speed as a share of what the machine's matrix products would allow."""
     data: str
-    """What the text is doing: arriving, complete, standing in."""
+    """The name of the text, and what it is doing: arriving, complete, standing in."""
     pausing: str
-    """Why training pauses just now, or nothing."""
+    """Why training is pausing, or nothing."""

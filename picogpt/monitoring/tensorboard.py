@@ -1,4 +1,4 @@
-"""The evaluations as TensorBoard's event files, for those who have TensorBoard open anyway."""
+"""Event files of the evaluations, for those who watch their runs in TensorBoard."""
 
 import shutil
 import socket
@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from math import log as ln
 from pathlib import Path
-from typing import Any
 
 from picogpt.errors import UserError, install_extra
 from picogpt.runs.log import Evaluation, is_finite
@@ -23,16 +22,16 @@ _SCALARS = {
 
 
 class TensorBoardWriter:
-    """The events of one start of a run, in a file of its own; TensorBoard reads all files of a folder as one run.
+    """Writes an event file for each start of a run; TensorBoard reads all files of a folder as one run.
 
-    Its records are tensorboardX's, but not its writer: that has a thread which loses what the disk refuses, and waits
+    It uses the records of tensorboardX but not its writer, whose thread loses what the disk refuses, and which waits
     for the disk at every flush.
     """
 
     def __init__(self, folder: Path, step: int, notify: Callable[[str], None]) -> None:
-        """step: the run goes on after it, what other files say of later ones does not count; at 0 they are deleted.
+        """step: the step after which the run continues. At 0, older files are deleted.
 
-        notify: told, once, where the disk refuses. Raises UserError without the library.
+        notify: called once if the disk refuses to write. Raises UserError without the library.
         """
         require_library()
         from tensorboardX import proto
@@ -46,7 +45,7 @@ class TensorBoardWriter:
         self.start(step)
 
     def start(self, step: int) -> None:
-        """The run goes on after `step`: what was said of later ones does not count."""
+        """Note that the run continues after `step`: TensorBoard then drops what it read about later steps."""
         self._write(step=step + 1, session_log=self._session(status=self._session.START))
 
     def evaluation(self, entry: Evaluation) -> None:
@@ -59,7 +58,8 @@ class TensorBoardWriter:
         if entry.sample:
             self._write(step=entry.step, summary=summary.text("sample", entry.sample))
 
-    def _write(self, **fields: Any) -> None:
+    def _write(self, **fields: object) -> None:
+        """Append one event as a TFRecord: length, masked CRC-32C of the length, data, masked CRC-32C of the data."""
         from tensorboardX.record_writer import masked_crc32c
 
         record = self._event(wall_time=time.time(), **fields).SerializeToString()
@@ -73,11 +73,12 @@ class TensorBoardWriter:
                 file.write(b"".join(framed))
         except OSError as error:
             self._refused = True
-            self._notify(f"{self._path} cannot be written ({error.strerror or error}): TensorBoard is told no more")
+            reason = error.strerror or error
+            self._notify(f"{self._path} cannot be written ({reason}): TensorBoard will miss the rest of this run")
 
 
 def require_library() -> None:
-    """Raises UserError where tensorboardX is not there."""
+    """Raise UserError if tensorboardX is not installed."""
     try:
         import tensorboardX  # noqa: F401
     except ImportError:

@@ -1,1 +1,1 @@
-"""Runs to look at and compare: on a terminal, as a page, and as a page that follows a run."""
+"""Logs as tables, plots, pictures and pages: one run, or several compared."""

@@ -1,8 +1,8 @@
-"""Curves as SVG for a page that is as wide as a phone or a desktop, light or dark.
+"""The chart of a page: curves as SVG, for a screen as narrow as a phone or as wide as a desktop, light or dark.
 
-Not matplotlib's: a picture that is scaled has letters of no readable size, and a page that follows a run would draw it
-anew at every evaluation, on the processor that trains. Here the lines stretch with the page, the labels keep their
-size, and the colours are the style sheet's.
+matplotlib does not draw it: the letters of a scaled picture have no readable size, and a page that follows a run would
+draw it again at every evaluation, on the processor that trains. Here the lines stretch with the page, the labels keep
+their size, and the style sheet has the colours.
 """
 
 from collections.abc import Sequence
@@ -13,52 +13,56 @@ import numpy as np
 
 from picogpt.runs.log import Values
 
-SIZE = 1000  # of the box that is stretched to the page
-
-_MOST_POINTS = 400  # of a line: more than a page has places
-
-_EARLY = 0.1  # share of the axis in which losses fall from where nothing is learnt yet
+SIZE = 1000  # width and height of the box that is stretched to the page
+_MOST_POINTS = 400  # of a curve: more than a screen can show
+_EARLY = 0.1  # share of the axis in which losses fall fast, from where nothing is learnt yet
 
 
 @dataclass(frozen=True)
 class Curve:
+    """A curve to draw."""
+
     label: str
     values: Values
     look: str
-    """Classes of the style sheet: colour and dashes."""
+    """Its classes in the style sheet: colour and dashes."""
 
 
 @dataclass(frozen=True)
 class Tick:
+    """A labelled position on an axis."""
+
     percent: float
-    """Of the way from the left, or from the top."""
+    """How far it is from the left, or from the top."""
     text: str
 
 
 @dataclass(frozen=True)
 class Path:
+    """A curve as a line of SVG."""
+
     label: str
     look: str
     points: str
-    """Of a polyline in the box."""
+    """The points of its polyline in the box."""
     end: str
-    """The same of its last point, which is marked."""
+    """The last of them, which is marked."""
 
 
 @dataclass(frozen=True)
 class Chart:
-    """What the template draws."""
+    """A chart as the template draws it."""
 
     axis: str
     paths: list[Path]
     left: list[Tick]
     below: list[Tick]
     cut: float | None
-    """Losses above this, of the beginning, are not shown."""
+    """The loss above which the beginning is cut off, if it is."""
 
 
 def chart(curves: Sequence[Curve], axis: str) -> Chart | None:
-    """None where there is no finite value."""
+    """Return the chart of these curves over an axis with this name; None where they have no finite value."""
     drawn = [curve for curve in curves if curve.values[0].size]
     if not drawn:
         return None
@@ -68,13 +72,13 @@ def chart(curves: Sequence[Curve], axis: str) -> Chart | None:
     top = float(values[steps >= left + _EARLY * (right - left)].max())
     cut = top if top - bottom < (highest - bottom) / 2 else None
     top = highest if cut is None else top
-    room = 0.04 * (top - bottom) if top > bottom else 0.5  # for the width of the lines; one value has no scale
+    room = 0.04 * (top - bottom) if top > bottom else 0.5  # for the width of the lines; a single value has no scale
     room = max(room, 1e-6 * max(1.0, abs(top)))
     bottom, top = bottom - room, top + room
     more = max(0.008 * (right - left), 1e-6 * abs(right), 1e-3)
     left, right = (left - more, right + more) if left == right else (left, right + more)
 
-    def place(curve: Curve) -> Path:
+    def path(curve: Curve) -> Path:
         x, y = _thinned(curve.values)
         across, down = (x - left) / (right - left) * SIZE, (top - y) / (top - bottom) * SIZE
         points = [f"{a:.1f},{b:.1f}" for a, b in zip(across, np.maximum(down, -SIZE), strict=True)]
@@ -82,7 +86,7 @@ def chart(curves: Sequence[Curve], axis: str) -> Chart | None:
 
     return Chart(
         axis,
-        [place(curve) for curve in drawn],
+        [path(curve) for curve in drawn],
         [Tick(100 * (top - at) / (top - bottom), text) for at, text in _ticks(bottom, top, 6)],
         [Tick(100 * (at - left) / (right - left), text) for at, text in _ticks(left, right, 4)],
         cut,
@@ -90,15 +94,15 @@ def chart(curves: Sequence[Curve], axis: str) -> Chart | None:
 
 
 def _thinned(line: Values) -> Values:
-    """About as many points as can be seen, evenly, and the lowest and the last among them."""
+    """Return about as many points as can be seen, evenly spread, with the lowest and the last among them."""
     steps, values = line
     even = np.linspace(0, steps.size - 1, min(steps.size, _MOST_POINTS)).astype(int)
-    kept = np.unique([*even, values.argmin()])
-    return steps[kept], values[kept]
+    chosen = np.unique([*even, values.argmin()])
+    return steps[chosen], values[chosen]
 
 
 def _ticks(low: float, high: float, most: int) -> list[tuple[float, str]]:
-    """Round numbers within the range, at most so many and one, and how they are written."""
+    """Return the round numbers in a range, at most `most` + 1, each with its text."""
     raw = (high - low) / most
     power = 10.0 ** floor(log10(raw))
     step = next(power * nice for nice in (1, 2, 5, 10) if power * nice >= raw)

@@ -1,4 +1,4 @@
-"""What is to be known before runs are compared, and what differs between them."""
+"""The comparison of runs: over which axis, by how many percent, in which settings, and how fair it is."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,9 +7,9 @@ from picogpt.reports.summary import Summary, flat_settings, number_or_none, show
 
 
 def common_axis(runs: Sequence[Summary]) -> str:
-    """What the runs' losses are drawn over: the same of each, so that the places compare.
+    """Return what the losses of all runs are drawn over: "step", "tokens" or "evaluation".
 
-    Steps, or tokens where a step is not the same number of them in every run; evaluations where a log has losses alone.
+    Tokens where a step is not the same number of them in every run; evaluations where a log has losses alone.
     """
     runs = [run for run in runs if run.points] or runs
     if any(run.axis == "evaluation" for run in runs):
@@ -20,7 +20,7 @@ def common_axis(runs: Sequence[Summary]) -> str:
 
 
 def difference(run: Summary, first: Summary) -> float | None:
-    """Percent by which the validation loss is higher than the first run's; None where that says nothing."""
+    """Return by how many percent a run's validation loss is above the first run's; None where that says nothing."""
     a, b = first.val_loss, run.val_loss
     other = _tokenizer(run) != _tokenizer(first) or (_text(run) != _text(first) and _text(run) and _text(first))
     if a is None or b is None or a <= 0 or other:
@@ -29,30 +29,33 @@ def difference(run: Summary, first: Summary) -> float | None:
 
 
 def notes(runs: Sequence[Summary]) -> list[str]:
-    """What makes a comparison of these runs less than fair, a sentence each."""
+    """Return what makes a comparison of these runs less than fair, one sentence for each reason."""
     found = [f"{run.name} has no evaluation yet" for run in runs if not run.points]
     runs = [run for run in runs if run.points]
     found += [
-        f"{run.name} is not at its end: {100 * run.share:.0f} % of its steps or minutes"
+        f"{run.name} has not finished: {100 * run.share:.0f} % of its steps or minutes"
         for run in runs
         if run.share is not None and run.share < 1
     ]
-    tokenizers = "the losses do not compare, their tokens are of different kinds"
+    tokenizers = "the losses cannot be compared, as their tokens are of different kinds"
     found += _differing(runs, tokenizers, lambda run: ", vocabulary ".join(_tokenizer(run)))
     found += _differing(runs, "different text, so the losses are of different tasks", _text)
-    trained = "they have not trained on equally many tokens, which is part of the difference"
+    trained = "the runs have not trained on equally many tokens, which is part of the difference"
     found += _differing(runs, trained, lambda run: "" if run.tokens is None else f"{run.tokens:,.0f}")
-    windows = "the losses are taken from different windows of the validation text, by their settings"
+    windows = "the losses are measured on different windows of the validation text, by their settings"
     found += _differing(runs, windows, _validation)
     found += _differing(runs, "time, speed and memory are of different machines", lambda run: run.machine)
     silent = [run.name for run in runs if not run.settings]
     if silent and runs[1:]:
-        found.append(f"whether text and tokenizer are the same is not known: {', '.join(silent)} tells no settings")
+        found.append(f"text and tokenizer may differ: there are no settings in the log of {', '.join(silent)}")
     return found
 
 
 def differing_settings(runs: Sequence[Summary]) -> dict[str, list[str]]:
-    """Settings that are not the same in all runs, each with the value in every run; of one, what is not the default."""
+    """Return the settings that differ between runs, each with the value in every run.
+
+    For a single run: the settings that are not the defaults.
+    """
     every = [run.settings for run in runs]
     if len(runs) == 1:
         every = [dict(flat_settings(RunConfig().to_dict())), *every]
@@ -62,42 +65,44 @@ def differing_settings(runs: Sequence[Summary]) -> dict[str, list[str]]:
 
 
 def all_settings(run: Summary) -> dict[str, str]:
+    """Return all settings of a run, with their values as text."""
     return {name: shown_value(value) for name, value in run.settings.items()}
 
 
-def _differing(runs: Sequence[Summary], what: str, of: Callable[[Summary], str]) -> list[str]:
-    """The sentence, with which run has what, where those that tell of it do not agree."""
+def _differing(runs: Sequence[Summary], sentence: str, value_of: Callable[[Summary], str]) -> list[str]:
+    """Return the sentence and which runs have which value, if these differ; runs with the value "" do not count."""
     groups: dict[str, list[str]] = {}
     for run in runs:
-        groups.setdefault(of(run), []).append(run.name)
+        groups.setdefault(value_of(run), []).append(run.name)
     groups.pop("", None)
     if len(groups) < 2:
         return []
-    return [f"{what} ({'; '.join(f'{_names(names)}: {value}' for value, names in groups.items())})"]
+    return [f"{sentence} ({'; '.join(f'{_listed(names)}: {value}' for value, names in groups.items())})"]
 
 
-def _names(names: list[str]) -> str:
+def _listed(names: list[str]) -> str:
     return ", ".join(names) if len(names) < 4 else f"{names[0]} and {len(names) - 1} more"
 
 
 def _tokenizer(run: Summary) -> tuple[str, ...]:
-    """Two runs of the same have tokens of the same kind: characters of the corpus are, if there are equally many."""
+    """Return what tells kinds of tokens apart. Two sets of characters count as one kind if they are equally large."""
     return tuple(
         shown_value(run.settings[name]) for name in ("data.tokenizer", "model.vocab_size") if name in run.settings
     )
 
 
 def _text(run: Summary) -> str:
+    """Return which text a run was trained and validated on, in a few words."""
     names = ("data.data", "data.val_fraction", "data.text_field", "data.qa")
     usual = {"data.val_fraction": 0.0, "data.text_field": DataConfig.text_field, "data.qa": DataConfig.qa}
     found = {name: run.settings.get(name) for name in names}
-    told = [shown_value(value) for name, value in found.items() if value not in (None, usual.get(name))]
+    words = [shown_value(value) for name, value in found.items() if value not in (None, usual.get(name))]
     last = run.points[-1].text
-    return " ".join([*told, *([f"now {shown_value(last)}"] if last else [])])
+    return " ".join([*words, *([f"now {shown_value(last)}"] if last else [])])
 
 
 def _validation(run: Summary) -> str:
-    """The settings that choose the windows to validate with: their length, and how many there are."""
+    """Return the settings that choose the validation windows: their length and number."""
     names = ("train.context", "model.context_len", "train.batch_size", "train.eval_interval")
     context, window, batch, interval = (number_or_none(run.settings.get(name)) for name in names)
     if not window or not batch or not interval:

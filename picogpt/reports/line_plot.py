@@ -1,4 +1,4 @@
-"""Lines over an axis on a terminal, in braille or in ASCII."""
+"""A plot of lines over one axis on a terminal, in braille or in ASCII."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,16 +12,14 @@ from rich.text import Text
 from picogpt.runs.log import Values
 from picogpt.system.terminal import visible
 
-_CURVE_COLUMNS, _CURVE_ROWS = 70, 14
-
+_COLUMNS, _ROWS = 70, 14
 _LABELLED_ROWS = (0, 4, 9, 13)
-
-_BRAILLE = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]])  # which bit a dot is
+_BRAILLE = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]])  # the bit of each dot in U+2800 to U+28FF
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a `LinePlot`."""
+    """One line of a `LinePlot`."""
 
     label: str
     values: Values
@@ -30,11 +28,11 @@ class Line:
     """The character that draws it in ASCII."""
     dotted: bool = False
     lettered: bool = False
-    """Bear the mark here and there, so that it is told apart without its colour."""
+    """Whether its mark stands on it here and there, so that it can be told apart without its colour."""
 
 
 class LinePlot:
-    """Lines over one axis, a later one on top, in braille or, where the terminal has none, in ASCII."""
+    """Lines over one axis, later ones on top: in braille or, if the terminal cannot show that, in ASCII."""
 
     def __init__(self, axis: str, lines: Sequence[Line]) -> None:
         self._axis, self._lines = axis, lines
@@ -44,13 +42,13 @@ class LinePlot:
         if not values.size:
             yield Text("no finite loss to draw")
             return
-        columns = max(10, min(_CURVE_COLUMNS, options.max_width - 10))
-        ascii_only = options.ascii_only or options.legacy_windows  # whose fonts have no braille
+        columns = max(10, min(_COLUMNS, options.max_width - 10))
+        ascii_only = options.ascii_only or options.legacy_windows  # the fonts of old Windows consoles have no braille
         box = (steps.min(), steps.max(), values.min(), values.max())
         cells = _cells(self._lines, box, columns, ascii_only)
-        for row in range(_CURVE_ROWS):
+        for row in range(_ROWS):
             labelled = row in _LABELLED_ROWS
-            value = box[3] - (box[3] - box[2]) * row / (_CURVE_ROWS - 1)
+            value = box[3] - (box[3] - box[2]) * row / (_ROWS - 1)
             line = Text(f"{value:8.4g} " if labelled else " " * 9)
             line.append("|" if ascii_only else ("┤" if labelled else "│"))
             for column in range(columns):
@@ -69,15 +67,15 @@ class LinePlot:
 def _cells(
     lines: Sequence[Line], box: tuple[float, float, float, float], columns: int, ascii_only: bool
 ) -> dict[tuple[int, int], tuple[str, str]]:
-    """Character and style of every place (row, column) where there is a line."""
-    wide, high = (1, 1) if ascii_only else (2, 4)  # dots in a character
-    drawn = np.zeros((_CURVE_ROWS, high, columns, wide), dtype=np.bool_)
+    """Return the character and style of every cell (row, column) that a line passes through."""
+    wide, high = (1, 1) if ascii_only else (2, 4)  # dots of a character
+    drawn = np.zeros((_ROWS, high, columns, wide), dtype=np.bool_)
     cells: dict[tuple[int, int], tuple[str, str]] = {}
     marks: dict[tuple[int, int], tuple[str, str]] = {}
     apart = max(12, 2 * len(lines))  # columns from one mark to the next of the same line
     for i, line in enumerate(lines):
         dotted = line.dotted and not ascii_only
-        dots = _dots(line.values, box, _CURVE_ROWS * high, columns * wide, dotted).reshape(drawn.shape)
+        dots = _dots(line.values, box, _ROWS * high, columns * wide, dotted).reshape(drawn.shape)
         drawn |= dots
         rows, at = np.nonzero(dots.any(axis=(1, 3)))
         places = list(zip(rows.tolist(), at.tolist(), strict=True))
@@ -92,13 +90,13 @@ def _cells(
 def _dots(
     line: Values, box: tuple[float, float, float, float], rows: int, columns: int, dotted: bool
 ) -> npt.NDArray[np.bool_]:
-    """The line through (steps, values) as dots (rows, columns) of the box (left, right, bottom, top)."""
+    """Return a line as dots (rows, columns) in the box (left, right, bottom, top)."""
     dots = np.zeros((rows, columns), dtype=np.bool_)
     steps, values = line
     if steps.size:
         at = np.arange(columns) / (columns - 1) * (box[1] - box[0]) + box[0]
         inside = (at >= steps[0]) & (at <= steps[-1])
-        inside[np.abs(at - steps[-1]).argmin()] = True  # rounding must not lose the only point
+        inside[np.abs(at - steps[-1]).argmin()] = True  # or rounding could lose the only point
         height = np.interp(at, steps, values) - box[2]
         y = np.rint((rows - 1) * (1 - height / ((box[3] - box[2]) or 1.0))).astype(int)
         for x in np.flatnonzero(inside & (np.arange(columns) % 3 == 0 if dotted and inside.sum() > 3 else True)):
@@ -108,5 +106,5 @@ def _dots(
 
 
 def _braille(dots: npt.NDArray[np.bool_]) -> str:
-    """One character for the dots (4, 2) of a place."""
+    """Return the character with these dots (4, 2)."""
     return chr(0x2800 + int(_BRAILLE[dots].sum()))

@@ -1,7 +1,7 @@
-"""Runs as one HTML page that needs nothing else: no network, no other file.
+"""Reports of runs as one HTML page that needs nothing else: no network, no other file.
 
-All text comes from logs, which anybody may have written: the templates escape it, what a browser would not show as it
-is becomes an escape that is seen, and the page's policy lets nothing run or load but its own few lines.
+The text comes from logs, which anybody may have written. So the templates escape it, characters that a browser would
+not show become visible escapes, and the page's policy lets nothing run or load but the page's own few lines.
 """
 
 from base64 import b64encode
@@ -9,28 +9,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from picogpt.reports import terminal
 from picogpt.reports.chart import Chart, Curve, chart
 from picogpt.reports.comparison import all_settings, common_axis, difference, differing_settings, notes
-from picogpt.reports.figures import clock, number, signed
+from picogpt.reports.comparison_view import LEGEND, axis_in_words, columns, row
+from picogpt.reports.number_format import duration, number, signed
 from picogpt.reports.summary import Summary
 from picogpt.system.files import write_durably, write_error
 from picogpt.system.terminal import visible
 
 
-def _readable(value: Any) -> Any:
-    """What a template is to show: of text, lines in which no character hides or turns around what others say."""
+def _readable(value: object) -> object:
+    """Return a value as a template may show it: in text, no character hides others or changes their direction."""
     if not isinstance(value, str) or hasattr(value, "__html__"):  # a number, or HTML that is safe
         return value
     return "\n".join(visible(line, "utf-8") for line in value.split("\n"))
 
 
 _FOLDER = Path(__file__).parent / "templates"
-
 _TEMPLATES = Environment(
     loader=FileSystemLoader(_FOLDER),
     autoescape=True,
@@ -39,15 +37,13 @@ _TEMPLATES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-
 STYLE, SCRIPT = ((_FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "live.js"))
-
-_COLOURS, _DASHES = 6, 5  # that the style sheet has
-
-_SAMPLE_CHARACTERS, _EVENTS = 5_000, 40
+_COLOURS, _DASHES = 6, 5  # how many the style sheet has
+_SAMPLE_CHARACTERS, _EVENTS = 5_000, 40  # at most on a page: of a sample, and of a run
 
 
 def csp_hash(text: str) -> str:
+    """Return the source that allows this style or script in a Content-Security-Policy (W3C CSP level 3)."""
     return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
 
 
@@ -55,27 +51,31 @@ POLICY = f"default-src 'none'; style-src {csp_hash(STYLE)}; img-src data:; base-
 
 
 @dataclass(frozen=True)
-class Shown:
+class PageRun:
     """A run as the template shows it."""
 
     run: Summary
     look: str
+    """Classes of its curves in the style sheet: colour and dashes."""
     figures: list[tuple[str, str]]
+    """Its key figures, by name."""
     settings: dict[str, str]
     samples: list[tuple[str, str]]
-    """The first and the last, each with when it was written."""
+    """The first and the last, each with the step it was written at."""
     events: list[str]
-    """What was done about divergence."""
+    """What was done about divergence, the last ones."""
     notices: list[str]
+    """The last ones."""
     left_out: int
-    """Events and notices before these."""
+    """How many events and notices came before these."""
     verdict: str
-    """What its difference from the first run means."""
+    """"better" or "worse" than the first run, or nothing."""
     difference: str
+    """By how many percent its loss is above the first run's, or nothing."""
 
 
 def write_page(runs: Sequence[Summary], path: Path) -> None:
-    """Write the page of these runs. Raises UserError where the disk refuses."""
+    """Write the page of these runs. Raises UserError if the file cannot be written."""
     try:
         write_durably(path, page(runs).encode())
     except OSError as error:
@@ -83,33 +83,35 @@ def write_page(runs: Sequence[Summary], path: Path) -> None:
 
 
 def page(runs: Sequence[Summary]) -> str:
-    """The page of runs that have ended, or stand where they stand."""
+    """Return the page of these runs, as they are now."""
     title = " · ".join(run.name for run in runs[:4]) + (f" and {len(runs) - 4} more" if runs[4:] else "")
     return render("page.html", title=title, policy=POLICY, style=STYLE, script="", report=report(runs), live="")
 
 
 def report(runs: Sequence[Summary], problem: str = "") -> str:
-    """All of a page that logs tell. problem: why there is none yet."""
+    """Return the part of a page that comes from logs. problem: why there is nothing to show, if so."""
     several = len(runs) > 1
     return render(
         "report.html",
-        runs=[_shown(i, run, runs[0]) for i, run in enumerate(runs)],
+        runs=[_page_run(i, run, runs[0]) for i, run in enumerate(runs)],
         problem=problem,
-        chart=_losses(runs) if runs else None,
-        chart_title=terminal.axis_in_words(runs) if several else "training and validation loss",
-        columns=terminal.columns(runs) if several else [],
-        rows=[terminal.row(run, runs) for run in runs] if several else [],
-        legend=terminal.LEGEND,
+        chart=_loss_chart(runs) if runs else None,
+        chart_title=axis_in_words(runs) if several else "training and validation loss",
+        columns=columns(runs) if several else [],
+        rows=[row(run, runs) for run in runs] if several else [],
+        legend=LEGEND,
         notes=notes(runs) if several else [],
         differing=differing_settings(runs) if runs else {},
     )
 
 
-def render(template: str, **what: Any) -> str:
-    return _TEMPLATES.get_template(template).render(**what)
+def render(template: str, **variables: object) -> str:
+    """Return the text of a template with these variables."""
+    return _TEMPLATES.get_template(template).render(**variables)
 
 
-def _shown(i: int, run: Summary, first: Summary) -> Shown:
+def _page_run(i: int, run: Summary, first: Summary) -> PageRun:
+    """Return run `i` of a page, beside the first one."""
     best, percent = run.best, difference(run, first) if i else None
     events = [f"step {event.step:,}: {event.text}" for event in run.log.divergence]
     notices = run.log.notices
@@ -121,12 +123,12 @@ def _shown(i: int, run: Summary, first: Summary) -> Shown:
         "parameters": number(run.parameters, ",.0f"),
         "steps": number(run.steps, ",.0f") + whole,
         "tokens": number(run.tokens, ",.0f"),
-        "time": clock(run.seconds),
+        "time": duration(run.seconds),
         "tokens/s": number(run.tokens_per_second, ",.0f"),
         "peak memory": run.memory_mb and f"{run.memory_mb:,.0f} MB",
         "machine": run.machine,
     }
-    return Shown(
+    return PageRun(
         run,
         _look(i),
         [(name, value) for name, value in figures.items() if value and value != "-"],
@@ -141,16 +143,17 @@ def _shown(i: int, run: Summary, first: Summary) -> Shown:
 
 
 def _samples(run: Summary) -> list[tuple[str, str]]:
+    """Return the first sample and the last, each with the step it was written at."""
     written = [(point.step, point.sample) for point in run.points if point.sample]
     ends = written[:1] + written[1:][-1:]
-    return [(f"{run.axis} {step:,}", _cut(sample)) for step, sample in ends]
+    return [(f"{run.axis} {step:,}", _shortened(sample)) for step, sample in ends]
 
 
-def _cut(text: str) -> str:
+def _shortened(text: str) -> str:
     return text[:_SAMPLE_CHARACTERS] + ("..." if len(text) > _SAMPLE_CHARACTERS else "")
 
 
-def _losses(runs: Sequence[Summary]) -> Chart | None:
+def _loss_chart(runs: Sequence[Summary]) -> Chart | None:
     axis = common_axis(runs)
     kinds = ("training", "train_loss", " train"), ("validation", "val_loss", "")
     curves = [
@@ -162,5 +165,5 @@ def _losses(runs: Sequence[Summary]) -> Chart | None:
 
 
 def _look(i: int) -> str:
-    """Colour and dashes of run i: no two of the first thirty have both in common."""
+    """Return the classes of run `i`: no two of the first thirty runs share both colour and dashes."""
     return f"c{i % _COLOURS} d{i % _DASHES}"

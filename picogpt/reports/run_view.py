@@ -1,35 +1,34 @@
-"""One run on a terminal: the table of its evaluations, the curve of its losses, its last sample."""
+"""The view of one run on a terminal: a table of its evaluations, a plot of its losses, its last sample."""
 
 from collections.abc import Sequence
 from math import log as ln
-from typing import Any
 
 import numpy as np
-from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
 from picogpt.reports.line_plot import Line, LinePlot
 from picogpt.runs.log import Evaluation, LogContent, is_finite, series
 from picogpt.system.terminal import visible
+from picogpt.tokenizers.registry import unit_of
 
 _TABLE_ROWS = 20
-
 _TRAIN, _VAL = "cyan", "bold yellow"
 
 
 def run_view(log: LogContent, name: str) -> Group:
-    """The table, the curve and the last sample of a log from `read_log`, for a terminal."""
+    """Return the table, the plot and the last sample of a log from `read_log`, for a terminal."""
     axis, points = log.axis, log.points
     if not points:
         notices = [_Visible(notice, "") for notice in log.notices[-1:]]
         return Group(_Visible(name, "bold"), Text("no evaluation yet"), *notices)
     match log.config:
-        case {"data": {"tokenizer": "bpe" | "ids"}}:
-            bits = "bits/token"
+        case {"data": {"tokenizer": tokenizer}}:
+            bits = f"bits/{unit_of(tokenizer)}"
         case _:
             bits = "bits/char"
-    parts: list[Any] = [_Visible(name, "bold"), _table(axis, points, bits), _losses(axis, points)]
+    parts: list[RenderableType] = [_Visible(name, "bold"), _table(axis, points, bits), _loss_plot(axis, points)]
     sample = points[-1].sample
     if sample:
         parts += [Text("last sample", "bold"), _Visible(sample, "")]
@@ -37,7 +36,7 @@ def run_view(log: LogContent, name: str) -> Group:
 
 
 class _Visible:
-    """A line of text, whatever is in it, on whatever terminal shows it."""
+    """A line of text from a log, in characters that the terminal can show."""
 
     def __init__(self, text: str, style: str) -> None:
         self._text, self._style = text, style
@@ -47,7 +46,7 @@ class _Visible:
 
 
 def _table(axis: str, points: Sequence[Evaluation], bits: str) -> Table:
-    """About _TABLE_ROWS of the evaluations, the first, the best (starred) and the last among them."""
+    """Return a table of about _TABLE_ROWS evaluations, with the first, the best (starred) and the last among them."""
     columns = {
         axis: ("step", "{:,}", 1),
         "tokens": ("tokens", "{:,}", 1),
@@ -77,6 +76,6 @@ def _table(axis: str, points: Sequence[Evaluation], bits: str) -> Table:
     return table
 
 
-def _losses(axis: str, points: Sequence[Evaluation]) -> "LinePlot":
+def _loss_plot(axis: str, points: Sequence[Evaluation]) -> LinePlot:
     train = Line("train", series(points, "train_loss"), _TRAIN, ".", dotted=True)
     return LinePlot(axis, [train, Line("val", series(points, "val_loss"), _VAL, "o")])

@@ -1,9 +1,9 @@
-"""One checkpoint: a folder with two files of arrays and a record that vouches for them.
+"""One checkpoint: a folder with two files of arrays and a record of their checksums.
 
     model.safetensors, optimizer.safetensors, meta.json
 
-`meta.json` is written last. It holds the size and the crc32 of the other files, which are checked before anything is
-made of them, and a crc32 of itself.
+`meta.json` is written last. It holds the size and the crc32 of the other files, which are checked before they are used,
+and a crc32 of itself.
 """
 
 import json
@@ -17,23 +17,24 @@ from zlib import crc32
 
 from picogpt.engine.backend import Array
 from picogpt.errors import UserError, shown
-from picogpt.runs.meta import CheckpointMeta
+from picogpt.runs.checkpoint_meta import CheckpointMeta
 from picogpt.system.files import read_bytes, sync_file, sync_folder
 from picogpt.tensorfiles.safetensors import tensors_in, write_safetensors
 
 FORMAT = 2
 META, MODEL, OPTIMIZER = "meta.json", "model.safetensors", "optimizer.safetensors"
-_META_LIMIT = 16 << 20  # bytes of JSON; ours are a few thousand
+_META_LIMIT = 16 << 20  # bytes of JSON; picogpt writes a few thousand
 _PIECE = 1 << 18  # bytes read at once
+# An example of a record: a file must have at least its keys, with values of these types.
 _FILE = {"size": 0, "crc32": 0}
 _RECORD = {"format": FORMAT, "step": 0, "files": {MODEL: _FILE, OPTIMIZER: _FILE}, "meta": {}, "crc32": 0}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint: float32 arrays by dotted name; `optimizer` is empty when it was not asked for.
+    """A checkpoint that was read: float32 arrays by dotted name; `optimizer` is empty when it was not asked for.
 
-    Matrices that are kept in 16 bits, or were asked for where they lie, are `MappedMatrix`, the others in memory.
+    Matrices of 16 bits, and all matrices when they are read mapped, are `MappedMatrix`; other arrays are in memory.
     """
 
     path: Path
@@ -45,7 +46,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Record:
-    """What meta.json says: the step, the size and crc32 of each file of arrays, and the rest."""
+    """The content of meta.json: the step, the size and crc32 of each file of arrays, and the run's meta."""
 
     step: int
     files: dict[str, dict[str, int]]
@@ -53,25 +54,25 @@ class Record:
 
 
 class DamageError(UserError):
-    """What is wrong with one file of a checkpoint. Whoever has another checkpoint takes that one instead."""
+    """One file of a checkpoint is damaged. A caller that has another checkpoint uses that one instead."""
 
     def __init__(self, file: Path, reason: str) -> None:
         super().__init__(f"{file} {reason}")
 
 
 def write_arrays(folder: Path, model: Mapping[str, Array], optimizer: Mapping[str, Array]) -> None:
-    """Write the arrays, as quick as copying them: nothing waits for the disk.
+    """Write the arrays without waiting for the disk, as fast as they can be copied.
 
-    Raises TypeError for other kinds of numbers than `write_safetensors` takes, OSError as the disk does.
+    Raises TypeError for dtypes that `write_safetensors` does not take, and OSError where the disk refuses.
     """
     for file, arrays in ((MODEL, model), (OPTIMIZER, optimizer)):
         write_safetensors(folder / file, arrays)
 
 
 def finish(folder: Path, step: int, meta: dict[str, object]) -> None:
-    """Vouch for the arrays written here, make everything durable, and read it back from the disk.
+    """Write the record of the arrays in this folder, make everything durable, and verify it as read from the disk.
 
-    Raises OSError as the disk does, or where it gives back something else.
+    Raises OSError where the disk refuses, or returns other bytes than were written.
     """
     files = {}
     for name in (MODEL, OPTIMIZER):
@@ -92,8 +93,8 @@ def finish(folder: Path, step: int, meta: dict[str, object]) -> None:
 def read(folder: Path, optimizer: bool = True, mapped: bool = False) -> Checkpoint:
     """Read a checkpoint folder and verify the size and crc32 of each file that is read.
 
-    optimizer: read its state as well. mapped: leave the matrices where they lie. Raises DamageError, and UserError for
-    files that are not damaged but cannot be read.
+    optimizer: read its state as well. mapped: map the matrices from the file instead of reading them into memory.
+    Raises DamageError, and UserError for files that are not damaged but cannot be read.
     """
     record = read_record(folder)
     loaded: dict[str, dict[str, Array]] = {OPTIMIZER: {}}
@@ -103,14 +104,14 @@ def read(folder: Path, optimizer: bool = True, mapped: bool = False) -> Checkpoi
 
 
 def verify(folder: Path, optimizer: bool = True) -> None:
-    """Raise what `read` would for a checkpoint that is damaged, holding no more of it than a small piece at a time."""
+    """Raise what `read` would raise for a damaged checkpoint, with only a small piece of it in memory at a time."""
     record = read_record(folder)
     for name in (MODEL, OPTIMIZER) if optimizer else (MODEL,):
         _check(folder / name, record.files[name])
 
 
 def fingerprint(folder: Path) -> str:
-    """Tell this checkpoint from every other, sound or not, without reading its arrays. Raises as `read` does."""
+    """Return a name that no other checkpoint has, without reading the arrays. Raises as `read` does."""
     try:
         return f"{folder.name}-{crc32(read_bytes(folder / META)):08x}"
     except OSError as error:
@@ -118,7 +119,7 @@ def fingerprint(folder: Path) -> str:
 
 
 def _read_arrays(path: Path, expected: dict[str, int], mapped: bool) -> dict[str, Array]:
-    """Arrays of a safetensors file whose record is `expected`. Raises DamageError."""
+    """Verify and read a safetensors file; `expected` is its entry in the record. Raises DamageError."""
     _check(path, expected)
     arrays: dict[str, Array] = {}
     try:
@@ -126,7 +127,7 @@ def _read_arrays(path: Path, expected: dict[str, int], mapped: bool) -> dict[str
             half = stored.dtype in ("F16", "BF16")
             if stored.dtype != "F32" and not (half and len(stored.shape) == 2):
                 raise ValueError(f"{shown(name)} is {stored.dtype} of {stored.shape}, where float32 is expected")
-            arrays[name] = stored.kept() if half or (mapped and len(stored.shape) == 2) else stored.read()
+            arrays[name] = stored.mapped() if half or (mapped and len(stored.shape) == 2) else stored.read()
     except OSError as error:
         raise _unreadable(path, error) from None
     except ValueError as error:
@@ -135,9 +136,9 @@ def _read_arrays(path: Path, expected: dict[str, int], mapped: bool) -> dict[str
 
 
 def _check(path: Path, expected: dict[str, int], from_disk: bool = False) -> None:
-    """Raises DamageError where a file is not the one recorded.
+    """Raise DamageError where the size or crc32 of a file is not the recorded one.
 
-    from_disk: as the disk has it and not the system's memory, where the system can be asked.
+    from_disk: drop it from the system's cache first, where the system can do that, so that the disk is read.
     """
     try:
         with path.open("rb") as file:
@@ -154,7 +155,7 @@ def _check(path: Path, expected: dict[str, int], from_disk: bool = False) -> Non
 
 
 def _measure(file: BinaryIO) -> dict[str, int]:
-    """Size and crc32 of an open file, read in small pieces."""
+    """Return size and crc32 of an open file, which is read in small pieces."""
     size = crc = 0
     while piece := file.read(_PIECE):
         size += len(piece)
@@ -163,12 +164,12 @@ def _measure(file: BinaryIO) -> dict[str, int]:
 
 
 def _digest(record: dict[str, object]) -> int:
-    """Return the crc32 of a record, whatever its layout in the file; its own entry "crc32" does not count."""
+    """Return the crc32 of a record without its entry "crc32"; it does not depend on the layout of the file."""
     return crc32(json.dumps({key: record[key] for key in _RECORD if key != "crc32"}, sort_keys=True).encode())
 
 
 def read_record(folder: Path) -> Record:
-    """Read what a checkpoint says of itself, without its arrays. Raises DamageError, and UserError as `read` does."""
+    """Read and verify meta.json alone, without the arrays. Raises DamageError, and UserError as `read` does."""
     path = folder / META
     try:
         if path.stat().st_size > _META_LIMIT:
@@ -193,7 +194,7 @@ def read_record(folder: Path) -> Record:
 
 
 def _has_shape(value: object, example: object) -> bool:
-    """Whether JSON `value` has the type of `example` and, for an object, at least its keys, so shaped as well."""
+    """Return whether JSON `value` has the type of `example` and, in an object, at least its keys, with such values."""
     if type(value) is not type(example):
         return False
     if isinstance(value, dict) and isinstance(example, dict):
@@ -202,7 +203,7 @@ def _has_shape(value: object, example: object) -> bool:
 
 
 def _unreadable(path: Path, error: OSError) -> DamageError:
-    """What a file that cannot be read means. Raises UserError where the fault is not in it."""
+    """Return the damage of a file that cannot be read. Raises UserError where the file itself may be sound."""
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return DamageError(path, "is missing")
     if error.errno == EIO:  # a bad place on the disk

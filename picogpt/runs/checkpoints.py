@@ -2,7 +2,7 @@
 
     <run>/checkpoints/<step:08d>/
 
-A folder without `meta.json` is no checkpoint, so a kill or a power cut at any moment leaves the last one in force.
+A folder without `meta.json` is no checkpoint, so a kill or a power cut at any moment leaves the last one valid.
 """
 
 import json
@@ -28,13 +28,12 @@ from picogpt.runs.checkpoint import (
     verify,
     write_arrays,
 )
+from picogpt.runs.checkpoint_meta import CheckpointMeta
 from picogpt.runs.layout import CHECKPOINTS
-from picogpt.runs.meta import CheckpointMeta
 from picogpt.system.files import make_folder, replace, sync_folder
 
 _TEMPORARY = ".tmp-"
-
-# .old: while another checkpoint of the same step takes its name. .aside: damaged, or of a course that was given up.
+# .old: replaced by another checkpoint of the same step. .aside: damaged, or newer than the step the run went back to.
 _NAME = re.compile(r"(\d{8,})(\.old|\.aside)?")
 
 
@@ -46,10 +45,10 @@ class Draft:
     final: Path
     step: int
     meta: dict[str, object]
-    """As JSON holds it."""
+    """As it will be read from JSON."""
 
     def drop(self) -> None:
-        """Give its space back."""
+        """Delete it."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -58,7 +57,7 @@ def save(
 ) -> Path:
     """Write the checkpoint of `step`, replacing one of the same step, and return its folder.
 
-    Raises UserError when the disk refuses; the checkpoints before stay as they are.
+    Raises UserError where the disk refuses; earlier checkpoints stay as they are.
     """
     make_folder(run_dir)
     return publish(write(run_dir, step, model, optimizer, meta))
@@ -67,16 +66,16 @@ def save(
 def write(
     run_dir: Path, step: int, model: Mapping[str, Array], optimizer: Mapping[str, Array], meta: CheckpointMeta
 ) -> Draft:
-    """The first half of `save`, as quick as copying: when it returns, the arrays may change.
+    """Do the first half of `save`, as fast as the arrays can be copied: when it returns, they may change.
 
-    The run's folder has to be there: one that has gone, as a network's does, may come back. Raises UserError when the
-    disk refuses.
+    The run's folder must exist: one that is missing may be on a network, and come back. Raises UserError where the disk
+    refuses.
     """
-    # What is no JSON is refused before anything is written; and the crc32 is of what will be read.
+    # Through JSON and back: what JSON cannot hold is refused before anything is written, and the crc32 is of the rest.
     fields = json.loads(json.dumps(meta.to_dict()))
     final = run_dir / CHECKPOINTS / f"{step:08d}"
     draft = Draft(final.with_name(f"{_TEMPORARY}{final.name}"), final, step, fields)
-    with _as_one_line(draft):
+    with _explaining_disk_errors(draft):
         final.parent.mkdir(exist_ok=True)
         _remove(draft.folder)
         draft.folder.mkdir()
@@ -85,12 +84,12 @@ def write(
 
 
 def publish(draft: Draft) -> Path:
-    """The second half of `save`, which waits for the disk. There is a complete checkpoint of this step at every moment.
+    """Do the second half of `save`, which waits for the disk.
 
-    Raises UserError when the disk refuses.
+    Where it replaces a checkpoint, one of the two is complete at every moment. Raises UserError where the disk refuses.
     """
     aside = draft.final.with_name(f"{draft.final.name}.old")
-    with _as_one_line(draft):
+    with _explaining_disk_errors(draft):
         finish(draft.folder, draft.step, draft.meta)
         if draft.final.exists():  # no platform replaces a folder that is not empty
             _remove(aside)
@@ -103,8 +102,8 @@ def publish(draft: Draft) -> Path:
 
 
 @contextmanager
-def _as_one_line(draft: Draft) -> Iterator[None]:
-    """An error of the disk as one line; what the draft took is given back, and what may go if there is no room."""
+def _explaining_disk_errors(draft: Draft) -> Iterator[None]:
+    """Turn an OSError into a UserError and delete the draft; on a full disk also what was set aside."""
     try:
         yield
     except OSError as error:
@@ -119,90 +118,91 @@ def _as_one_line(draft: Draft) -> Iterator[None]:
 
 
 def load(path: Path, optimizer: bool = True, mapped: bool = False) -> Checkpoint:
-    """Read a checkpoint folder and verify the size and crc32 of each file read; mapped: leave the matrices there.
+    """Read a checkpoint folder as `checkpoint.read` does, for a user who named it. Nothing is ever unpickled.
 
-    Raises UserError naming the damaged file and what to do; nothing is ever unpickled.
+    Raises UserError that names the damaged file and says what to do.
     """
     try:
         return read(path, optimizer, mapped)
     except DamageError as damage:
-        raise UserError(f"{damage}: {way_out(path)}") from None
+        raise UserError(f"{damage}: {remedy(path)}") from None
 
 
-def way_out(path: Path) -> str:
-    """What to do about a damaged checkpoint."""
+def remedy(path: Path) -> str:
+    """Return what to do about a damaged checkpoint, in words."""
     for other in _complete(path.parent)[::-1]:
         with suppress(DamageError):
             if other != path:
                 verify(other)
-                return f"delete {path} to go on from step {_step(other)}"
+                return f"delete {path} to continue from step {_step(other)}"
     return "start the run again with --fresh"
 
 
 def newest(run_dir: Path) -> Path | None:
-    """The run's newest checkpoint folder, by its name alone."""
+    """Return the run's newest checkpoint folder, by its name alone."""
     folders = _complete(run_dir / CHECKPOINTS)
     return folders[-1] if folders else None
 
 
 def newest_recorded(run_dir: Path) -> Path | None:
-    """The run's newest checkpoint folder whose record is sound; its arrays may be damaged."""
-    return next(reversed(_records(run_dir)), None)
+    """Return the run's newest checkpoint folder whose record is valid; its arrays may be damaged."""
+    return next(reversed(_valid_metas(run_dir)), None)
 
 
 def ranked(run_dir: Path) -> list[Path]:
-    """The run's checkpoint folders in the order in which they are wanted to write with.
+    """Return the run's checkpoint folders in the order in which they should be tried for generating.
 
-    First those whose record is damaged, of which nothing is known: whoever tries them finds out and takes the next.
-    Then `best`, the others that have a loss of the same text, the lower the sooner, and the rest from the newest on.
+    First those whose record is damaged, as nothing is known of them: a caller that tries one takes the next instead.
+    Then those with a loss of the same text, the lowest first, and then the rest, the newest first.
     """
-    records = _records(run_dir)
-    damaged = [folder for folder in _complete(run_dir / CHECKPOINTS) if folder not in records]
-    compared = [folder for _, folder in sorted(_losses(records))]
-    return damaged + compared + [folder for folder in reversed(records) if folder not in compared]
+    metas = _valid_metas(run_dir)
+    damaged = [folder for folder in _complete(run_dir / CHECKPOINTS) if folder not in metas]
+    compared = [folder for _, folder in sorted(_comparable_losses(metas))]
+    return damaged + compared + [folder for folder in reversed(metas) if folder not in compared]
 
 
 def state_of(run_dir: Path) -> str:
-    """Something that is another when the run was saved since; "" for a run without checkpoints."""
+    """Return a text that changes whenever the run is saved; "" for a run without checkpoints."""
     folder = newest(run_dir)
     try:
         return fingerprint(folder) if folder else ""
-    except DamageError:  # it cannot be read; a run goes on from the one before it
+    except DamageError:  # it cannot be read; a run continues from the one before it
         return str(folder)
 
 
-def latest(run_dir: Path, skipped: Callable[[str], None] = lambda _: None, mapped: bool = False) -> Checkpoint | None:
-    """The run's newest checkpoint that verifies, read. `skipped` is told what is wrong with every newer one.
+def latest(run_dir: Path, notify: Callable[[str], None] = lambda _: None, mapped: bool = False) -> Checkpoint | None:
+    """Read the run's newest checkpoint that verifies. `notify` gets what is wrong with each newer one.
 
-    mapped: leave the matrices where they lie. Raises UserError for files that are not damaged but cannot be read.
+    mapped: as `checkpoint.read` has it. Raises UserError for files that are not damaged but cannot be read.
     """
-    return next(_sound(_folders(run_dir / CHECKPOINTS)[::-1], skipped, mapped), None)
+    return next(_verified(_folders(run_dir / CHECKPOINTS)[::-1], notify, mapped), None)
 
 
 def best(run_dir: Path) -> Path | None:
-    """Return the checkpoint folder with the lowest finite validation loss; one without such a number does not count.
+    """Return the checkpoint folder with the lowest finite validation loss, or None where none has one.
 
-    Nor do those from before the last change of the text that the losses are of.
+    Losses from before the last change of the text do not count.
     """
-    return _best(_records(run_dir))
+    return _lowest_loss(_valid_metas(run_dir))
 
 
 def before_divergence(run_dir: Path, again: bool) -> Checkpoint | None:
-    """Where a run that diverged goes on: at its last evaluation or, when that diverged again, at its best one.
+    """Read the checkpoint to which a run that diverged goes back; None where none verifies.
 
-    The beginning counts as an evaluation. Of those that verify. Raises UserError for files that cannot be read.
+    It is that of the last evaluation or, when the run diverges again, of the best one. The beginning counts as an
+    evaluation. Raises UserError for files that cannot be read.
     """
-    records = {folder: meta for folder, meta in _records(run_dir).items() if meta.evaluated}
-    order = list(records)[::-1]
-    if again and (first := _best(records)):
+    metas = {folder: meta for folder, meta in _valid_metas(run_dir).items() if meta.evaluated}
+    order = list(metas)[::-1]
+    if again and (first := _lowest_loss(metas)):
         order.sort(key=lambda folder: folder != first)
-    return next(_sound(order), None)
+    return next(_verified(order), None)
 
 
 def set_aside(run_dir: Path, after: int) -> None:
-    """Take the checkpoints after this step out of the way, durably: the log will no longer reach as far as they do.
+    """Rename the checkpoints after this step, durably, so that they no longer count: the log will end before them.
 
-    They are deleted when the run has come as far again.
+    They are deleted when the run has saved as late a step again.
     """
     root = run_dir / CHECKPOINTS
     later = [folder for folder in _folders(root) if _step(folder) > after]
@@ -215,47 +215,47 @@ def set_aside(run_dir: Path, after: int) -> None:
 
 
 def prune(run_dir: Path) -> None:
-    """Delete every checkpoint but the two newest, the last evaluation's and the best, and what interrupted saves left.
+    """Delete what interrupted saves left, and all checkpoints but the two newest, the last evaluation's and the best.
 
     Two, because one may turn out to be damaged.
     """
-    root, records = run_dir / CHECKPOINTS, _records(run_dir)
-    evaluated = [folder for folder, meta in records.items() if meta.evaluated]
+    root, metas = run_dir / CHECKPOINTS, _valid_metas(run_dir)
+    evaluated = [folder for folder, meta in metas.items() if meta.evaluated]
     last = newest(run_dir)
-    kept = {last, *list(records)[-2:], _best(records), *evaluated[-1:]}
-    for folder in _ours(root):
-        awaited = folder.name.endswith(".aside") and (last is None or _step(folder) > _step(last))
-        if folder not in kept and not awaited:
+    wanted = {last, *list(metas)[-2:], _lowest_loss(metas), *evaluated[-1:]}
+    for folder in _made_by_save(root):
+        is_ahead = folder.name.endswith(".aside") and (last is None or _step(folder) > _step(last))
+        if folder not in wanted and not is_ahead:
             _remove(folder)
 
 
 def clear(run_dir: Path) -> None:
     """Delete every checkpoint of the run, durably: a new log will know nothing of them.
 
-    Files that are not ours stay.
+    Files that picogpt did not make stay.
     """
     root = run_dir / CHECKPOINTS
-    for folder in _ours(root):
+    for folder in _made_by_save(root):
         _remove(folder)
     if root.is_dir():
         sync_folder(root)
 
 
-def _ours(root: Path) -> list[Path]:
-    """All that `save` ever made, finished or not."""
+def _made_by_save(root: Path) -> list[Path]:
+    """Return all folders that `save` has made, finished or not."""
     folders = sorted(root.iterdir()) if root.is_dir() else []
     return [f for f in folders if f.is_dir() and (f.name.startswith(_TEMPORARY) or _NAME.fullmatch(f.name))]
 
 
 def _folders(root: Path) -> list[Path]:
-    """Folders under `root` named as checkpoints, by step; one that makes room comes before its successor."""
-    folders = [folder for folder in _ours(root) if not folder.name.startswith(_TEMPORARY)]
-    in_force = [folder for folder in folders if not folder.name.endswith(".aside")]
-    return sorted(in_force, key=lambda folder: (_step(folder), not folder.name.endswith(".old")))
+    """Return the folders that are named as checkpoints, by step; the old one of a step comes before the new one."""
+    folders = [folder for folder in _made_by_save(root) if not folder.name.startswith(_TEMPORARY)]
+    valid = [folder for folder in folders if not folder.name.endswith(".aside")]
+    return sorted(valid, key=lambda folder: (_step(folder), not folder.name.endswith(".old")))
 
 
 def _complete(root: Path) -> list[Path]:
-    """Those that hold a meta.json."""
+    """Return the folders that are named as checkpoints and hold a meta.json, by step."""
     return [folder for folder in _folders(root) if (folder / META).is_file()]
 
 
@@ -263,48 +263,48 @@ def _step(folder: Path) -> int:
     return int(folder.name.partition(".")[0])
 
 
-def _sound(
-    folders: list[Path], skipped: Callable[[str], None] = lambda _: None, mapped: bool = False
+def _verified(
+    folders: list[Path], notify: Callable[[str], None] = lambda _: None, mapped: bool = False
 ) -> Iterator[Checkpoint]:
-    """Those of the folders that verify, read one after the other."""
+    """Read the folders one after the other, and yield those that verify."""
     for folder in folders:
         try:
             yield read(folder, mapped=mapped)
         except DamageError as damage:
-            skipped(str(damage))
+            notify(str(damage))
 
 
-def _records(run_dir: Path) -> dict[Path, CheckpointMeta]:
-    """The meta of every checkpoint whose record is sound, by step."""
-    records = {}
+def _valid_metas(run_dir: Path) -> dict[Path, CheckpointMeta]:
+    """Return the meta of every checkpoint whose record is valid, by step."""
+    metas = {}
     for folder in _complete(run_dir / CHECKPOINTS):
-        with suppress(DamageError):  # it says nothing; load() tells its story to whoever asks for it
-            records[folder] = read_record(folder).meta
-    return records
+        with suppress(DamageError):  # `load` says what is wrong with it
+            metas[folder] = read_record(folder).meta
+    return metas
 
 
-def _best(records: Mapping[Path, CheckpointMeta]) -> Path | None:
-    ranked = _losses(records)
-    return min(ranked)[1] if ranked else None
+def _lowest_loss(metas: Mapping[Path, CheckpointMeta]) -> Path | None:
+    """Return the folder with the lowest comparable loss; None where there is no such loss."""
+    return min(_comparable_losses(metas), default=(0.0, None))[1]
 
 
-def _losses(records: Mapping[Path, CheckpointMeta]) -> list[tuple[float, Path]]:
-    """The finite validation losses, and whose they are, of those that are of the same text as the last one."""
-    ranked: list[tuple[float, Path]] = []
+def _comparable_losses(metas: Mapping[Path, CheckpointMeta]) -> list[tuple[float, Path]]:
+    """Return the finite validation losses that are of the same text as the last one, with their folders."""
+    losses: list[tuple[float, Path]] = []
     text = None
-    for folder, meta in records.items():
+    for folder, meta in metas.items():
         if meta.val_loss is not None and isfinite(meta.val_loss):
             if meta.text != text:
-                ranked, text = [], meta.text
-            ranked.append((meta.val_loss, folder))
-    return ranked
+                losses, text = [], meta.text
+            losses.append((meta.val_loss, folder))
+    return losses
 
 
 def _remove(folder: Path) -> None:
-    """Delete a folder, meta.json first, so that half of it is never taken for a checkpoint.
+    """Delete a folder, meta.json first, so that a part of it is never taken for a checkpoint.
 
-    What another program holds open on Windows stays, and the next prune tries again.
+    Files that another program has open on Windows stay, and the next prune tries again.
     """
     with suppress(PermissionError):
         (folder / META).unlink(missing_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)  # without its record it is no checkpoint, whatever stays of it
+        shutil.rmtree(folder, ignore_errors=True)  # what remains is no checkpoint, as its record is gone

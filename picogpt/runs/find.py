@@ -16,30 +16,31 @@ MOST_RUNS = 52  # a letter for each
 
 
 def find_checkpoint(run_or_path: str | Path) -> Path:
-    """The checkpoint folder that a run's name, its folder or its own path stands for, the best. Raises UserError."""
+    """Return the best checkpoint folder of a run, given by its name, its folder or its own path. Raises UserError."""
     return _candidates(run_or_path)[0]
 
 
 def use_checkpoint(run_or_path: str | Path, use: Callable[[Path], Result], notify: Callable[[str], None]) -> Result:
-    """What `use` makes of the best checkpoint that a name stands for; of the next best where it finds that damaged.
+    """Return what `use` makes of the best checkpoint that a name stands for; of the next best where that is damaged.
 
-    notify: told which is used in place of which. Raises UserError where there is none, or none is sound.
+    notify: gets a line that says which is damaged and which is used. Raises UserError where there is none, or none is
+    sound.
     """
     tried: dict[Path, DamageError] = {}
     while place := next((place for place in _candidates(run_or_path) if place not in tried), None):
         for other in list(tried)[-1:]:
-            if other.exists():  # else a run that trains has deleted it meanwhile, as it does
+            if other.exists():  # else the run is training and has pruned it
                 notify(f"{tried[other]}: step {int(place.name)} is used in its place")
         try:
             return use(place)
         except DamageError as damage:
             tried[place] = damage
     first = next(iter(tried))
-    raise UserError(f"{tried[first]}: {checkpoints.way_out(first)}")
+    raise UserError(f"{tried[first]}: {checkpoints.remedy(first)}")
 
 
 def _candidates(run_or_path: str | Path) -> list[Path]:
-    """The checkpoint folders that a run's name, its folder or its own path stands for. Raises UserError for none."""
+    """Return the checkpoint folders that a name or path stands for, the best first. Raises UserError for none."""
     for folder in (LOGS / run_or_path, Path(run_or_path)):
         if (folder / META).is_file():
             return [folder]
@@ -50,7 +51,7 @@ def _candidates(run_or_path: str | Path) -> list[Path]:
 
 
 def newest_run() -> str:
-    """The name of the run that was saved last. Raises UserError where there is none."""
+    """Return the name of the run that was saved last. Raises UserError where there is none."""
     saved = [(newest / META, run) for run in trained_runs() if (newest := checkpoints.newest(run))]
     if not saved:
         raise UserError(f"no run was trained yet in {LOGS.resolve()}: python train.py --data sample makes one")
@@ -58,7 +59,7 @@ def newest_run() -> str:
 
 
 def trained_runs() -> list[Path]:
-    """Folders in logs/ with a checkpoint of more than the beginning."""
+    """Return the folders in logs/ with a checkpoint after the first step."""
     if not LOGS.is_dir():
         return []
     folders = [folder for folder in LOGS.iterdir() if os.access(folder, os.R_OK | os.X_OK)]
@@ -66,16 +67,16 @@ def trained_runs() -> list[Path]:
 
 
 def run_name(name: str) -> str:
-    """The name itself. Raises UserError for one that cannot be that of a run."""
+    """Return the name, checked. Raises UserError for one that a run cannot have."""
     if not re.fullmatch(r"[\w][\w.-]*", name):
         raise UserError(f"a run is named with letters, digits, '.', '-' and '_', not {name!r}: give another --run")
     return name
 
 
 def find_logs(names: Sequence[str], logs: Path) -> list[Path]:
-    """The log.pkl of each name: a run in `logs`, its folder or the file; a folder of runs stands for all of them.
+    """Return the log.pkl of each name: a run in `logs`, a run's folder or the file; a folder of runs gives all of them.
 
-    Raises UserError for a name of nothing.
+    Raises UserError for a name that stands for nothing.
     """
     found: list[Path] = []
     for name in names:
@@ -84,13 +85,13 @@ def find_logs(names: Sequence[str], logs: Path) -> list[Path]:
         if place is None:
             raise UserError(f"there is no log at {places[0]} or {places[1]}")
         path = place / LOG if place.is_dir() else place
-        inside = [] if path.exists() else sorted(place.glob("*/log.pkl"), key=lambda log: _natural(log.parent.name))
+        inside = [] if path.exists() else sorted(place.glob("*/log.pkl"), key=lambda log: _natural_key(log.parent.name))
         found += inside or [path]
     if len(found) > MOST_RUNS:
         raise UserError(f"{len(found)} runs are too many to tell apart: name {MOST_RUNS} at most")
     return found
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
-    """run-2 before run-10."""
+def _natural_key(name: str) -> list[tuple[int, str]]:
+    """Return a key that sorts run-2 before run-10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]

@@ -11,5 +11,5 @@ TENSORBOARD = "tensorboard"  # folder of a run
 
 
 def onnx_path(place: Path) -> Path:
-    """Of a checkpoint: in its run's folder, or in its own when that is in no run."""
+    """Return the ONNX file of a checkpoint: in its run's folder, or in its own folder where it is in no run."""
     return (place.parent.parent if place.parent.name == CHECKPOINTS else place) / ONNX

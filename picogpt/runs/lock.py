@@ -1,4 +1,4 @@
-"""One process a run: a lock that the system takes back when its owner dies, and a note of who that is."""
+"""One process a run: a lock that the system frees when its owner dies, and a note of who owns it."""
 
 import json
 import os
@@ -16,16 +16,15 @@ from picogpt.runs.layout import LOCK, OWNER
 from picogpt.system.files import make_folder
 
 _NO_LOCKS = (ENOLCK, ENOSYS, EOPNOTSUPP)
-
 _LONGEST_NOTE = 1000  # characters
 
 
 @contextmanager
 def run_lock(run_dir: Path, notify: Callable[[str], None]) -> Iterator[None]:
-    """While open, no other process trains this run. The note of an owner that died is no lock: it is replaced.
+    """Hold the run while open, so that no other process trains it. The note of an owner that died is replaced.
 
-    Raises UserError where another process has the run, or the folder cannot be written. Where the file system knows no
-    locks, `notify` is told.
+    Raises UserError where another process holds the run, or the folder cannot be written. Where the file system has no
+    locks, `notify` gets a line about it.
     """
     lock, owner = FileLock(run_dir / LOCK, fallback_to_soft=False), run_dir / OWNER
     try:
@@ -49,21 +48,21 @@ def _acquire(lock: FileLock, run_dir: Path, notify: Callable[[str], None]) -> No
         lock.acquire(timeout=0)
     except Timeout:
         raise UserError(
-            f"run {run_dir.name} is being trained by {_named(run_dir / OWNER)}: "
+            f"run {run_dir.name} is being trained by {_owner_in_words(run_dir / OWNER)}: "
             "wait for it, stop it, or give another --run NAME"
         ) from None
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-        notify(f"{run_dir} is on a file system without locks: see to it that one process alone trains this run")
+        notify(f"{run_dir} is on a file system without locks: make sure that only one process trains this run")
 
 
-def _named(owner: Path) -> str:
-    """Who has the lock, as far as its note tells."""
+def _owner_in_words(note: Path) -> str:
+    """Return who holds the lock, as far as the note says."""
     try:
-        with owner.open(encoding="utf-8") as file:
-            note = json.loads(file.read(_LONGEST_NOTE))
-        match note:
+        with note.open(encoding="utf-8") as file:
+            content = json.loads(file.read(_LONGEST_NOTE))
+        match content:
             case {"pid": int(pid), "host": str(host), "since": str(since)}:
                 return f"process {pid} on {host} since {since}"
     except (OSError, ValueError, RecursionError):

@@ -3,8 +3,8 @@
     {"losses": {"train": [...], "val": [...]}, "best_loss", "iter_num", "evaluations": [{...}], "divergence": [{...}],
      "notices", "config"}
 
-A checksum follows the pickle, where `pickle.load` does not look. A pickle can run code, so logs are read by a reader of
-our own that knows nothing but plain data.
+A checksum follows the pickle, where `pickle.load` does not look. A pickle can run code, so logs are read with picogpt's
+own reader, which knows nothing but plain data.
 """
 
 import pickle
@@ -12,33 +12,33 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TypeGuard, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from picogpt.errors import UserError
+from picogpt.errors import UserError, one_line
 from picogpt.system.checksums import with_checksum, without_checksum
 from picogpt.system.files import write_durably
-from picogpt.system.terminal import visible
 from picogpt.tensorfiles.pickle_reader import ClassNamedError, loads
 
-MOST_EVALUATIONS, _MOST_LINES = 10_000, 1_000  # kept of a run, however long it is
+MOST_EVALUATIONS, _MOST_LINES = 10_000, 1_000  # in the log of a run, however long it is
 _SIZE_LIMIT = 32 << 20  # bytes; ten thousand evaluations are about 6 MB
 _SCALARS = (str, int, float, bool, type(None))
 
+Value = TypeVar("Value")
 Values = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
-"""Steps (N,), or what else is counted, and what there is at each (N,)."""
+"""Steps (N,), or what else is counted, and the value (N,) at each."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation of a run: a field is added here and nowhere else. None is what was not measured."""
+    """One evaluation of a run: a field is added here and nowhere else. None stands for what was not measured."""
 
     step: int
     """Steps done."""
     train_loss: float | None
-    """The mean since the evaluation before, in nats a token."""
+    """The mean since the previous evaluation, in nats a token."""
     val_loss: float | None
     """In nats a token."""
     tokens: float | None = None
@@ -49,19 +49,19 @@ class Evaluation:
     """Learning rate of AdamW."""
     tokens_per_second: float | None = None
     memory_mb: float | None = None
-    """The most that training has held."""
+    """Peak of the memory that training has used."""
     sample: str | None = None
-    """What the model writes."""
+    """Text that the model generated."""
     text: str | None = None
-    """Which text the losses are of, where that may change."""
+    """Which text the losses are measured on, where that may change."""
 
     def to_dict(self) -> dict[str, object]:
-        """Return it as it stands in the file: without what was not measured."""
+        """Return the fields as the file has them: without what was not measured."""
         return {name: value for name, value in vars(self).items() if value is not None or name in _ALWAYS}
 
     @classmethod
     def from_dict(cls, fields: object) -> "Evaluation":
-        """Inverse of `to_dict`; what other programs have added is left out. Raises ValueError for what is none."""
+        """Read what `to_dict` made; fields of other programs are left out. Raises ValueError for anything else."""
         if (
             not isinstance(fields, dict)
             or not all(type(name) is str and type(value) in _SCALARS for name, value in fields.items())
@@ -86,12 +86,12 @@ class DivergenceEvent:
     text: str
 
     def to_dict(self) -> dict[str, object]:
-        """Return it as plain builtins."""
+        """Return the fields as plain builtins."""
         return {"step": self.step, "text": self.text}
 
     @classmethod
     def from_dict(cls, fields: object) -> "DivergenceEvent":
-        """Inverse of `to_dict`. Raises ValueError for what it does not make."""
+        """Read what `to_dict` made. Raises ValueError for anything else."""
         match fields:
             case {"step": int(step), "text": str(text), **rest} if not rest and type(step) is int:
                 return cls(step, text)
@@ -100,7 +100,7 @@ class DivergenceEvent:
 
 @dataclass(frozen=True)
 class LogContent:
-    """A log that was read. Losses alone are enough of one; the rest is then empty."""
+    """A log that was read. One of losses alone is valid; the rest is then empty."""
 
     losses: dict[str, list[float | None]]
     """"train" and "val": of each evaluation, in nats a token."""
@@ -115,30 +115,30 @@ class LogContent:
 
     @property
     def axis(self) -> str:
-        """What `points` are counted by: "step", or "evaluation" where there are losses alone."""
+        """What the `points` are counted by: "step", or "evaluation" where there are losses alone."""
         return "step" if self.evaluations else "evaluation"
 
     @property
     def points(self) -> list[Evaluation]:
-        """The evaluations; of losses alone, these, counted from 1."""
+        """The evaluations; made of the losses where there is nothing else, and counted from 1."""
         pairs = enumerate(zip(self.losses["train"], self.losses["val"], strict=True), start=1)
         return self.evaluations or [Evaluation(i, train, val) for i, (train, val) in pairs]
 
 
 class RunLog:
-    """The log being written, in memory; `to_bytes` is the file as a whole, and `save` replaces it."""
+    """The log of a run that trains, in memory: `to_bytes` makes the whole file, and `save` replaces it."""
 
     def __init__(self, path: Path, config: dict[str, object]) -> None:
-        """config: plain builtins. Raises TypeError for others."""
+        """Begin an empty log. config: plain builtins; raises TypeError for others."""
         self.path = path
-        self.config = _plain(config)
+        self.config = cast("dict[str, object]", _plain(config))
         self.evaluations: list[Evaluation] = []
         self.divergence: list[DivergenceEvent] = []
         self.notices: list[str] = []
 
     @classmethod
     def open(cls, path: Path, config: dict[str, object]) -> "RunLog":
-        """Go on with the log at `path`, or begin one. Raises UserError for a file that is not a log of ours."""
+        """Continue the log at `path`, or begin one. Raises UserError for a file that is not a log of picogpt."""
         log = cls(path, config)
         if path.exists():
             found = read_log(path)
@@ -150,7 +150,7 @@ class RunLog:
     def evaluation(self, evaluation: Evaluation) -> None:
         """Append one evaluation. NumPy scalars become builtins; raises TypeError for what is no plain scalar.
 
-        Where there are too many, every second one goes, but for the best and the last.
+        Where there are too many, every second one is dropped, except the best and the last.
         """
         self.evaluations.append(Evaluation(**{name: _scalar(value) for name, value in vars(evaluation).items()}))
         if len(self.evaluations) > MOST_EVALUATIONS:
@@ -163,26 +163,26 @@ class RunLog:
         self.divergence = [*self.divergence, DivergenceEvent(step, text)][-_MOST_LINES:]
 
     def notice(self, text: str) -> None:
-        """Append one line the user should find again."""
+        """Append one line that the user should find again."""
         self.notices = [*self.notices, text][-_MOST_LINES:]
 
     def rewind(self, step: int, divergence: Sequence[DivergenceEvent]) -> None:
-        """Be what the log was after `step`: a run that goes on from there makes again what came after.
+        """Set the log back to what it was after `step`, from where the run continues.
 
-        divergence: what it had to say of that by then.
+        divergence: the events that it had by then.
         """
         self.evaluations = [entry for entry in self.evaluations if entry.step <= step]
         self.divergence = list(divergence)
 
     @property
     def best_loss(self) -> float | None:
-        """Lowest finite validation loss on the text of the last evaluation."""
+        """The lowest finite validation loss on the text of the last evaluation."""
         text = self.evaluations[-1].text if self.evaluations else None
         losses = [entry.val_loss for entry in self.evaluations if entry.text == text]
         return min((loss for loss in losses if is_finite(loss)), default=None)
 
     def to_bytes(self) -> bytes:
-        """Return the whole file."""
+        """Return the content of the whole file."""
         evaluations = [entry.to_dict() for entry in self.evaluations]
         content = {
             "losses": {name: [entry[f"{name}_loss"] for entry in evaluations] for name in ("train", "val")},
@@ -196,12 +196,12 @@ class RunLog:
         return with_checksum(pickle.dumps(content, protocol=4))
 
     def save(self) -> None:
-        """Replace the file, in a folder that is there. Raises UserError when the disk refuses."""
+        """Replace the file, in a folder that exists. Raises UserError where the disk refuses."""
         write_log(self.path, self.to_bytes())
 
 
 def write_log(path: Path, content: bytes) -> None:
-    """Replace the file, in a folder that is there. Raises UserError when the disk refuses."""
+    """Replace the file, in a folder that exists. Raises UserError where the disk refuses."""
     try:
         write_durably(path, content)
     except OSError as error:
@@ -211,9 +211,9 @@ def write_log(path: Path, content: bytes) -> None:
 
 
 def read_log(path: Path) -> LogContent:
-    """Read a log, and check it.
+    """Read a log and check it.
 
-    Raises UserError for a file that is missing, damaged, foreign, too large, or that names any class.
+    Raises UserError for a file that is missing, damaged, too large, of another program, or that names a class.
     """
     try:
         if path.exists() and not path.is_file():
@@ -230,28 +230,26 @@ def read_log(path: Path) -> LogContent:
     try:
         content = loads(pickled)
     except ClassNamedError as error:
-        named = visible(str(error)[:80], "utf-8")
         raise UserError(
-            f"{path} names the class {named}: this is not a log of picogpt, and loading it could run code"
+            f"{path} names the class {one_line(error, 80)}: this is not a log of picogpt, and loading it could run code"
         ) from None
     except ValueError as error:
-        reason = visible(str(error)[:120], "utf-8")
-        raise UserError(f"{path} is damaged or not a log of picogpt ({reason})") from None
+        raise UserError(f"{path} is damaged or not a log of picogpt ({one_line(error)})") from None
     try:
-        return _content(content)
+        return _log_content(content)
     except ValueError as reason:
         raise UserError(f"{path} is not a log of picogpt: {reason}") from None
 
 
 def values_of(pairs: Iterable[tuple[float, float | None]]) -> Values:
-    """Steps (N,) in order and the values (N,) at them, of pairs whose value is finite."""
+    """Return the steps (N,) in order and the values (N,) at them, of the pairs whose value is finite."""
     finite = sorted((step, value) for step, value in pairs if is_finite(value))
     steps, values = np.array(finite, dtype=np.float64).reshape(-1, 2).T
     return steps, values
 
 
 def series(points: Sequence[Evaluation], name: str) -> Values:
-    """Steps (N,) in order and the finite values (N,) of field `name` at them."""
+    """Return the steps (N,) in order and the finite values (N,) of the field `name` at them."""
     return values_of((point.step, getattr(point, name)) for point in points)
 
 
@@ -260,8 +258,8 @@ def is_finite(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and -1e30 < value < 1e30
 
 
-def _content(content: object) -> LogContent:
-    """The log of what its pickle holds, only as deep as it is used. Raises ValueError with what makes it none."""
+def _log_content(content: object) -> LogContent:
+    """Return what a pickle holds as a log, checked as deep as it is used. Raises ValueError that says what is wrong."""
     if not isinstance(content, dict) or not isinstance(content.get("losses"), dict):
         raise ValueError("it has no losses")
     losses = {name: content["losses"].get(name) for name in ("train", "val")}
@@ -284,12 +282,12 @@ def _content(content: object) -> LogContent:
 
 
 def _is_number(value: object) -> bool:
-    """A float, an int that a float can hold, or None for a number that was not measured."""
+    """Return whether it is a float, an int that a float can hold, or None for a number that was not measured."""
     return value is None or type(value) is float or (type(value) is int and abs(value) < 1 << 63)
 
 
-def _scalar(value: Any) -> Any:
-    """`value` as a builtin scalar; TypeError if it is none."""
+def _scalar(value: Value) -> Value:
+    """Return the value as a builtin scalar. Raises TypeError for anything else."""
     if isinstance(value, np.generic):
         value = value.item()
     if type(value) not in _SCALARS:
@@ -297,10 +295,10 @@ def _scalar(value: Any) -> Any:
     return value
 
 
-def _plain(value: Any) -> Any:
-    """`value` with its dicts and lists, tuples as lists, down to builtin scalars; TypeError for anything else."""
+def _plain(value: object) -> object:
+    """Return the value with builtin scalars, and with tuples as lists. Raises TypeError for anything else."""
     if type(value) is dict:
         return {_scalar(key): _plain(inner) for key, inner in value.items()}
-    if type(value) in (list, tuple):
+    if type(value) is list or type(value) is tuple:
         return [_plain(inner) for inner in value]
     return _scalar(value)

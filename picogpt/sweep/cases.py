@@ -1,10 +1,10 @@
-"""What a sweep compares: the cases, each a whole configuration, of which the first is the base."""
+"""The cases that a sweep compares: each a whole configuration, of which the first is the base."""
 
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
-from typing import Any, Literal
+from typing import Literal
 
 from picogpt.config import RunConfig
 from picogpt.config.presets import preset
@@ -12,20 +12,16 @@ from picogpt.errors import UserError, shown
 
 Budget = Literal["own", "tokens", "minutes"]
 
-EXERCISE = "exercise"  # a preset of sweeps alone
-
+EXERCISE = "exercise"  # a preset that only sweeps have
 _PARTS = ("model", "data", "train")
-
 _MOST_CASES = 200
-
-_OTHER_TEXT = "data", "tokenizer", "val_fraction", "text_field", "qa"
-
-_NO_STEPS = 10**9  # where minutes are what ends a run
+_OTHER_TEXT = "data", "tokenizer", "val_fraction", "text_field", "qa"  # losses do not compare across these
+_NO_STEPS = 10**9  # where the minutes end a run
 
 
 @dataclass(frozen=True)
 class Published:
-    """What a study reports of a case: losses in nats a token, and their difference to the first in percent."""
+    """What a study reports of a case: losses in nats a token, and the difference to the first in percent."""
 
     train_loss: float
     val_loss: float
@@ -34,14 +30,16 @@ class Published:
 
 @dataclass(frozen=True)
 class Case:
+    """One of the configurations that a sweep compares."""
+
     name: str
     values: dict[str, str]
-    """What is varied, as it was given."""
+    """The settings that are varied, as they were given."""
     config: RunConfig
     published: Published | None = None
 
     def run_folder(self, seed: int) -> str:
-        """Of its run with this seed, in that of the sweep."""
+        """Return the folder of its run with this seed, below that of the sweep."""
         return re.sub(r"[^\w.+-]+", "_", self.name.replace("=", "-")) + f"-{seed}"
 
 
@@ -55,9 +53,9 @@ _STUDY = {
 
 
 def varied(base: RunConfig, options: Sequence[str]) -> list[Case]:
-    """Every combination of the values of NAME=VALUE,VALUE,... options, the first values first.
+    """Return a case for every combination of the values of NAME=VALUE,VALUE,... options, the first values first.
 
-    Raises UserError for what is no field, no value of it, or no configuration together.
+    Raises UserError for what is no field, no value of it, or no valid configuration together.
     """
     choices: dict[str, list[str]] = {}
     for option in options:
@@ -66,7 +64,7 @@ def varied(base: RunConfig, options: Sequence[str]) -> list[Case]:
         if name in choices:
             raise UserError(f"--vary {name} is given twice: name all its values in one")
         choices[name] = [value.strip() for value in values.split(",")]
-        _check(base, option, name, choices[name])
+        _check_option(base, option, name, choices[name])
     count = 1
     for given in choices.values():
         count *= len(given)
@@ -77,16 +75,16 @@ def varied(base: RunConfig, options: Sequence[str]) -> list[Case]:
         chosen = dict(zip(choices, combination, strict=True))
         name = ", ".join(f"{field}={value}" for field, value in chosen.items())
         try:
-            cases.append(Case(name, chosen, _with(base, chosen)))
+            cases.append(Case(name, chosen, _with_values(base, chosen)))
         except UserError as error:
             raise UserError(f"--vary {name} cannot be: {error}") from None
     return _distinct(cases)
 
 
 def exercise(parsed: Callable[[RunConfig], RunConfig]) -> list[Case]:
-    """The course's four cases. parsed: a configuration with the options of the command line.
+    """Return the course's four cases. parsed: returns a configuration with the options of the command line.
 
-    Steps that are given are the base's; a case that has twice as many keeps twice as many.
+    Steps on the command line are those of the base; a case that has twice as many gets twice as many.
     """
     starts = {name: preset(f"exercise-{name}") for name in _STUDY}
     configs = {name: parsed(start) for name, start in starts.items()}
@@ -102,7 +100,7 @@ def exercise(parsed: Callable[[RunConfig], RunConfig]) -> list[Case]:
 
 
 def within(cases: Sequence[Case], budget: Budget) -> list[Case]:
-    """The cases with as many tokens each as the first, or as many minutes. Raises UserError where that cannot be."""
+    """Return the cases with as many tokens or minutes each, or as they are. Raises UserError where they cannot be."""
     first = cases[0].config
     if budget == "own":
         return list(cases)
@@ -111,23 +109,25 @@ def within(cases: Sequence[Case], budget: Budget) -> list[Case]:
     if budget == "minutes":
         if not all(case.config.train.minutes for case in cases):
             raise UserError("--budget minutes needs to know how many: give --minutes")
-        return [_retrained(case, steps=_NO_STEPS) for case in cases]
+        return [_with_steps(case, _NO_STEPS) for case in cases]
     tokens = first.train.steps * first.train.batch_size * first.context
     return [
-        _retrained(case, steps=max(1, round(tokens / (case.config.train.batch_size * case.config.context))))
+        _with_steps(case, max(1, round(tokens / (case.config.train.batch_size * case.config.context))))
         for case in cases
     ]
 
 
 def seeded(config: RunConfig, seed: int) -> RunConfig:
+    """Return the configuration with this seed."""
     return replace(config, train=replace(config.train, seed=seed))
 
 
-def _retrained(case: Case, **train: Any) -> Case:
-    return replace(case, config=replace(case.config, train=replace(case.config.train, **train)))
+def _with_steps(case: Case, steps: int) -> Case:
+    return replace(case, config=replace(case.config, train=replace(case.config.train, steps=steps)))
 
 
-def _check(base: RunConfig, option: str, name: str, values: list[str]) -> None:
+def _check_option(base: RunConfig, option: str, name: str, values: list[str]) -> None:
+    """Raise UserError for a name that cannot be varied, or for values that are empty or twice the same."""
     known = [field.name for part in _PARTS for field in fields(getattr(base, part))]
     if name == "seed":
         raise UserError("--vary seed is what --seeds does: give --seeds 3, say")
@@ -139,33 +139,34 @@ def _check(base: RunConfig, option: str, name: str, values: list[str]) -> None:
         raise UserError(f"--vary {shown(option)} has a value that is empty, or twice the same: give each once")
 
 
-def _with(base: RunConfig, values: dict[str, str]) -> RunConfig:
-    changes: dict[str, dict[str, Any]] = {part: {} for part in _PARTS}
+def _with_values(base: RunConfig, values: dict[str, str]) -> RunConfig:
+    """Return the configuration with these values, given as text. Raises UserError where they are not valid."""
+    changes: dict[str, dict[str, object]] = {part: {} for part in _PARTS}
     for name, text in values.items():
         part = next(part for part in _PARTS if hasattr(getattr(base, part), name))
-        changes[part][name] = _value(name, text, getattr(getattr(base, part), name))
+        changes[part][name] = _parsed_value(name, text, getattr(getattr(base, part), name))
     return RunConfig(**{part: replace(getattr(base, part), **changes[part]) for part in _PARTS})
 
 
-def _value(name: str, text: str, now: Any) -> Any:
-    """`text` as the kind of value that the field has now; of several things, as layer_pattern, with a + between."""
-    if isinstance(now, tuple):
+def _parsed_value(name: str, text: str, default: object) -> object:
+    """Return `text` as a value of the default's type; of a tuple, as layer_pattern, the parts are joined by +."""
+    if isinstance(default, tuple):
         return tuple(text.split("+"))
-    if isinstance(now, bool):
+    if isinstance(default, bool):
         if text.lower() not in ("true", "false"):
             raise UserError(f"{name} is true or false, not {shown(text)}")
         return text.lower() == "true"
-    if isinstance(now, int | float):
+    if isinstance(default, int | float):
         try:
-            return type(now)(text)
+            return type(default)(text)
         except ValueError:
-            kind = "a whole number" if isinstance(now, int) else "a number"
+            kind = "a whole number" if isinstance(default, int) else "a number"
             raise UserError(f"{name} is {kind}, not {shown(text)}") from None
     return text
 
 
 def _distinct(cases: list[Case]) -> list[Case]:
-    """Raises UserError where two cases are the same, or have the same folder."""
+    """Return the cases. Raises UserError where two of them are the same, or have the same folder."""
     for i, case in enumerate(cases):
         for other in cases[:i]:
             if case.config == other.config:

@@ -1,64 +1,68 @@
-"""What came out of a sweep: means and spreads over the seeds, and what of a difference may be chance."""
+"""The result of a sweep: means and spreads over the seeds, and which differences may be chance."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 from statistics import fmean, stdev
-from typing import Any
 
-from picogpt.reports.figures import count, signed
+from picogpt.reports.number_format import count, signed
 from picogpt.sweep.cases import Case
 from picogpt.sweep.study import Trial
+from picogpt.sweep.worker import Figures
 
 SURE = 3.0  # standard errors
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure over several seeds."""
+    """The mean of a figure over several seeds."""
 
     mean: float
     spread: float | None
-    """The sample standard deviation; None of one seed."""
+    """The sample standard deviation; None for one seed."""
     count: int
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Estimate | None":
-        """None of no values."""
+        """Return the mean and spread of the values; None where there are none."""
         return cls(fmean(values), stdev(values) if len(values) > 1 else None, len(values)) if values else None
 
 
 @dataclass(frozen=True)
 class Result:
-    """A case with all its seeds."""
+    """A case with its runs of all seeds."""
 
     case: Case
     trials: list[Trial]
 
     def figure(self, name: str) -> Estimate | None:
-        """Over the runs that came to their end."""
-        return Estimate.of([trial.outcome.figures[name] for trial in self.trials if trial.outcome.state == "done"])
+        """Return the mean of a field of `Figures` over the runs that came to their end; None where there are none."""
+        return Estimate.of([getattr(figures, name) for figures in self._figures])
 
     def samples(self) -> tuple[str, str] | None:
-        """Of its first seed that came to its end: before and after training."""
-        done = [trial.outcome.figures for trial in self.trials if trial.outcome.state == "done"]
-        return (done[0]["before"], done[0]["after"]) if done else None
+        """Return what the first run that came to its end wrote before and after training."""
+        return (self._figures[0].before, self._figures[0].after) if self._figures else None
+
+    @property
+    def _figures(self) -> list[Figures]:
+        return [trial.outcome.figures for trial in self.trials if trial.outcome.figures is not None]
 
 
 def results(cases: Sequence[Case], trials: Sequence[Trial]) -> list[Result]:
+    """Return the result of each case."""
     return [Result(case, [trial for trial in trials if trial.case == case.name]) for case in cases]
 
 
 def difference(value: Estimate | None, first: Estimate | None) -> float | None:
-    """Percent by which a mean is above the first's; a loss that is higher is worse."""
+    """Return by how many percent a mean is above the first's; a higher loss is worse."""
     return None if value is None or first is None or not first.mean else (value.mean / first.mean - 1) * 100
 
 
 def is_clear(value: Estimate, first: Estimate) -> bool | None:
-    """Whether two means are further apart than seeds explain: by more than SURE standard errors of their difference.
+    """Return whether two means differ by more than seeds explain: by SURE standard errors of their difference.
 
-    That error is sqrt(s1^2 / n1 + s2^2 / n2) (B. L. Welch, 1947). With three seeds each, chance alone goes beyond three
-    of them about once in 25 times. None where one seed has no spread.
+    That error is sqrt(s1^2 / n1 + s2^2 / n2) (B. L. Welch, 1947). With three seeds each, chance alone exceeds three of
+    them about once in 25 times. None where there is one seed, which has no spread.
     """
     if value.spread is None or first.spread is None:
         return None
@@ -67,12 +71,11 @@ def is_clear(value: Estimate, first: Estimate) -> bool | None:
 
 
 COLUMNS = ("case", "seeds", "params", "tokens", "min", "train", "val", "vs first", "tok/s", "MB")
-
 PUBLISHED = ("published val (train)", "vs first there")
 
 
 def table(found: Sequence[Result]) -> list[list[str]]:
-    """A line of cells a case under COLUMNS and, where a study is reproduced, PUBLISHED; the first is their titles."""
+    """Return the rows of the table: first the titles, COLUMNS and in a reproduced study PUBLISHED; then each case."""
     published = any(result.case.published for result in found)
     first = found[0].figure("val_loss")
     rows = [[*COLUMNS, *(PUBLISHED if published else ())]]
@@ -91,16 +94,16 @@ def table(found: Sequence[Result]) -> list[list[str]]:
             _mean(result.figure("memory_mb"), ",.0f"),
         ]
         if published:
-            theirs = result.case.published
-            percent = theirs.difference if theirs else None
-            losses = f"{theirs.val_loss:.4f} ({theirs.train_loss:.4f})" if theirs else "-"
+            study = result.case.published
+            percent = study.difference if study else None
+            losses = f"{study.val_loss:.4f} ({study.train_loss:.4f})" if study else "-"
             cells += [losses, signed(percent)]
         rows.append(cells)
     return rows
 
 
 def notes(found: Sequence[Result]) -> list[str]:
-    """What is to be known of the table, a sentence each."""
+    """Return what a reader of the table should know, a sentence each."""
     lines = [
         "train and val: losses in nats a token at the end, over up to a million tokens: the mean over the seeds, and "
         "their standard deviation. vs first: + is worse, - is better; ? is less than seeds alone may explain"
@@ -127,7 +130,7 @@ def notes(found: Sequence[Result]) -> list[str]:
 
 
 def markdown(name: str, found: Sequence[Result], machine: str) -> str:
-    """The whole as a page."""
+    """Return table, notes and samples as a page in Markdown."""
     titles, *rows = table(found)
     lines = [f"# {name}", "", "| " + " | ".join(titles) + " |", "|" + " --- |" * len(titles)]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
@@ -141,7 +144,7 @@ def markdown(name: str, found: Sequence[Result], machine: str) -> str:
 
 
 def _seeds(trials: Sequence[Trial]) -> str:
-    states: list[Any] = [trial.outcome.state for trial in trials]
+    states: list[str] = [trial.outcome.state for trial in trials]
     parts = [str(states.count("done"))] + [f"{states.count(s)} {s}" for s in ("pruned", "failed") if s in states]
     return ", ".join(parts)
 

@@ -1,4 +1,4 @@
-"""One run of a sweep, in a process of its own: its memory is its own, and so is what goes wrong."""
+"""One run of a sweep, in a process of its own, so that its memory and its errors are its own."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Literal
 
 from picogpt.config import MonitoringConfig, RunConfig
 from picogpt.data.prepare import prepare
@@ -29,16 +29,18 @@ from picogpt.training.device import open_lanes
 from picogpt.training.run import Run
 from picogpt.training.trainer import NotFiniteError, Trainer
 
-MOST_TOKENS = 1_000_000  # that a loss at the end is taken over
+MOST_TOKENS = 1_000_000  # that a loss at the end is measured on
+SAMPLE_SEED = 1  # of the samples of all runs of a sweep
+_KILL_AFTER = 20.0  # seconds after a second Ctrl-C
 
-SAMPLE_SEED = 1  # of what every run of a sweep writes
-
-_GIVE_UP = 20.0  # seconds after a second Ctrl-C
+State = Literal["done", "pruned", "failed", "stopped", "refused"]
+"""How a run ended for good: "done", "pruned", or "failed", as it would again. Or for now: "stopped", or "refused" for a
+reason that the user can put right."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """What is to be trained, where, and how it is watched."""
+    """What to train, where, and how to monitor it."""
 
     config: RunConfig
     run_dir: Path
@@ -47,63 +49,88 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How it ended: "done" with its figures, "pruned", or "failed" with a reason, as it would again; or not for good,
-    "stopped", or "refused" for a reason that the user can put right."""
+class Figures:
+    """What was measured of a run that came to its end."""
 
-    state: str
-    figures: dict[str, Any]
+    val_loss: float
+    """In nats a token, over up to MOST_TOKENS tokens."""
+    train_loss: float
+    """The same, over as many tokens of the training text."""
+    parameters: int
+    tokens: float | None
+    """Number of tokens that it trained on."""
+    seconds: float
+    """Time spent training."""
+    tokens_per_second: float
+    """The median over its evaluations."""
+    memory_mb: float | None
+    """Peak of the memory that training has used."""
+    before: str
+    """What the model writes before training."""
+    after: str
+    """What it writes after training."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    state: State
+    figures: Figures | None = None
+    """Of a run that is "done", else None."""
     reason: str = ""
+    """Why it "failed" or was "refused"."""
 
 
 class Worker:
-    """The process. It tells of every evaluation, and asks whether to go on."""
+    """The process of one run. After every evaluation it asks whether to continue."""
 
     def __init__(self, order: Order) -> None:
         context = get_context("spawn")
-        self.link, theirs = context.Pipe()
-        self._process = context.Process(target=_work, args=(theirs, order))
-        # Until it is out of reach of Ctrl-C it must not hear it.
-        heard = signal.signal(signal.SIGINT, signal.SIG_IGN) if _hears() else None
+        self._link, other_end = context.Pipe()
+        self._process = context.Process(target=_run_process, args=(other_end, order))
+        # Ctrl-C must not reach the process before it has left this one's group.
+        previous = signal.signal(signal.SIGINT, signal.SIG_IGN) if _receives_interrupts() else None
         self._process.start()
-        if heard is not None:
-            signal.signal(signal.SIGINT, heard)
-        theirs.close()
-        self._asked = False
+        if previous is not None:
+            signal.signal(signal.SIGINT, previous)
+        other_end.close()
+        self._is_stopping = False
 
     def next(self, stopped: bool) -> tuple[float, float] | Outcome | None:
-        """Share of the run that is done and its validation loss, or how it ended; None: nothing new yet.
+        """Return the share of the run that is done and its validation loss, or how it ended; None: nothing new yet.
 
-        stopped: ask it to save and end.
+        stopped: whether it should save and end.
         """
-        if stopped and not self._asked:
-            self._asked = True
+        if stopped and not self._is_stopping:
+            self._is_stopping = True
             self._interrupt()
         try:
-            if not self.link.poll(0.2):
+            if not self._link.poll(0.2):
                 return None
-            news: tuple[float, float] | Outcome = self.link.recv()
+            news: tuple[float, float] | Outcome = self._link.recv()
         except (EOFError, OSError):
             self._process.join()
             status = self._process.exitcode
-            if self._asked:
-                return Outcome("stopped", {})
-            return Outcome("failed", {}, f"its process ended with status {status}, perhaps for want of memory")
+            if self._is_stopping:
+                return Outcome("stopped")
+            return Outcome("failed", reason=f"its process ended with status {status}, perhaps for lack of memory")
         return news
 
-    def answer(self, goes_on: bool) -> None:
-        with suppress(OSError):  # it has ended, which `next` will tell
-            self.link.send(goes_on)
+    def answer(self, continues: bool) -> None:
+        """Answer an evaluation: whether the run should continue."""
+        with suppress(OSError):  # it has ended, as `next` will find
+            self._link.send(continues)
 
     def close(self) -> None:
-        """Wait for the process; one that is still training is ended at once."""
+        """Wait for the process. Where an exception is being handled, end it soon."""
         if self._process.is_alive() and sys.exc_info()[0]:
             self._interrupt()
             self._interrupt()
-            self._process.join(_GIVE_UP)
+            self._process.join(_KILL_AFTER)
             self._process.kill()
         self._process.join()
-        self.link.close()
+        self._link.close()
 
     def _interrupt(self) -> None:
         if sys.platform != "win32" and self._process.pid:  # there, Ctrl-C has reached it already
@@ -111,26 +138,28 @@ class Worker:
                 os.kill(self._process.pid, signal.SIGINT)
 
 
-def _hears() -> bool:
-    """Whether this thread may say what becomes of Ctrl-C, which is heard."""
+def _receives_interrupts() -> bool:
+    """Return whether Ctrl-C reaches this process, and this thread may change that."""
     return threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) != signal.SIG_IGN
 
 
-def _work(link: Connection, order: Order) -> None:
+def _run_process(link: Connection, order: Order) -> None:
+    """Train, and send the outcome."""
     if hasattr(os, "setsid"):
-        os.setsid()  # Ctrl-C is for who has made this process, which hands it on
+        os.setsid()  # Ctrl-C goes to the parent alone, which passes it on
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        link.send(_trained(link, order))
+        link.send(_train(link, order))
     except UserError as error:
-        link.send(Outcome("refused", {}, str(error)))
+        link.send(Outcome("refused", reason=str(error)))
     except MemoryError:
-        link.send(Outcome("failed", {}, "out of memory"))
+        link.send(Outcome("failed", reason="out of memory"))
     except KeyboardInterrupt:
-        link.send(Outcome("stopped", {}))
+        link.send(Outcome("stopped"))
 
 
-def _trained(link: Connection, order: Order) -> Outcome:
+def _train(link: Connection, order: Order) -> Outcome:
+    """Train the run to its end, as long as the parent answers its evaluations with yes. Raises UserError."""
     pruned = False
 
     def ask(evaluation: Evaluation) -> bool:
@@ -139,26 +168,26 @@ def _trained(link: Connection, order: Order) -> Outcome:
             link.send((run.progress, evaluation.val_loss))
             pruned = not link.recv()
         except (EOFError, OSError):
-            return False  # nobody is there any more: it is saved, and goes on another time
+            return False  # the parent has died: the run is saved, and can be resumed
         return not pruned
 
-    observers = Observers(order.monitoring, order.run_dir, goes_on=ask)
+    observers = Observers(order.monitoring, order.run_dir, should_continue=ask)
     run = Run(order.config, order.run_dir, order.dataset_dir, observers, monitoring=order.monitoring)
     try:
         run.train()
     except UserError as error:
         if run.state.divergence.returns or isinstance(error, NotFiniteError):
-            return Outcome("failed", {}, str(error))
+            return Outcome("failed", reason=str(error))
         raise
     if pruned and run.progress < 1:
-        return Outcome("pruned", {})
+        return Outcome("pruned")
     if run.progress < 1:
-        return Outcome("stopped", {})
-    return Outcome("done", _figures(order, run))
+        return Outcome("stopped")
+    return Outcome("done", _measure(order, run))
 
 
-def _figures(order: Order, run: Run) -> dict[str, Any]:
-    """Of a run that is at its end: losses over many tokens, and what it wrote before and after."""
+def _measure(order: Order, run: Run) -> Figures:
+    """Measure a run that is at its end: its losses over many tokens, and samples from before and after training."""
     place = checkpoints.newest(order.run_dir)
     assert place is not None
     found, last = checkpoints.load(place, optimizer=False), run.log.evaluations[-1]
@@ -168,19 +197,20 @@ def _figures(order: Order, run: Run) -> dict[str, Any]:
     with open_lanes(run.fitted) as lanes:
         trainer = Trainer(run.fitted, found.model, lanes)
         data = prepare(order.config.data, order.dataset_dir, lambda _: None)
-        val = _part(data.val, MOST_TOKENS)
-        losses = {"val_loss": full_loss(trainer, val), "train_loss": full_loss(trainer, _part(data.train, len(val)))}
-    return {
-        **losses,
-        "parameters": parameter_count(run.config.model)[0],
-        "tokens": last.tokens,
-        "seconds": run.state.seconds,
-        "tokens_per_second": median(entry.tokens_per_second or 0.0 for entry in run.log.evaluations),
-        "memory_mb": last.memory_mb,
-        "before": sample(untrained, tokenizer, SAMPLE_SEED, order.config.rolls),
-        "after": sample(GPT(config, as_tensors(arrays)), tokenizer, SAMPLE_SEED, order.config.rolls),
-    }
+        val = _beginning(data.val, MOST_TOKENS)
+        val_loss, train_loss = full_loss(trainer, val), full_loss(trainer, _beginning(data.train, len(val)))
+    return Figures(
+        val_loss=val_loss,
+        train_loss=train_loss,
+        parameters=parameter_count(run.config.model)[0],
+        tokens=last.tokens,
+        seconds=run.state.seconds,
+        tokens_per_second=median(entry.tokens_per_second or 0.0 for entry in run.log.evaluations),
+        memory_mb=last.memory_mb,
+        before=sample(untrained, tokenizer, SAMPLE_SEED, order.config.rolls),
+        after=sample(GPT(config, as_tensors(arrays)), tokenizer, SAMPLE_SEED, order.config.rolls),
+    )
 
 
-def _part(tokens: Shards, most: int) -> Span:
+def _beginning(tokens: Shards, most: int) -> Span:
     return Span(tokens, 0, min(len(tokens), most))

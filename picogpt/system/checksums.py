@@ -1,6 +1,6 @@
 """Checksums at the end of files: a byte that was changed is noticed before anything looks at the content.
 
-A seal tells of damage. Who forges a file can forge its seal, so the content is still checked.
+A checksum finds damage, not forgery: whoever forges a file can forge its checksum, so the content is still checked.
 """
 
 from pathlib import Path
@@ -8,19 +8,17 @@ from typing import BinaryIO
 from zlib import crc32
 
 _MARK = b"crc32"
-
 _FIELD = b"\xfd\xff\xff\xff\x0f"  # tag of protobuf's last field number, four bytes long, which every reader skips
-
 _PIECE = 1 << 18  # bytes read at once
 
 
 def with_checksum(data: bytes) -> bytes:
-    """`data` and a trailer: "crc32" and, little-endian, the crc32 of all before it."""
+    """Return `data` with a trailer: "crc32" and, little-endian, the crc32 of all before it."""
     return data + _MARK + crc32(data).to_bytes(4, "little")
 
 
 def without_checksum(data: bytes) -> bytes:
-    """What was sealed, and `data` itself where it has no trailer. Raises ValueError for another checksum."""
+    """Return `data` without its trailer, if it has one. Raises ValueError if the checksum does not match."""
     end = len(data) - len(_MARK) - 4
     if end < 0 or data[end:-4] != _MARK:
         return data
@@ -30,26 +28,26 @@ def without_checksum(data: bytes) -> bytes:
 
 
 def append_checksum(path: Path) -> None:
-    """Append a seal that an ONNX file may have: a field that means nothing, of the crc32 of all before it."""
+    """Append a checksum that an ONNX file may have: a field without meaning that holds the crc32 of all before it."""
     with path.open("r+b") as file:
         checksum = _crc32(file, file.seek(0, 2))
         file.write(_FIELD + checksum)
 
 
 def check_checksum(path: Path) -> None:
-    """Raises ValueError for a file that `seal_file` did not seal, or that is another one since."""
+    """Raise ValueError for a file without the checksum of `append_checksum`, or changed since then."""
     with path.open("rb") as file:
         end = file.seek(0, 2) - len(_FIELD) - 4
         checksum = _crc32(file, max(0, end))
-        seal = file.read()
-    if end < 0 or not seal.startswith(_FIELD):
+        trailer = file.read()
+    if end < 0 or not trailer.startswith(_FIELD):
         raise ValueError(f"{path.name} has no checksum at its end")
-    if seal != _FIELD + checksum:
+    if trailer != _FIELD + checksum:
         raise ValueError(f"the checksum of {path.name} does not match")
 
 
 def _crc32(file: BinaryIO, size: int) -> bytes:
-    """Of the first `size` bytes, read in small pieces; the file then stands behind them."""
+    """Return the crc32 of the first `size` bytes, read in small pieces, and leave the file positioned after them."""
     file.seek(0)
     checksum = 0
     while size and (piece := file.read(min(_PIECE, size))):

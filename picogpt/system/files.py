@@ -1,4 +1,4 @@
-"""Files that others may be reading, and that a power cut may interrupt."""
+"""Files that are replaced while others read them, and that survive a power cut."""
 
 import os
 import shutil
@@ -16,17 +16,17 @@ Result = TypeVar("Result")
 
 
 def replace(source: Path, target: Path) -> None:
-    """`os.replace` that waits up to a second for Windows, which refuses while another program has the file open."""
-    _patiently(lambda: os.replace(source, target))
+    """Call `os.replace`, and again for up to a second: Windows refuses while another program has the file open."""
+    _retry(lambda: os.replace(source, target))
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a file; on Windows, also of one that is being replaced."""
-    return _patiently(path.read_bytes)
+    """Return the content of a file, also of one that Windows is just replacing."""
+    return _retry(path.read_bytes)
 
 
 def write_durably(path: Path, content: bytes) -> None:
-    """Replace the file as a whole: at every moment, and after a power cut at any, there is the old content or the new.
+    """Replace the file as a whole: at every moment, also after a power cut, it has the old content or the new.
 
     Raises OSError, with the old content in place.
     """
@@ -45,24 +45,24 @@ def write_durably(path: Path, content: bytes) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Make the content of a file that is written durable."""
-    with path.open("r+b") as file:  # Windows syncs only what is open for writing
+    """Make the content of a file durable."""
+    with path.open("r+b") as file:  # Windows syncs only files that are open for writing
         flush(file.fileno())
 
 
 def flush(descriptor: int) -> None:
     """Make what was written to an open file durable."""
-    if sys.platform == "darwin":  # where fsync leaves it in the drive's own memory
+    if sys.platform == "darwin":  # where fsync leaves the data in the drive's own memory
         import fcntl
 
-        with suppress(OSError):  # a drive that does not know this
+        with suppress(OSError):  # a drive without this call
             fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
             return
     os.fsync(descriptor)
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a folder's names durable: Windows has no such call, and some network file systems refuse it."""
+    """Make the names in a folder durable. Windows has no such call, and some network file systems refuse it."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -77,16 +77,16 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write into that appears under its name when all is there, and durable; or not at all.
+    """Yield a folder to write into, which gets its name when its content is complete and durable, or not at all.
 
-    Raises UserError where there is one of that name already, or the disk refuses.
+    Raises UserError if the name is taken or the disk refuses.
     """
     if os.path.lexists(folder):
         raise UserError(f"there is {folder} already: name another")
     temporary = folder.with_name(f".{folder.name}.tmp")
     try:
         if temporary.exists():
-            shutil.rmtree(temporary)  # of one that was killed
+            shutil.rmtree(temporary)  # left by a process that was killed
         make_folder(temporary)
         yield temporary
         for place, _, names in os.walk(temporary):
@@ -103,20 +103,20 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def write_error(path: Path, error: OSError) -> UserError:
-    """What to say where the disk refused."""
-    what = "free some disk space or look at the folder's permissions"
-    return UserError(f"cannot write {path} ({error.strerror or error}): {what}")
+    """Return the error for a disk that refused to write."""
+    advice = "free some disk space or check the folder's permissions"
+    return UserError(f"cannot write {path} ({error.strerror or error}): {advice}")
 
 
 def make_folder(folder: Path) -> None:
-    """`folder.mkdir(parents=True, exist_ok=True)`, with every name that is new made durable."""
+    """Make a folder and its parents where they are missing, and make every new name durable."""
     new = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for place in new:
         sync_folder(place.parent)
 
 
-def _patiently(action: Callable[[], Result]) -> Result:
+def _retry(action: Callable[[], Result]) -> Result:
     for _ in range(20):
         try:
             return action()

@@ -1,4 +1,4 @@
-"""Facts about the machine, from psutil and the system."""
+"""Facts about the machine, from psutil and the operating system."""
 
 import multiprocessing
 import os
@@ -13,16 +13,13 @@ from pathlib import Path
 import psutil
 
 _LEAST_FREE = 0.03  # of the machine's memory: with less, systems begin to swap
-
 _PROCESSOR_SENSORS = ("coretemp", "k10temp", "zenpower", "cpu_thermal", "soc_thermal", "acpitz")
-
-_SENSIBLE = 0.0, 150.0  # degrees; broken sensors tell of thousands
-
-_LOOK, _AFTER_SHORTAGE = 2.0, 15.0  # seconds to the next look
+_PLAUSIBLE = 0.0, 150.0  # degrees Celsius; broken sensors report thousands
+_LOOK, _AFTER_SHORTAGE = 2.0, 15.0  # seconds until the next look
 
 
 def physical_cores() -> int:
-    """Physical cores, but no more than the processors this process may use, and at least one."""
+    """Return the number of physical cores, at most the processors this process may use, and at least one."""
     cores = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         cores = min(cores, len(os.sched_getaffinity(0)))
@@ -30,7 +27,7 @@ def physical_cores() -> int:
 
 
 def free_cores() -> float:
-    """Physical cores that nothing else has been busy on since this program began."""
+    """Return how many physical cores no other program has been using since this one began."""
     process, count = psutil.Process(), psutil.cpu_count() or 1
     own = sum(process.cpu_times()[:2]) / max(1e-3, time.time() - process.create_time())
     free = count - max(0.0, psutil.cpu_percent() / 100 * count - own)  # since psutil was imported
@@ -38,7 +35,7 @@ def free_cores() -> float:
 
 
 def _quota() -> int:
-    """Whole processors a container's cgroup grants; more than any machine has where nothing says so."""
+    """Return the whole processors a container's cgroup grants; more than any machine has if there is no limit."""
     unlimited = 1 << 20
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
@@ -48,7 +45,7 @@ def _quota() -> int:
 
 
 def total_memory() -> int:
-    """Bytes of memory in the machine, or those that a container's cgroup grants where that is less."""
+    """Return the bytes of memory in the machine, or those that a container's cgroup grants if that is less."""
     total = int(psutil.virtual_memory().total)
     try:
         return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
@@ -57,24 +54,25 @@ def total_memory() -> int:
 
 
 def available_memory() -> int:
-    """Bytes that can be had without swapping, or that a container's cgroup has left where that is less."""
+    """Return the bytes available without swapping, or those that a container's cgroup has left if that is less."""
     available, group = int(psutil.virtual_memory().available), Path("/sys/fs/cgroup")
     try:
-        most = int((group / "memory.max").read_text(encoding="ascii"))
+        limit = int((group / "memory.max").read_text(encoding="ascii"))
         used = int((group / "memory.current").read_text(encoding="ascii"))
         cached = re.search(r"^inactive_file (\d+)$", (group / "memory.stat").read_text(encoding="ascii"), re.MULTILINE)
     except (OSError, ValueError):  # as in total_memory
         return available
-    return min(available, most - used + (int(cached[1]) if cached else 0))
+    return min(available, limit - used + (int(cached[1]) if cached else 0))
 
 
 class MemoryWatch:
-    """Looks every few seconds whether the machine is about to swap."""
+    """Checks every few seconds whether the machine is about to swap."""
 
     def __init__(self) -> None:
         self._next = 0.0
 
     def is_short(self) -> bool:
+        """Return whether free memory has just been found short; False between two checks."""
         if (now := time.monotonic()) < self._next:
             return False
         short = available_memory() < _LEAST_FREE * total_memory()
@@ -83,17 +81,17 @@ class MemoryWatch:
 
 
 def resident_memory() -> int:
-    """Bytes of memory this process holds now."""
+    """Return the bytes of memory this process holds now."""
     return int(psutil.Process().memory_info().rss)
 
 
 def peak_memory() -> int:
-    """The most bytes of memory this process has ever held, and what its lanes hold now; shared pages count once."""
+    """Return the most bytes this process has ever held, plus those its lanes hold now; shared pages count once."""
     return _own_peak() - resident_memory() + held_memory()
 
 
 def held_memory() -> int:
-    """Bytes that this process and its lanes hold now; shared pages count once, where the system tells."""
+    """Return the bytes this process and its lanes hold now; shared pages count once where the system reports them."""
     lanes = multiprocessing.active_children()
     if not lanes:
         return resident_memory()
@@ -101,35 +99,35 @@ def held_memory() -> int:
 
 
 def processor_load() -> float:
-    """Share of all processors that was busy since this was last asked, with whatever else runs."""
+    """Return the share of all processors that was busy since the last call, with all other programs."""
     return float(psutil.cpu_percent()) / 100
 
 
 @dataclass(frozen=True)
 class Temperature:
-    """What a sensor of the processor says, in degrees Celsius."""
+    """The reading of a processor's sensor, in degrees Celsius."""
 
     degrees: float
     critical: float | None
-    """What the sensor calls critical; None where it does not say, or what cannot be true."""
+    """What the sensor calls critical; None if it does not say, or says something implausible."""
 
 
 def temperature() -> Temperature | None:
-    """Return the temperature of the processor; None where there is no sensor."""
+    """Return the temperature of the processor; None if there is no sensor, or none that works."""
     if not hasattr(psutil, "sensors_temperatures"):  # Windows, macOS
         return None
     sensors = psutil.sensors_temperatures()
     readings = next((sensors[chip] for chip in _PROCESSOR_SENSORS if sensors.get(chip)), [])
     hottest = max(readings, key=lambda reading: float(reading.current), default=None)
-    if hottest is None or not _SENSIBLE[0] < hottest.current < _SENSIBLE[1]:
+    if hottest is None or not _PLAUSIBLE[0] < hottest.current < _PLAUSIBLE[1]:
         return None
     critical = hottest.critical or hottest.high or 0.0
-    return Temperature(float(hottest.current), float(critical) if 60 <= critical < _SENSIBLE[1] else None)
+    return Temperature(float(hottest.current), float(critical) if 60 <= critical < _PLAUSIBLE[1] else None)
 
 
 @dataclass(frozen=True)
 class Battery:
-    """How much is left in a battery."""
+    """The charge of a battery."""
 
     percent: int
     plugged: bool
@@ -137,10 +135,10 @@ class Battery:
 
 
 def battery() -> Battery | None:
-    """Return what is left in the battery; None where there is none."""
+    """Return the charge of the battery; None if there is none."""
     if not hasattr(psutil, "sensors_battery") or (found := psutil.sensors_battery()) is None:
         return None
-    return Battery(round(found.percent), found.power_plugged is not False)  # None: not known, and nothing to wait for
+    return Battery(round(found.percent), found.power_plugged is not False)  # None: not known, so nothing to wait for
 
 
 def _own_peak() -> int:
@@ -157,7 +155,7 @@ def _own_peak() -> int:
 
 
 def machine() -> str:
-    """One line such as "AMD EPYC, 2 cores, 24 GB, Linux"."""
+    """Describe the machine in one line such as "AMD EPYC, 2 cores, 24 GB, Linux"."""
     cores = physical_cores()
     plural = "" if cores == 1 else "s"
     return f"{_processor()}, {cores} core{plural}, {total_memory() / 2**30:.0f} GB, {platform.system()}"
@@ -165,7 +163,7 @@ def machine() -> str:
 
 def _processor() -> str:
     model = ""
-    with suppress(OSError):  # Linux on Intel and AMD says it here
+    with suppress(OSError):  # Linux on Intel and AMD has it here
         match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
         model = match[1] if match else ""
     model = re.sub(r"\((R|TM)\)", "", model or platform.processor() or platform.machine())

@@ -1,4 +1,4 @@
-"""Processes beside training, that must not disturb it: they have a low priority, and an interpreter of their own."""
+"""Processes beside training that must not disturb it: they have their own interpreter and a low priority."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ def start(
 ) -> subprocess.Popen[bytes]:
     """Start `python -m module arguments`, which Ctrl-C in the terminal does not reach.
 
-    Raises OSError as the system does.
+    Raises OSError if the system refuses.
     """
     search = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     flags = 0
@@ -38,8 +38,8 @@ def start(
     )
 
 
-def give_way() -> None:
-    """Let this process run when no other wants to."""
+def lower_priority() -> None:
+    """Let this process run when no other needs the processor."""
     if sys.platform == "win32":
         psutil.Process().nice(psutil.IDLE_PRIORITY_CLASS)
     else:

@@ -1,4 +1,4 @@
-"""The signals that ask a program to stop, and waiting that a stop ends."""
+"""The signals that ask a program to stop, and a sleep that a stop interrupts."""
 
 import signal
 import threading
@@ -9,35 +9,36 @@ from types import FrameType
 
 
 @contextmanager
-def stop_signals(tell: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
-    """While open, Ctrl-C, SIGTERM or a closed terminal asks to stop after the step in hand, a second at once.
+def stop_signals(notify: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
+    """Yield a function that says whether a stop was asked for: by Ctrl-C, SIGTERM or a closed terminal.
 
-    A closed terminal never does so at once: systems send it after a SIGTERM. Signals that are ignored, as by nohup,
-    stay so. tell: called from the handler, with "" where there is nothing to say again.
+    A second Ctrl-C or SIGTERM raises KeyboardInterrupt at once. A closed terminal never does, because systems send it
+    after a SIGTERM. Signals that are ignored, as by nohup, stay so. notify: called from the handler, with "" if there
+    is nothing new to say.
     """
-    asked: list[int] = []
-    firm = (signal.SIGINT, signal.SIGTERM)
+    received: list[int] = []
+    immediate = (signal.SIGINT, signal.SIGTERM)
 
     def ask(number: int, _: FrameType | None) -> None:
-        if number in firm and any(earlier in firm for earlier in asked):
+        if number in immediate and any(earlier in immediate for earlier in received):
             raise KeyboardInterrupt
-        asked.append(number)
-        tell("stopping after this step; once more to stop at once" if len(asked) == 1 else "")
+        received.append(number)
+        notify("stopping after this step; once more to stop at once" if len(received) == 1 else "")
 
     previous = {}
-    if threading.current_thread() is threading.main_thread():  # no other may ask for signals
+    if threading.current_thread() is threading.main_thread():  # no other may set handlers
         numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-        heard = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
-        previous = {number: signal.signal(number, ask) for number in heard}
+        handled = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+        previous = {number: signal.signal(number, ask) for number in handled}
     try:
-        yield lambda: bool(asked)
+        yield lambda: bool(received)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
 
 
 def sleep(seconds: float, ended: Callable[[], bool]) -> None:
-    """Wait for so many seconds, or until it has ended."""
+    """Wait for so many seconds, or until `ended()` is true, which is checked ten times a second."""
     until = time.monotonic() + seconds
     while time.monotonic() < until and not ended():
         time.sleep(0.1)

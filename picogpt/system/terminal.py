@@ -2,13 +2,14 @@
 
 import sys
 
+from picogpt.errors import escaped
+
 
 def to_stderr(notice: str) -> None:
-    """Tell of something where there is no screen."""
+    """Print a line to the user where there is no screen."""
     print(f"picogpt: {notice}", file=sys.stderr)
 
 
 def visible(text: str, encoding: str) -> str:
-    """`text` on one line that any terminal of `encoding` can print: what it cannot show becomes an escape."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return shown.encode(encoding, "backslashreplace").decode(encoding)
+    """Return `text` on one line that any terminal of `encoding` can print: other characters become escapes."""
+    return escaped(text).encode(encoding, "backslashreplace").decode(encoding)

@@ -1,7 +1,7 @@
-"""Tensors that lie in files: known by their place, and read when they are wanted.
+"""Tensors in files, which are known by their place and read when they are needed.
 
-A file of weights is never read whole. What is stored as it is in memory is mapped; what is packed is unpacked when it
-is read, and forgotten.
+A file of weights is never read whole. Numbers that the file stores as memory does are mapped; those that are compressed
+are decompressed whenever they are read.
 """
 
 import lzma
@@ -18,13 +18,12 @@ import numpy.typing as npt
 
 from picogpt.engine.bfloat16 import widened
 from picogpt.engine.mapped_matrix import MappedMatrix
-from picogpt.errors import UserError
+from picogpt.errors import UserError, one_line
 
 Dtype = Literal["F32", "F16", "BF16", "F64", "I64", "I32", "I16", "I8", "U8", "BOOL"]
-
 Array = npt.NDArray[Any]
 
-# As the bytes lie there; NumPy has no bfloat16, whose two bytes are the upper ones of a float32.
+# NumPy's types of the same bytes; it has no bfloat16, whose two bytes are the upper ones of a float32.
 _NUMPY: dict[Dtype, str] = {
     "F32": "f4",
     "F16": "f2",
@@ -39,49 +38,47 @@ _NUMPY: dict[Dtype, str] = {
 }
 
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, KeyError, NotImplementedError, RuntimeError)
-"""What the library raises for files that are damaged, packed in another way, or encrypted (RuntimeError)."""
+"""What `zipfile` raises for files that are damaged, compressed in a way it does not know, or encrypted."""
 
 SIZES: dict[Dtype, int] = {name: int(kind[1]) for name, kind in _NUMPY.items()}
 """Bytes of a number."""
 
 FLOATING = ("F32", "F16", "BF16", "F64")
-
-_PACKED_MOST = 1100  # times as large as packed, which honest zeros come near to: more is a bomb
-
-_LENGTH_MOST = 1 << 48
+_EXPANSION_LIMIT = 1100  # times the compressed size, which zeros come near: more is a decompression bomb
+_LENGTH_LIMIT = 1 << 48
 
 
 @dataclass(frozen=True)
 class Storage:
-    """Numbers of one kind that lie side by side in a file."""
+    """Numbers of one type that lie side by side in a file."""
 
     path: Path
     offset: int
-    """Bytes before it, where it is not packed."""
+    """Bytes before it, if it is not compressed."""
     count: int
     """Numbers in it."""
     dtype: Dtype
     big_endian: bool = False
-    packed: str = ""
-    """The member of a ZIP file that it is, where that is compressed."""
-    held: bytes = field(default=b"", repr=False)
-    """What it holds, where it lies in the middle of something else."""
+    compressed_member: str = ""
+    """The member of a ZIP file that holds it, if that is compressed."""
+    content: bytes = field(default=b"", repr=False)
+    """The bytes that hold it, if it comes from the middle of a pickle and not from a file of its own."""
     parts: tuple[Path, ...] = ()
-    """The files that it lies in one after the other, where it was split: path is the first."""
+    """The files that hold it one after the other, if it was split: path is the first."""
 
     def read(self) -> Array:
-        """As the file has it (bfloat16 as 16-bit integers): mapped where it can be. Raises UserError."""
+        """Return the numbers as the file has them (bfloat16 as uint16), mapped if possible. Raises UserError."""
         return self.open()[0]
 
     def open(self) -> tuple[Array, mmap.mmap | None]:
-        """What `read` gives, and the mapping it lies in, if it does. Raises UserError."""
+        """Return the array of `read`, and the mapping it lies in, if any. Raises UserError."""
         kind = np.dtype((">" if self.big_endian else "<") + _NUMPY[self.dtype])
         size = self.count * kind.itemsize
         try:
-            if self.held:
-                return np.frombuffer(self.held, kind, self.count, self.offset), None
-            if self.packed:
-                return np.frombuffer(self._unpacked(size), kind, self.count), None
+            if self.content:
+                return np.frombuffer(self.content, kind, self.count, self.offset), None
+            if self.compressed_member:
+                return np.frombuffer(self._decompressed(size), kind, self.count), None
             if self.parts:
                 return self._joined(size).view(kind), None
             if not size:
@@ -92,9 +89,7 @@ class Storage:
                 mapping = mmap.mmap(file.fileno(), before + size, **where)
             return np.frombuffer(mapping, kind, self.count, before), mapping
         except (OSError, ValueError, *ZIP_ERRORS) as error:
-            raise UserError(
-                f"{self.path} cannot be read ({' '.join(str(error).split())[:120]}): get it again"
-            ) from None
+            raise UserError(f"{self.path} cannot be read ({one_line(error)}): get it again") from None
 
     def _joined(self, size: int) -> npt.NDArray[np.uint8]:
         joined, begin = np.empty(size, np.uint8), 0
@@ -105,33 +100,33 @@ class Storage:
             raise ValueError(f"its {len(self.parts)} parts are too short")
         return joined
 
-    def _unpacked(self, size: int) -> bytes:
+    def _decompressed(self, size: int) -> bytes:
         with zipfile.ZipFile(self.path) as file:
-            entry = file.getinfo(self.packed)
-            if entry.file_size > _PACKED_MOST * max(1, entry.compress_size):
-                raise ValueError(f"{self.packed} unpacks to an absurd size")
+            entry = file.getinfo(self.compressed_member)
+            if entry.file_size > _EXPANSION_LIMIT * max(1, entry.compress_size):
+                raise ValueError(f"{self.compressed_member} unpacks to an absurd size")
             with file.open(entry) as member:
                 data = member.read(size)
-                member.read(1)  # or the checksum of one that ends here would not be looked at
+                member.read(1)  # else the checksum of a member that ends here would not be checked
         if len(data) < size:
-            raise ValueError(f"{self.packed} is too short")
+            raise ValueError(f"{self.compressed_member} is too short")
         return data
 
 
 @dataclass(frozen=True, eq=False)
 class LazyTensor:
-    """A tensor in a storage. Each is another, whatever it holds: a file's tensors may be the keys of a dict."""
+    """A view of a storage. It is equal to itself alone, so that the tensors of a file may be the keys of a dict."""
 
     storage: Storage
     shape: tuple[int, ...]
     start: int = 0
-    """Numbers of the storage before its first."""
+    """Numbers of the storage before its first one."""
     strides: tuple[int, ...] | None = None
     """Numbers of the storage from one index to the next, along each axis. None: in order."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a tensor that leaves its storage, or has numbers of it more than once."""
-        if max((self.start, *self.shape, *self._strides)) >= _LENGTH_MOST:
+        """Raise ValueError for a tensor that is larger than its storage, or reaches beyond it."""
+        if max((self.start, *self.shape, *self._strides)) >= _LENGTH_LIMIT:
             raise ValueError("a tensor has an absurd size")
         if self.start < 0 or min(self.shape, default=0) < 0 or min(self._strides, default=0) < 0:
             raise ValueError("a tensor has a negative size")
@@ -156,24 +151,24 @@ class LazyTensor:
         return replace(self, shape=self.shape[::-1], strides=self._strides[::-1])
 
     def raw(self) -> Array:
-        """A view of the numbers as the file has them, of the tensor's shape. Raises UserError."""
+        """Return a view of the numbers as the file has them, in the tensor's shape. Raises UserError."""
         flat = self.storage.read()
         strides = tuple(step * flat.itemsize for step in self._strides)
         return np.lib.stride_tricks.as_strided(flat[self.start :], self.shape, strides, writeable=False)
 
-    def kept(self) -> MappedMatrix:
-        """The matrix where it lies. Raises ValueError for what is none of `Kept`'s kinds."""
+    def mapped(self) -> MappedMatrix:
+        """Return the matrix without reading it. Raises UserError, and ValueError for what no MappedMatrix can be."""
         flat, mapping = self.storage.open()
         if self.strides is not None:
-            raise ValueError("Kept: a matrix whose rows follow each other")
+            raise ValueError("MappedMatrix: needs a matrix whose rows follow each other")
         return MappedMatrix(flat[self.start : self.start + prod(self.shape)].reshape(self.shape), mapping)
 
     def read(self) -> npt.NDArray[np.float32]:
-        """The tensor in float32, in memory of its own. Raises UserError, also where it holds no floating numbers."""
+        """Return the tensor in float32, in memory of its own. Raises UserError, also for integers."""
         return self.floats(self.raw())
 
     def floats(self, raw: Array) -> npt.NDArray[np.float32]:
-        """Some of its `raw` numbers in float32, in memory of their own. Raises UserError as `read` does."""
+        """Return some of its `raw` numbers in float32, in memory of their own. Raises UserError as `read` does."""
         if self.dtype == "BF16":
             return widened(raw)
         if self.dtype not in FLOATING:

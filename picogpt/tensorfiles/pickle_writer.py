@@ -10,27 +10,26 @@ import numpy.typing as npt
 from picogpt.tensorfiles.torch_files import MAGIC, VERSION
 
 NONE, TRUE, FALSE = b"N", b"\x88", b"\x89"
-
 RECALLED = b"h\0"
-"""The value that was `remembered`, itself."""
+"""The `remembered` value once more, as the same object."""
 
 
 def pickled(value: bytes, protocol: int = 4) -> bytes:
-    """A pickle of one value."""
+    """Return a pickle of one value."""
     return b"\x80" + bytes([protocol]) + value + b"."
 
 
 def remembered(value: bytes) -> bytes:
-    """There is one such place in a pickle."""
+    """Return a value that `RECALLED` repeats. A pickle may have one."""
     return value + b"q\0"
 
 
-def whole(value: int) -> bytes:
+def integer(value: int) -> bytes:
     size = value.bit_length() // 8 + 1
     return b"\x8a" + bytes([size]) + value.to_bytes(size, "little", signed=True)
 
 
-def real(value: float) -> bytes:
+def floating(value: float) -> bytes:
     return b"G" + pack(">d", value)
 
 
@@ -60,7 +59,7 @@ def ordered_dict(items: Mapping[str, bytes]) -> bytes:
 
 
 def named(name: str) -> bytes:
-    """What a module has by a name: module.name."""
+    """Return what a module has by a name: module.name."""
     module, _, last = name.rpartition(".")
     return f"c{module}\n{last}\n".encode("ascii")
 
@@ -70,21 +69,21 @@ def called(name: str, *arguments: bytes) -> bytes:
 
 
 def tensor(array: npt.NDArray[np.float32]) -> bytes:
-    """As PyTorch pickles one: a call with its storage, where in that it begins, its shape and strides, and no hooks."""
-    shape = [whole(length) for length in array.shape]
-    strides = [whole(prod(array.shape[axis + 1 :])) for axis in range(array.ndim)]
+    """Return a tensor as PyTorch pickles it: a call with its storage, offset, shape and strides, and no hooks."""
+    shape = [integer(length) for length in array.shape]
+    strides = [integer(prod(array.shape[axis + 1 :])) for axis in range(array.ndim)]
     storage = called("torch.storage._load_from_bytes", raw(_storage(array)))
-    where = whole(0), tuple_of(*shape), tuple_of(*strides)
-    return called("torch._utils._rebuild_tensor_v2", storage, *where, FALSE, called("collections.OrderedDict"))
+    view = integer(0), tuple_of(*shape), tuple_of(*strides)
+    return called("torch._utils._rebuild_tensor_v2", storage, *view, FALSE, called("collections.OrderedDict"))
 
 
 def _storage(array: npt.NDArray[np.float32]) -> bytes:
-    """A file of PyTorch's older kind that is a storage alone: five pickles, and then its numbers behind their count."""
-    sizes = dict_of({"short": whole(2), "int": whole(4), "long": whole(4)})
-    machine = dict_of({"protocol_version": whole(VERSION), "little_endian": TRUE, "type_sizes": sizes})
+    """Return a file in PyTorch's legacy format that is one storage: five pickles, the count, and the numbers."""
+    sizes = dict_of({"short": integer(2), "int": integer(4), "long": integer(4)})
+    machine = dict_of({"protocol_version": integer(VERSION), "little_endian": TRUE, "type_sizes": sizes})
     key = text("0")
-    about = tuple_of(text("storage"), named("torch.FloatStorage"), key, text("cpu"), whole(array.size), NONE) + b"Q"
-    head = b"".join(pickled(value, 2) for value in (whole(MAGIC), whole(VERSION), machine, about, list_of([key])))
+    about = tuple_of(text("storage"), named("torch.FloatStorage"), key, text("cpu"), integer(array.size), NONE) + b"Q"
+    head = b"".join(pickled(value, 2) for value in (integer(MAGIC), integer(VERSION), machine, about, list_of([key])))
     return head + pack("<q", array.size) + array.astype("<f4").tobytes()
 
 

@@ -1,13 +1,13 @@
-"""Text <-> ids: what all tokenizers share."""
+"""What all tokenizers share: the conversion of text to ids and back."""
 
 import codecs
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from hashlib import sha256
-from typing import Any
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -15,31 +15,80 @@ import numpy.typing as npt
 from picogpt.config import TokenizerName
 from picogpt.errors import UserError
 
-# A text may be parted before white space that follows something else, and the ids stay the same: no number goes over
-# it, and no piece that GPT-2's pattern finds.
+# A text may be cut before white space that follows something else, and the ids stay the same: no number and no piece
+# that GPT-2's pattern finds goes across such a place.
 BORDER = re.compile(r"(?<=\S)[ \n]")
 
 Ids = npt.NDArray[np.unsignedinteger[Any]]
 
+Unit = Literal["char", "token"]
+
+Origin = Literal["fixed", "corpus", "model"]
+
 
 class LibraryMissingError(UserError):
-    """A tokenizer needs a package that is not there."""
+    """A tokenizer needs a package that is not installed."""
 
 
 class Tokenizer(ABC):
-    """Text to ids and back."""
+    """Converts text to ids and back. What the rest of picogpt has to know about a tokenizer is an attribute of it."""
 
-    name: TokenizerName
+    name: ClassVar[TokenizerName]
+    """The name in settings, in files and in the registry."""
+    unit: ClassVar[Unit] = "token"
+    """What an id is: "char" where each stands for one character."""
+    origin: ClassVar[Origin] = "fixed"
+    """Where it comes from: "fixed", the same for every text; "corpus", made from the text to train on (`from_corpus`);
+    "model", part of an imported model."""
+    has_words: ClassVar[bool] = True
+    """Whether it reads language; False where its text is the numbers of tokens."""
+    default_top_k: ClassVar[int] = 0
+    """From how many of the likeliest ids to sample, unless the user says otherwise; 0: from all."""
+
     vocab_size: int
     dtype: np.dtype[Any]
-    """Of ids that are kept: the smallest that holds them all."""
+    """The type of ids in memory and on the disk: the smallest that holds them all."""
     special: dict[str, int]
     """Ids that stand for no text, by name."""
     end_of_text: int | None = None
-    """The id that comes between documents, where there is one: a text that is written ends with it."""
+    """The id that ends every document; None where a blank line separates documents."""
+
+    @classmethod
+    def from_corpus(cls, texts: Iterable[str]) -> Self:
+        """Return the tokenizer for a corpus, which comes in pieces. One that is "fixed" reads none of them.
+
+        Raises UserError for a corpus that it cannot encode.
+        """
+        return cls()
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, object]) -> Self:
+        """Return the tokenizer that `to_dict` described. This default is for those that have only a name to store.
+
+        fields: from a file, so anything may be in it. Raises ValueError or UserError for what `to_dict` does not make.
+        """
+        if fields != {"name": cls.name}:
+            raise ValueError("it has more than a name")
+        return cls()
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, object]:
+        """Return everything that decides the ids, the name included, as plain builtins, fit for JSON."""
+
+    def tokenizer_json(self) -> str:
+        """Return the content of a tokenizer.json, the format of Hugging Face; "" where that cannot describe it."""
+        return ""
+
+    def fingerprint(self) -> str:
+        """Return 16 hexadecimal digits of everything that decides the ids."""
+        return sha256(json.dumps(self.to_dict()).encode()).hexdigest()[:16]
+
+    @abstractmethod
+    def encode(self, text: str) -> Ids:
+        """Return the ids of any text, lone surrogates included: (n,) of `dtype`."""
 
     def encode_marked(self, text: str) -> Ids:
-        """`encode`, but the names of special ids in the text become these ids."""
+        """Return the ids of a text in which the names of special ids stand for these ids: (n,) of `dtype`."""
         if not self.special:
             return self.encode(text)
         parts = re.split(f"({'|'.join(map(re.escape, self.special))})", text)
@@ -47,53 +96,42 @@ class Tokenizer(ABC):
         return np.concatenate(ids)
 
     @abstractmethod
-    def encode(self, text: str) -> Ids:
-        """The ids of any text, lone surrogates included: (n,) of `dtype`."""
-
-    @abstractmethod
     def decode(self, ids: npt.ArrayLike) -> str:
-        """The text of ids (n,). An id that stands for nothing shows as a mark, never as an error."""
+        """Return the text of ids (n,). An id that stands for nothing shows as a mark, never as an error."""
 
     def spell(self, id: int) -> bytes:
-        """UTF-8 of what one id stands for, which may be a part of a character."""
+        """Return the UTF-8 that one id stands for, which may be a part of a character."""
         return self.decode([id]).encode()
 
     def speller(self) -> "Speller":
-        """For the ids of one text, one after the other."""
+        """Return a `Speller` for the ids of one text, in order."""
         return Speller(cache(self.spell))  # few of the ids make most of a text
 
     @abstractmethod
     def unknown(self, text: str) -> str:
-        """The distinct characters of `text` that cannot be encoded as what they are, in order of appearance."""
-
-    @abstractmethod
-    def to_dict(self) -> dict[str, Any]:
-        """Plain builtins, fit for JSON; `from_dict` is the inverse."""
-
-    def fingerprint(self) -> str:
-        """16 hexadecimal digits of everything that decides the ids."""
-        return sha256(json.dumps(self.to_dict()).encode()).hexdigest()[:16]
+        """Return the distinct characters of `text` that decode as something else, in order of appearance."""
 
 
 class Speller:
-    """A text as its ids come, each character when it is whole; U+FFFD for bytes that never become one."""
+    """Spells a text id by id: each character when it is complete, U+FFFD for bytes that never become one."""
 
     def __init__(self, spell: Callable[[int], bytes]) -> None:
         self._spell = spell
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def piece(self, id: int) -> str:
+        """Return the characters that this id completes."""
         return self._decoder.decode(self._spell(id))
 
     def rest(self) -> str:
-        """What a character that is not whole shows as. It may still become whole."""
+        """Return what an incomplete character shows as for now. The next id may still complete it."""
         return self._decoder.getstate()[0].decode(errors="replace")
 
     def end(self) -> str:
-        """The same of one that never will, for what comes is another text."""
+        """Return what an incomplete character shows as for good, because the next id begins another text."""
         return self._decoder.decode(b"", final=True)
 
 
 def smallest_dtype(vocab_size: int) -> np.dtype[Any]:
-    """Of those that shards have, for ids below `vocab_size`."""
+    """Return the smallest type of a shard that holds all ids below `vocab_size`."""
     return np.dtype(np.uint8 if vocab_size <= 1 << 8 else np.uint16 if vocab_size <= 1 << 16 else np.uint32)

@@ -1,44 +1,41 @@
-"""GPT-2's byte-level byte pair encoding: pieces of a text's UTF-8 that often go together are an id each.
+"""GPT-2's byte-level byte pair encoding (BPE): sequences of bytes that often occur together have an id each.
 
-The merging is done by the `tokenizers` library, which is loaded with the first such tokenizer. It is given nothing of
-a file but the vocabulary, the merges and the added tokens, all checked; what an id spells is looked up here.
+The `tokenizers` library merges the bytes. It is loaded with the first such tokenizer, and gets nothing of a file but
+the vocabulary, the merges and the added tokens, after a check of each. What an id spells is looked up here.
+A. Radford et al., "Language Models are Unsupervised Multitask Learners", 2019.
 """
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Self, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
-from picogpt.errors import UserError, install_extra, shown
+from picogpt.errors import UserError, install_extra, one_line
 from picogpt.tokenizers.base import BORDER, Ids, LibraryMissingError, Tokenizer, smallest_dtype
 
-ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>")
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Library
 
+_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>")
 _FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
-
 _FILE_LIMIT = 16 << 20  # bytes; GPT-2's has about two million
-
-_KEPT_LIMIT = 12 << 20  # bytes of JSON that a checkpoint keeps of it
-
+_JSON_LIMIT = 12 << 20  # bytes that a tokenizer may take in a checkpoint
 _MOST_IDS = 1 << 20
-
-_PART = 1 << 14  # characters that the library is given as one text: it is slower with long ones
-
-_PARTS = 64  # given at once: what it says of each token takes many times the text
-
-_MARK = "\ufffd".encode()  # what an id that stands for nothing shows as
-
+_PART = 1 << 14  # characters that the library is given as one text: it is slower with longer ones
+_PARTS = 64  # texts that the library is given at once: what it returns takes many times their size
+_MARK = "\ufffd".encode()  # shown for an id that stands for nothing
 _FLAGS = ("single_word", "lstrip", "rstrip", "special")
 
 
 def _alphabet() -> dict[str, int]:
-    """GPT-2's character for each byte: itself where it can be seen, else one from U+0100 on."""
-    seen = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    unseen = [byte for byte in range(0x100) if byte not in seen]
-    return {**{chr(byte): byte for byte in seen}, **{chr(0x100 + i): byte for i, byte in enumerate(unseen)}}
+    """Return the byte that each character of GPT-2's files stands for: its own if visible, else from U+0100 on."""
+    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(0x100) if byte not in visible]
+    return {**{chr(byte): byte for byte in visible}, **{chr(0x100 + i): byte for i, byte in enumerate(hidden)}}
 
 
 _ALPHABET = _alphabet()
@@ -48,37 +45,39 @@ class BpeTokenizer(Tokenizer):
     """A byte-level BPE tokenizer as a tokenizer.json describes it."""
 
     name = "bpe"
+    origin = "model"
+    default_top_k = 40
 
-    def __init__(self, fields: Any) -> None:
-        """fields: of a tokenizer.json. Raises UserError where it is another kind of tokenizer or damaged."""
+    def __init__(self, content: object) -> None:
+        """content: of a tokenizer.json. Raises UserError where it is another kind of tokenizer or damaged."""
         try:
-            fields = _checked(fields)
-            self._json = json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
+            fields = _checked(content)
+            self._json = json.dumps(fields.to_dict(), ensure_ascii=False, separators=(",", ":"))
             self._json.encode()
-        except (KeyError, TypeError, ValueError) as error:
+        except ValueError as error:
             raise _foreign(error) from None
-        if len(json.dumps(self._json)) > _KEPT_LIMIT:
-            raise UserError(f"the tokenizer takes more than {_KEPT_LIMIT >> 20} MB: take a smaller one")
+        if len(json.dumps(self._json)) > _JSON_LIMIT:
+            raise UserError(f"the tokenizer takes more than {_JSON_LIMIT >> 20} MB: take a smaller one")
         self._bpe = _load(self._json)
         self._bpe.encode_special_tokens = True  # as text: their ids are for `encode_marked`
-        added: dict[str, int] = {token["content"]: token["id"] for token in fields["added_tokens"]}
-        if any(self._bpe.token_to_id(name) != id for name, id in added.items()):
+        if any(self._bpe.token_to_id(token.content) != token.id for token in fields.added):
             raise _foreign(ValueError("its added tokens do not follow its vocabulary"))
-        self.special = {token["content"]: token["id"] for token in fields["added_tokens"] if token["special"]}
-        self.end_of_text = next((self.special[name] for name in ENDS if name in self.special), None)
-        spelt = {id: _spelt(token) for token, id in fields["model"]["vocab"].items()}
-        self._bytes = {spelling[0] for spelling in spelt.values() if len(spelling) == 1}
-        spelt |= {id: name.encode() for name, id in added.items()}
-        self.vocab_size = max(spelt) + 1
+        self.special = {token.content: token.id for token in fields.added if token.flags["special"]}
+        self.end_of_text = next((self.special[name] for name in _ENDS if name in self.special), None)
+        spellings = {id: _bytes_of(token) for token, id in fields.vocab.items()}
+        self._bytes = {spelling[0] for spelling in spellings.values() if len(spelling) == 1}
+        spellings |= {token.id: token.content.encode() for token in fields.added}
+        self.vocab_size = max(spellings) + 1
         self.dtype = smallest_dtype(self.vocab_size)
-        self._spelt = [spelt.get(id, _MARK) for id in range(self.vocab_size)]
-        self._in_parts = len(self.special) == len(added)  # others may go over a border
+        self._spellings = [spellings.get(id, _MARK) for id in range(self.vocab_size)]
+        self._may_cut = len(self.special) == len(fields.added)  # added tokens that are text may go across a border
 
     @classmethod
-    def find(cls, folder: Path) -> "BpeTokenizer | None":
-        """Of a model's folder: tokenizer.json, or vocab.json and merges.txt, or encoder.json and vocab.bpe.
+    def find(cls, folder: Path) -> Self | None:
+        """Return the tokenizer in a model's folder, None where there is none.
 
-        None where none of these is there. Raises UserError where it is damaged or of another kind.
+        It is in tokenizer.json, or in vocab.json and merges.txt, or in encoder.json and vocab.bpe. Raises UserError
+        where it is damaged or of another kind.
         """
         for names in _FILES:
             paths = [folder / name for name in names]
@@ -93,13 +92,27 @@ class BpeTokenizer(Tokenizer):
         return None
 
     @classmethod
-    def from_json(cls, text: str) -> "BpeTokenizer":
-        """Raises UserError."""
-        return cls(_parsed(text))
+    def from_dict(cls, fields: dict[str, object]) -> Self:
+        """Return the tokenizer that `to_dict` described. Raises ValueError or UserError for anything else."""
+        match fields:
+            case {"name": cls.name, "json": str(text), **rest} if not rest:
+                return cls(_parsed(text))
+        raise ValueError("it has no tokenizer.json")
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the name and the content of a tokenizer.json."""
+        return {"name": self.name, "json": self._json}
+
+    def tokenizer_json(self) -> str:
+        """Return the content of a tokenizer.json, with nothing in it that does not decide the ids."""
+        return self._json
 
     def encode(self, text: str) -> Ids:
-        """Halves of surrogate pairs count as U+FFFD, two that follow each other as the character they make."""
-        parts = list(self._parts(_sound(text)))
+        """Return the ids of any text: (n,) of `dtype`.
+
+        Half of a surrogate pair is read as U+FFFD, two that follow each other as the character they make.
+        """
+        parts = list(self._parts(_without_surrogates(text)))
         ids = []
         for start in range(0, len(parts), _PARTS):
             encoded = self._bpe.encode_batch_fast(parts[start : start + _PARTS], add_special_tokens=False)
@@ -108,28 +121,28 @@ class BpeTokenizer(Tokenizer):
 
     def _parts(self, text: str) -> Iterator[str]:
         start = 0
-        while self._in_parts and (border := BORDER.search(text, start + _PART)):
+        while self._may_cut and (border := BORDER.search(text, start + _PART)):
             yield text[start : border.start()]
             start = border.start()
         yield text[start:]
 
     def decode(self, ids: npt.ArrayLike) -> str:
-        """The text of ids (n,): special ones by name, U+FFFD for what is no character and for ids that are none."""
+        """Return the text of ids (n,): special ones by name, U+FFFD for bytes and ids that stand for no character."""
         return b"".join(map(self.spell, np.asarray(ids, np.int64).tolist())).decode(errors="replace")
 
     def spell(self, id: int) -> bytes:
-        return self._spelt[id] if 0 <= id < self.vocab_size else _MARK
+        """Return the bytes that an id stands for, those of U+FFFD for an id outside the vocabulary."""
+        return self._spellings[id] if 0 <= id < self.vocab_size else _MARK
 
     def unknown(self, text: str) -> str:
-        """Nothing of any text where every byte has an id, as in GPT-2's vocabulary."""
-        return "".join(c for c in dict.fromkeys(text) if _sound(c) != c or not self._bytes.issuperset(c.encode()))
+        """Return the characters with a byte that has no id: none where every byte has one, as in GPT-2's vocabulary."""
+        return "".join(
+            c for c in dict.fromkeys(text) if _without_surrogates(c) != c or not self._bytes.issuperset(c.encode())
+        )
 
-    def to_dict(self) -> dict[str, Any]:
-        return {"name": self.name, "json": self._json}
 
-
-def _sound(text: str) -> str:
-    """The text without lone surrogates."""
+def _without_surrogates(text: str) -> str:
+    """Return the text with pairs of surrogates as the character they make, and U+FFFD for lone ones."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -137,18 +150,21 @@ def _sound(text: str) -> str:
     return text
 
 
-def _spelt(token: str) -> bytes:
+def _bytes_of(token: str) -> bytes:
+    """Return the bytes of a token in GPT-2's characters, or of one that is plain text."""
     if all(character in _ALPHABET for character in token):
         return bytes(_ALPHABET[character] for character in token)
     return token.encode()
 
 
-def _load(text: str) -> Any:
-    """The library's tokenizer of a tokenizer.json. Raises UserError where it refuses, or is not there."""
+def _load(text: str) -> "Library":
+    """Return the library's tokenizer for a tokenizer.json. Raises UserError where it refuses, or is not installed."""
     try:
         from tokenizers import Tokenizer as Library
     except ImportError:
-        raise LibraryMissingError(f"a byte-level BPE tokenizer takes a package more: {install_extra('bpe')}") from None
+        raise LibraryMissingError(
+            f"a byte-level BPE tokenizer needs one more package: {install_extra('bpe')}"
+        ) from None
     try:
         return Library.from_str(text)
     except Exception as error:  # the library's exceptions have no other class in common
@@ -156,46 +172,49 @@ def _load(text: str) -> Any:
 
 
 def _read(path: Path) -> str:
+    """Return the text of a file. Raises UserError where it cannot be read, is too large or is no text."""
     try:
         with path.open("rb") as file:
             content = file.read(_FILE_LIMIT + 1)
     except OSError as error:
         raise UserError(f"it cannot be read ({error.strerror or error})") from None
     if len(content) > _FILE_LIMIT:
-        raise UserError(f"a tokenizer has no more than {_FILE_LIMIT >> 20} MB: take a smaller one")
+        raise UserError(f"its file has more than {_FILE_LIMIT >> 20} MB: take a smaller one")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise _foreign(error) from None
 
 
-def _parsed(text: str) -> Any:
+def _parsed(text: str) -> object:
+    """Return the value of a JSON text. Raises UserError for any other text."""
     try:
-        return json.loads(text)
+        value: object = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise _foreign(error) from None
+    return value
 
 
-def _added_beside(folder: Path) -> list[dict[str, Any]]:
-    """The tokens of added_tokens.json, as tokenizer.json has them, with what tokenizer_config.json says of each."""
+def _added_beside(folder: Path) -> list[dict[str, object]]:
+    """Return the tokens of added_tokens.json in tokenizer.json's form, with their flags from tokenizer_config.json."""
     paths = folder / "added_tokens.json", folder / "tokenizer_config.json"
     ids, config = (_parsed(_read(path)) if path.is_file() else {} for path in paths)
-    about = config.get("added_tokens_decoder") if isinstance(config, dict) else None
-    if not isinstance(ids, dict) or not isinstance(about or {}, dict):
-        raise _foreign(ValueError("its added tokens are none"))
-    flags = {id: fields for id, fields in (about or {}).items() if isinstance(fields, dict)}
-    return [{**flags.get(str(id), {}), "content": name, "id": id} for name, id in ids.items()]
+    flags = config.get("added_tokens_decoder") if isinstance(config, dict) else None
+    if not isinstance(ids, dict) or not isinstance(flags or {}, dict):
+        raise _foreign(ValueError("its added tokens are not objects"))
+    by_id = {id: fields for id, fields in flags.items() if isinstance(fields, dict)} if flags else {}
+    return [{**by_id.get(str(id), {}), "content": name, "id": id} for name, id in ids.items()]
 
 
-def _with_merges(vocab: Any, merges: str) -> dict[str, Any]:
-    """A tokenizer.json's fields of GPT-2's two files."""
+def _with_merges(vocab: object, merges: str) -> dict[str, object]:
+    """Return the content of a tokenizer.json for GPT-2's two files."""
     lines = [line.rstrip("\r") for line in merges.split("\n")]
     if lines[0].startswith("#version"):
         del lines[0]
     return {"model": {"type": "BPE", "vocab": vocab, "merges": [line for line in lines if line]}, **_BYTE_LEVEL}
 
 
-_BYTE_LEVEL: dict[str, Any] = {
+_BYTE_LEVEL: dict[str, object] = {
     "normalizer": None,
     "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
     "post_processor": None,
@@ -203,77 +222,124 @@ _BYTE_LEVEL: dict[str, Any] = {
 }
 
 
-def _checked(fields: Any) -> dict[str, Any]:
-    """What decides the ids, of a tokenizer.json, in one order. Raises KeyError, TypeError or ValueError."""
-    model, before, after = fields["model"], fields["pre_tokenizer"], fields["decoder"]
-    if not type(model) is type(before) is type(after) is dict:
-        raise ValueError("it lacks a model, a pre_tokenizer or a decoder")
-    if model.get("type", "BPE") != "BPE" or before["type"] != "ByteLevel" or after["type"] != "ByteLevel":
-        raise ValueError("its model, pre_tokenizer and decoder are others")
+@dataclass(frozen=True)
+class _AddedToken:
+    content: str
+    flags: dict[str, bool]  # by the names of _FLAGS
+    id: int
+
+    def to_dict(self) -> dict[str, object]:
+        return {"content": self.content, "normalized": False, **self.flags, "id": self.id}
+
+
+@dataclass(frozen=True)
+class _Fields:
+    """What decides the ids, of a tokenizer.json."""
+
+    vocab: dict[str, int]  # in the order of the ids
+    merges: list[str]
+    added: list[_AddedToken]  # in the order of the ids
+    unknown: str | None
+    ignores_merges: bool
+
+    def to_dict(self) -> dict[str, object]:
+        """Return a whole tokenizer.json, always with the same keys in the same order."""
+        return {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": [token.to_dict() for token in self.added],
+            **_BYTE_LEVEL,
+            "model": {
+                "type": "BPE",
+                "dropout": None,
+                "unk_token": self.unknown,
+                "continuing_subword_prefix": "",
+                "end_of_word_suffix": "",
+                "fuse_unk": False,
+                "byte_fallback": False,
+                "ignore_merges": self.ignores_merges,
+                "vocab": self.vocab,
+                "merges": self.merges,
+            },
+        }
+
+
+def _checked(content: object) -> _Fields:
+    """Return what decides the ids, of the content of a tokenizer.json. Raises ValueError where something is wrong."""
+    fields = _object(content, "it is no object")
+    model, before, after = (
+        _object(fields.get(name), f"it has no {name}") for name in ("model", "pre_tokenizer", "decoder")
+    )
+    if model.get("type", "BPE") != "BPE" or before.get("type") != "ByteLevel" or after.get("type") != "ByteLevel":
+        raise ValueError("its model, pre_tokenizer or decoder is of another kind")
     if fields.get("normalizer") is not None or before.get("add_prefix_space") or before.get("use_regex") is False:
-        raise ValueError("it changes the text, or parts it in its own way")
+        raise ValueError("it changes the text, or splits it in another way")
     if any(model.get(name) for name in ("continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")):
-        raise ValueError("its tokens are marked")
-    vocab = _checked_vocab(model["vocab"])
-    unknown = model.get("unk_token")
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": _checked_added(fields.get("added_tokens") or [], vocab),
-        **_BYTE_LEVEL,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": unknown if isinstance(unknown, str) and unknown in vocab else None,
-            "continuing_subword_prefix": "",
-            "end_of_word_suffix": "",
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": model.get("ignore_merges") is True,
-            "vocab": vocab,
-            "merges": [_merge(merge) for merge in model["merges"]],
-        },
-    }
+        raise ValueError("its tokens have a prefix, a suffix or a byte_fallback")
+    vocab, unknown = _checked_vocab(model.get("vocab")), model.get("unk_token")
+    return _Fields(
+        vocab,
+        [_merge(merge) for merge in _list(model.get("merges"), "it has no list of merges")],
+        _checked_added(fields.get("added_tokens") or [], vocab),
+        unknown if isinstance(unknown, str) and unknown in vocab else None,
+        model.get("ignore_merges") is True,
+    )
 
 
-def _checked_vocab(vocab: Any) -> dict[str, int]:
-    """The vocabulary by id. Raises ValueError or TypeError."""
-    if type(vocab) is not dict or not vocab:
-        raise ValueError("it has no vocabulary")
-    if not all(type(id) is int and 0 <= id < _MOST_IDS for id in vocab.values()):
-        raise ValueError(f"its ids are not all numbers below {_MOST_IDS:,}")
+def _object(value: object, reason: str) -> dict[str, object]:
+    if not isinstance(value, dict):
+        raise ValueError(reason)
+    return value
+
+
+def _list(value: object, reason: str) -> list[object]:
+    if not isinstance(value, list):
+        raise ValueError(reason)
+    return value
+
+
+def _is_id(value: object) -> TypeGuard[int]:
+    return type(value) is int and 0 <= value < _MOST_IDS
+
+
+def _checked_vocab(value: object) -> dict[str, int]:
+    """Return the vocabulary in the order of the ids. Raises ValueError."""
+    vocab = {token: id for token, id in _object(value, "it has no vocabulary").items() if _is_id(id)}
+    if not vocab or len(vocab) < len(_object(value, "")):
+        raise ValueError(f"its vocabulary is empty, or has ids that are not numbers below {_MOST_IDS:,}")
     if len(set(vocab.values())) < len(vocab):
         raise ValueError("two of its tokens have one id")
     return dict(sorted(vocab.items(), key=lambda item: item[1]))
 
 
-def _merge(merge: Any) -> str:
-    pair = merge.split(" ") if isinstance(merge, str) else merge
-    if len(pair) != 2 or not all(isinstance(part, str) and part and " " not in part for part in pair):
-        raise ValueError(f"a merge is of two tokens, not {shown(merge)}")
-    return " ".join(pair)
+def _merge(value: object) -> str:
+    match value:
+        case str():
+            return value
+        case [str(first), str(second)]:  # as newer files have it
+            return f"{first} {second}"
+    raise ValueError("one of its merges is not a pair")
 
 
-def _checked_added(tokens: Any, vocab: dict[str, int]) -> list[dict[str, Any]]:
-    """The added tokens by id; GPT-2's end of a text is one even where the file does not say so."""
-    added = {
-        token["content"]: {name: token.get(name) is True for name in _FLAGS} | {"id": token["id"]} for token in tokens
-    }
-    if ENDS[0] in vocab and ENDS[0] not in added:
-        added[ENDS[0]] = dict.fromkeys(_FLAGS, False) | {"special": True, "id": vocab[ENDS[0]]}
-    taken = {id: token for token, id in vocab.items()}
-    for content, token in added.items():
-        if type(content) is not str or not content or type(token["id"]) is not int or not 0 <= token["id"] < _MOST_IDS:
-            raise ValueError("its added tokens are none")
-        if taken.setdefault(token["id"], content) != content:
-            raise ValueError("two of its tokens have one id")
-    return [
-        {"content": content, "normalized": False, **added[content]}
-        for content in sorted(added, key=lambda name: added[name]["id"])
-    ]
+def _checked_added(values: object, vocab: dict[str, int]) -> list[_AddedToken]:
+    """Return the added tokens by id; GPT-2's end of text is one even where the file does not say so."""
+    added: dict[str, _AddedToken] = {}
+    for value in _list(values, "its added tokens are not a list"):
+        token = _object(value, "one of its added tokens is not an object")
+        content, id = token.get("content"), token.get("id")
+        if not isinstance(content, str) or not content or not _is_id(id):
+            raise ValueError("one of its added tokens has no text or no id")
+        added[content] = _AddedToken(content, {name: token.get(name) is True for name in _FLAGS}, id)
+    if (end := _ENDS[0]) in vocab and end not in added:
+        added[end] = _AddedToken(end, {name: name == "special" for name in _FLAGS}, vocab[end])
+    tokens = {id: token for token, id in vocab.items()}
+    if any(tokens.setdefault(token.id, token.content) != token.content for token in added.values()):
+        raise ValueError("two of its tokens have one id")
+    return sorted(added.values(), key=lambda token: token.id)
 
 
 def _foreign(error: Exception) -> UserError:
-    reason = shown(" ".join(str(error).split()))[1:-1]
-    return UserError(f"this is no byte-level BPE tokenizer as GPT-2 has it ({reason}): take the model's own files")
+    return UserError(
+        f"this is no byte-level BPE tokenizer as GPT-2 has it ({one_line(error)}): take the model's own files"
+    )

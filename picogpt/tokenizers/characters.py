@@ -1,10 +1,10 @@
-"""Text <-> ids by table."""
+"""Text to ids and back with a table that has one id a character."""
 
 import json
 import string
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -12,16 +12,11 @@ import numpy.typing as npt
 from picogpt.errors import UserError
 from picogpt.tokenizers.base import Ids, Tokenizer, smallest_dtype
 
-MAX_CHARS = 1 << 16
-
+_MAX_CHARS = 1 << 16
 _KELVIN_SIGN = 0x212A  # lower-cases to k, and no character after it lower-cases to ASCII
-
 _SPECIAL = ("<P>", "<S>", "</S>", "<Q>", "</Q>", "<A>", "</A>")
-
 _PRINTABLE = tuple(c for c in string.printable if c not in string.ascii_uppercase)
-
 _PICO_SYMBOLS = ("<?>", *_PRINTABLE, *_SPECIAL, *["<?>"] * 6)
-
 _PICO_IDS = {symbol: i for i, symbol in enumerate(_PRINTABLE, start=1)}
 
 
@@ -30,10 +25,12 @@ def _code_points(text: str) -> npt.NDArray[np.int32]:
 
 
 class TableTokenizer(Tokenizer):
-    """Exactly one id a character, so positions in the text and in its ids agree."""
+    """A tokenizer with exactly one id a character, so that positions in a text and in its ids agree."""
+
+    unit = "char"
 
     def __init__(self, symbols: Sequence[str], table: Ids) -> None:
-        """`symbols`: what each id stands for. `table[c]`: the id of code point c; its last entry goes for all above."""
+        """symbols: what each id stands for. table[c]: the id of code point c; the last entry is for all above."""
         self.vocab_size = len(symbols)
         self.dtype: np.dtype[Any] = table.dtype
         self._symbols = symbols
@@ -41,17 +38,18 @@ class TableTokenizer(Tokenizer):
         self._ascii = table.take(np.arange(256), mode="clip").astype(np.uint8).tobytes()
 
     def encode(self, text: str) -> Ids:
-        """One id a character, lone surrogates included: (len(text),) of `dtype`."""
+        """Return one id a character, lone surrogates included: (len(text),) of `dtype`."""
         if text.isascii() and self.dtype == np.uint8:
             return np.frombuffer(bytearray(text, "ascii").translate(self._ascii), np.uint8)
         return self._table.take(_code_points(text), mode="clip")
 
     def fingerprint(self) -> str:
+        """Return 16 hexadecimal digits of the name and of what each id stands for."""
         return sha256(json.dumps([self.name, *self._symbols]).encode()).hexdigest()[:16]
 
 
 class PicoTokenizer(TableTokenizer):
-    """PicoGPT's table of 88: `<?>`, printable ASCII in lower case, seven specials, six reserved ids."""
+    """PicoGPT's table of 88 ids: `<?>`, printable ASCII in lower case, seven special ids, six reserved ones."""
 
     name = "picogpt"
 
@@ -61,31 +59,34 @@ class PicoTokenizer(TableTokenizer):
         self.special = {symbol: _PICO_SYMBOLS.index(symbol) for symbol in _SPECIAL}
         self._names = np.array(_PICO_SYMBOLS, "S4")  # padded with NUL, which no name holds
 
+    def to_dict(self) -> dict[str, object]:
+        """Return the name, which says everything."""
+        return {"name": self.name}
+
     def decode(self, ids: npt.ArrayLike) -> str:
-        """The text of ids (n,): specials by name, `<?>` for 0 and for every id that stands for nothing."""
+        """Return the text of ids (n,): special ones by name, `<?>` for 0 and for ids that stand for nothing."""
         names = self._names.take(np.asarray(ids, np.int64), mode="clip")
         return names.tobytes().translate(None, b"\0").decode("ascii")
 
     def unknown(self, text: str) -> str:
+        """Return the distinct characters that `<?>` stands for, in order of appearance."""
         return "".join(c for c in dict.fromkeys(text) if c.lower() not in _PICO_IDS)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"name": self.name}
 
 
 class CharTokenizer(TableTokenizer):
-    """The sorted distinct characters of a corpus. Others are encoded as the space, or as id 0 where there is none."""
+    """The sorted distinct characters of a corpus. Others become the space, or id 0 where there is no space."""
 
     name = "chars"
+    origin = "corpus"
 
     def __init__(self, chars: str) -> None:
         """Raises UserError for no characters, more than 65,536, or halves of surrogate pairs."""
         self.chars = "".join(sorted(set(chars)))
         if not self.chars:
             raise UserError("the text has no characters: give a corpus that is not empty")
-        if len(self.chars) > MAX_CHARS:
+        if len(self.chars) > _MAX_CHARS:
             raise UserError(
-                f"{len(self.chars):,} distinct characters are more than {MAX_CHARS:,}: use --tokenizer picogpt"
+                f"{len(self.chars):,} distinct characters are more than {_MAX_CHARS:,}: use --tokenizer picogpt"
             )
         codes = _code_points(self.chars)
         if ((codes >= 0xD800) & (codes < 0xE000)).any():
@@ -98,22 +99,34 @@ class CharTokenizer(TableTokenizer):
         self._codes = np.array([0xFFFD, *codes, 0xFFFD], "<u4")  # a mark on either side for ids out of range
 
     @classmethod
-    def of(cls, texts: Iterable[str]) -> "CharTokenizer":
-        """The characters of a stream of texts. Raises UserError for none at all or more than 65,536."""
+    def from_corpus(cls, texts: Iterable[str]) -> Self:
+        """Return the tokenizer of all characters in a stream of texts. Raises UserError for none, or over 65,536."""
         seen = np.zeros(0x110000, np.bool_)
         for text in texts:
             seen[_code_points(text)] = True
         seen[0xD800:0xE000] = False  # halves of surrogate pairs are no characters
         return cls("".join(map(chr, np.flatnonzero(seen))))
 
+    @classmethod
+    def from_dict(cls, fields: dict[str, object]) -> Self:
+        """Return the tokenizer that `to_dict` described. Raises ValueError or UserError for anything else."""
+        match fields:
+            case {"name": cls.name, "chars": str(chars), **rest} if not rest and len(chars) <= _MAX_CHARS:
+                tokenizer = cls(chars)
+                if tokenizer.chars == chars:
+                    return tokenizer
+        raise ValueError("its characters are missing or out of order")
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the name and the characters."""
+        return {"name": self.name, "chars": self.chars}
+
     def decode(self, ids: npt.ArrayLike) -> str:
-        """The text of ids (n,), U+FFFD for an id outside the vocabulary."""
+        """Return the text of ids (n,), U+FFFD for an id outside the vocabulary."""
         codes = self._codes.take(np.asarray(ids, np.int64) + 1, mode="clip")
         return codes.tobytes().decode("utf-32-le")
 
     def unknown(self, text: str) -> str:
+        """Return the distinct characters of `text` that the corpus did not have, in order of appearance."""
         known = set(self.chars)
         return "".join(c for c in dict.fromkeys(text) if c not in known)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"name": self.name, "chars": self.chars}

@@ -1,1 +1,1 @@
-"""Training: optimizers, steps, runs, and what a run leaves on the disk and shows on the screen."""
+"""Training: one run from its first step to its last."""

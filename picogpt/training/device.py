@@ -1,4 +1,4 @@
-"""What a run trains on: as many lanes as the CPU has cores and memory for, or a GPU where there is one."""
+"""The device of a run: as many lanes as the CPU has cores and memory for, or a GPU."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,16 +12,16 @@ from picogpt.model.memory import estimate_memory, fitted, sequence_bytes
 from picogpt.model.parameters import parameter_count, trained_shapes
 from picogpt.system import hardware
 
-MEMORY_SHARE = 0.5  # of the machine's memory, for training as fast as possible: never into swap
-# Of a GPU's free memory. The footprint counts the CPU's working set; CuPy also copies strided operands of its batched
-# products, and works on whole activations where the CPU takes a block.
+MEMORY_SHARE = 0.5  # of the machine's memory, for training as fast as possible without swapping
+# Of a GPU's free memory. The estimate counts the CPU's working set; CuPy also copies strided operands of its batched
+# products, and works on whole activations where the CPU works on a block.
 GPU_MEMORY_SHARE = 0.6
 
 
 def require_memory(config: RunConfig, notify: Callable[[str], None]) -> None:
-    """Raises UserError where the machine could never hold the run, and says so where it cannot now."""
+    """Raise UserError where the machine has too little memory for the run; notify where too little of it is free."""
     if config.train.device == "cuda":
-        return  # its own memory was looked at
+        return  # `fitted_here` has looked at the GPU's own memory
     batch = 2 * 4 * config.train.batch_size * config.context
     needed, total = estimate_memory(config).total + batch, hardware.total_memory()
     if needed > total:
@@ -37,10 +37,10 @@ def require_memory(config: RunConfig, notify: Callable[[str], None]) -> None:
 
 
 def fitted_here(config: RunConfig, notify: Callable[[str], None]) -> RunConfig:
-    """The configuration with lanes, micro_batch and recompute for this machine where they are left open.
+    """Return the configuration with lanes, micro_batch and recompute for this machine, where they are not set.
 
-    On a CPU the fastest choice within MEMORY_SHARE of the memory. Where a GPU is asked for and cannot be used it is
-    the CPU, and notify is told why, in one line. Raises UserError where a GPU's memory is too small.
+    On a CPU they are the fastest choice within MEMORY_SHARE of the memory. Where a GPU is asked for and cannot be used,
+    the CPU is, and `notify` gets the reason. Raises UserError where a GPU's memory is too small.
     """
     train = config.train
     if train.device == "cuda":
@@ -56,12 +56,12 @@ def fitted_here(config: RunConfig, notify: Callable[[str], None]) -> RunConfig:
 
 
 def open_lanes(config: RunConfig) -> Lanes:
-    """The lanes of a `fitted_here` configuration; cores beyond their number help in BLAS."""
+    """Make the lanes of a configuration from `fitted_here`; cores that are left over work in BLAS."""
     return Lanes(config.train.lanes, max(1, hardware.physical_cores() // config.train.lanes))
 
 
 def gpu_micro_batch(config: RunConfig) -> int:
-    """Sequences a micro-batch on the GPU: as asked, else the batch in as few equal parts as its free memory allows.
+    """Return the sequences of a micro-batch on the GPU: as set, else the fewest equal parts that fit into free memory.
 
     Raises UserError where not even one sequence fits.
     """
@@ -79,17 +79,18 @@ def gpu_micro_batch(config: RunConfig) -> int:
 
 
 def gpu_in_words(config: RunConfig) -> str:
-    """Such as "GPU NVIDIA T4, 15 GB, TF32"."""
+    """Return the GPU in words, as "GPU NVIDIA T4, 15 GB, TF32"."""
     found = gpu()
     tf32 = (", TF32" if found.has_tf32 else ", which has no TF32") if config.train.tf32 else ""
     return f"GPU {found.name}, {found.total / 2**30:.0f} GB{tf32}"
 
 
 def lanes_in_words(count: int) -> str:
+    """Return a number of lanes in words, as "2 lanes"."""
     return "1 lane" if count == 1 else f"{count} lanes"
 
 
 def trained_in_words(config: RunConfig) -> str:
-    """Such as "lora: 1,179,648 of 126,378,240 parameters"."""
+    """Return what is trained in words, as "lora: 1,179,648 of 126,378,240 parameters"."""
     trained = sum(map(prod, trained_shapes(config).values()))
     return f"{config.train.train}: {trained:,} of {parameter_count(config.model)[0]:,} parameters"

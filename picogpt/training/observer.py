@@ -1,4 +1,4 @@
-"""What training tells whoever looks at it. Training knows that somebody looks, not who."""
+"""What training reports to its observer: a Protocol, so that training does not depend on any screen."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,31 +10,31 @@ from picogpt.runs.log import Evaluation, RunLog
 
 @dataclass(frozen=True)
 class RunInfo:
-    """A run that is about to train."""
+    """A run that begins to train."""
 
     config: RunConfig
     source: str
-    """What the text is, for people."""
+    """Name of the training text, for people."""
     log: RunLog
-    """What the run has to tell so far; it grows as the run does."""
+    """The run's log so far, which grows while it trains."""
     step: int
-    """Steps that are done already."""
+    """Steps that are already done."""
     work: Callable[[int], float]
-    """What so many first steps cost, in any unit, for the time that is left."""
+    """Cost of the first so many steps, in any unit: the remaining time is estimated with it."""
     peak_gflops: float | None
-    """What the machine's matrix products reach, in billions of operations a second; None where it was not measured."""
+    """Peak speed of matrix products on this machine, in billions of operations a second; None where not measured."""
 
 
 @dataclass(frozen=True)
 class StepInfo:
-    """One optimizer step that is done."""
+    """A finished optimizer step."""
 
     step: int
-    """Steps done with it."""
+    """Steps that are done, this one included."""
     loss: float
-    """Of its batch, in nats a token; not a number where the step was left out."""
+    """Loss of its batch, in nats a token; NaN where the step was left out."""
     took: float
-    """Seconds that it took."""
+    """Seconds that this step took."""
     seconds: float
     """Seconds that the run has trained so far."""
     progress: float
@@ -43,58 +43,58 @@ class StepInfo:
     depth: int
     """Blocks that train."""
     data: str
-    """What the text is doing: arriving, complete, standing in; or ""."""
+    """State of the training text, such as how much of it has arrived; or ""."""
 
 
 class Observer(Protocol):
-    """Somebody who looks at a run, and may be at its terminal. Unless they say so, methods neither wait nor raise."""
+    """Watches a run, perhaps for a person at its terminal. Methods neither wait nor raise unless they say so."""
 
     @property
     def wants_peak_flops(self) -> bool:
-        """Whether to measure what the machine's matrix products reach, which takes a fraction of a second."""
+        """Whether to measure the peak speed of matrix products, which takes a fraction of a second."""
         ...
 
     @property
     def is_attended(self) -> bool:
-        """Whether a person at a terminal could do something about a problem."""
+        """Whether a person at a terminal can react to a problem."""
         ...
 
     def notice(self, text: str, loud: bool = False) -> None:
-        """Show a line now. loud: so that nobody misses it."""
+        """Show a line now. loud: make it hard to miss."""
         ...
 
     def interrupted(self, text: str) -> None:
-        """`notice` from the handler of a signal; "" where there is nothing to say again."""
+        """Show a line as `notice` does, from a signal handler; "" where there is nothing new to say."""
         ...
 
     def open(self) -> None:
-        """Get ready before anything of the run is changed. Raises UserError where that cannot be."""
+        """Get ready, before anything of the run is changed. Raises UserError where that fails."""
         ...
 
     def begin(self, info: RunInfo) -> None:
-        """Training begins."""
+        """Receive that training begins."""
         ...
 
     def step(self, info: StepInfo) -> None:
-        """A step is done."""
+        """Receive that a step is done."""
         ...
 
     def pausing(self, why: str) -> None:
-        """Training pauses just now; or it goes on: ""."""
+        """Receive why training pauses at the moment, or "" when it continues."""
         ...
 
     def evaluation(self, evaluation: Evaluation) -> bool:
-        """An evaluation is done, and is being saved. Returns whether training is to go on."""
+        """Receive an evaluation, which is saved next. May wait. Returns whether training should continue."""
         ...
 
     def went_back(self, step: int) -> None:
-        """The run goes on after this step again, and makes what came after anew."""
+        """Receive that the run went back to this step, and repeats what came after."""
         ...
 
     def saved(self) -> None:
-        """The log is on the disk, with a new evaluation in it."""
+        """Receive that the log is on the disk, with a new evaluation in it."""
         ...
 
     def close(self, at_once: bool) -> None:
-        """The run has ended. at_once: somebody interrupts, and does not want to wait."""
+        """End with the run; may wait for work to be finished. at_once: do not, as the user interrupted."""
         ...

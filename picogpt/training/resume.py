@@ -1,4 +1,4 @@
-"""Where a run begins or goes on: everything it needs is found and checked, and nothing is changed."""
+"""The start of a run, new or resumed: all that it needs is found and checked, and nothing is changed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -16,28 +16,27 @@ from picogpt.runs.layout import LOG
 from picogpt.runs.log import RunLog
 from picogpt.system import hardware
 from picogpt.tokenizers.base import Tokenizer
-from picogpt.tokenizers.ids import IdsTokenizer
 from picogpt.tokenizers.registry import from_dict
 from picogpt.training.device import fitted_here, require_memory
 from picogpt.training.state import machine_settings
 
-# What may differ when a run goes on: how long it trains and how the machine does it, not what it learns.
+# What may differ when a run is resumed: how long it trains and how the machine does it, not what it learns.
 _MACHINE = ("micro_batch", "lanes", "device", "tf32", "recompute", "low_memory", "save_minutes")
 FREE = ("steps", "minutes", *_MACHINE, "data", "data_limit")
 EVALUATION_SHARE = 0.03  # of the time spent training
 
 
 def fit_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:
-    """A table with a row for every token; rows the tokenizer does not use stay as the config has them."""
+    """Return the configuration with a row for every token of the tokenizer, and no fewer rows than it had."""
     size = max(config.model.vocab_size, tokenizer.vocab_size)
     return replace(config, model=replace(config.model, vocab_size=size))
 
 
 def refuse_differences(saved: Checkpoint, config: RunConfig, feed: Feed) -> None:
-    """Raises UserError where a run was trained with other settings or on another text than asked for now."""
+    """Raise UserError where a run was trained with other settings or on another text than asked for now."""
     before = saved.meta.config
     free = {name: getattr(config.train, name) for name in FREE if hasattr(config.train, name)}
-    # One window is the default context, and it is the text that counts, not what it is called.
+    # context 0 stands for one window, so both are resolved. The name of the text is free: its fingerprint is compared.
     old = replace(before.train, context=before.context, **free)
     new = replace(config.train, context=config.context)
     differences = [
@@ -52,20 +51,22 @@ def refuse_differences(saved: Checkpoint, config: RunConfig, feed: Feed) -> None
         name = saved.path.parent.parent.name
         raise UserError(
             f"run {name} was trained differently ({'; '.join(differences)}): "
-            "give the old settings to go on, another --run NAME, or --fresh to start over"
+            "give the old settings to continue, another --run NAME, or --fresh to start over"
         )
 
 
 def require_shapes(found: Checkpoint, config: RunConfig) -> None:
-    """Raises UserError where the arrays of a run that goes on are not those of its configuration."""
-    kept = state_shapes(config.train, trained_shapes(config))
-    for arrays, expected in ((found.model, parameter_shapes(config.model)), (found.optimizer, kept)):
+    """Raise UserError where the arrays of a checkpoint do not fit the run's configuration."""
+    state = state_shapes(config.train, trained_shapes(config))
+    for arrays, expected in ((found.model, parameter_shapes(config.model)), (found.optimizer, state)):
         if {name: array.shape for name, array in arrays.items()} != expected:
-            raise UserError(f"{found.path} is no checkpoint that a run can go on from: start over with --fresh")
+            raise UserError(f"{found.path} is no checkpoint that a run can continue from: start over with --fresh")
 
 
 @dataclass(frozen=True)
 class Start:
+    """All that a run starts with."""
+
     config: RunConfig
     """As asked for, with the vocabulary grown to the corpus."""
     fitted: RunConfig
@@ -73,10 +74,10 @@ class Start:
     feed: Feed
     arrays: Arrays
     resumed: Checkpoint | None
-    """The run's own, where it goes on; arrays are its model."""
+    """The run's own checkpoint, where it is resumed; `arrays` are then its model."""
     log: RunLog
     notices: list[str]
-    """What the user should know of it."""
+    """What the user should know about it, a line each."""
 
 
 def find_start(
@@ -87,7 +88,7 @@ def find_start(
     init_from: Path | None,
     notify: Callable[[str], None],
 ) -> Start:
-    """As `Run` has it. Raises UserError for everything the user can put right."""
+    """Find what a run starts with; arguments as those of `Run`. Raises UserError for what the user can put right."""
     own = checkpoints.newest_recorded(run_dir)
     if own and read_record(own).meta.is_imported:
         raise UserError(
@@ -96,38 +97,46 @@ def find_start(
     damages: list[str] = []
     resumed = None if fresh else checkpoints.latest(run_dir, damages.append, is_large(config.model))
     if damages and not resumed:
-        raise UserError(f"{damages[0]}, and there is no other to go on from: start over with --fresh")
+        raise UserError(f"{damages[0]}, and there is no other to continue from: start over with --fresh")
     if resumed and init_from:
-        notify(f"run {run_dir.name} goes on from its own checkpoint: --init-from was needed only once")
-    found = resumed
-    if init_from and not resumed:
-        found = checkpoints.load(init_from, optimizer=False, mapped=is_large(config.model))
-    tokenizer = from_dict(found.meta.tokenizer) if found and init_from else None
-    if tokenizer and tokenizer.name == IdsTokenizer.name and not resumed:
-        tokenizer = tokenizer if config.data.tokenizer == tokenizer.name else None  # it has no words of its own
-    if tokenizer and tokenizer.name != config.data.tokenizer:
-        raise UserError(f"{init_from} was trained with the tokenizer {tokenizer.name}: leave --tokenizer out")
+        notify(f"run {run_dir.name} continues from its own checkpoint: --init-from was needed only once")
+    origin, tokenizer = resumed, None
+    if init_from:
+        origin = resumed or checkpoints.load(init_from, optimizer=False, mapped=is_large(config.model))
+        tokenizer = _given_tokenizer(origin, init_from, config, is_resumed=resumed is not None)
     steps_worth = EVALUATION_SHARE * 3 * config.train.eval_interval  # forward is a third of a step
     windows = max(8, round(steps_worth * config.train.batch_size))
-    state = resumed.meta.feed if resumed else None
-    feed = open_feed(config, dataset_dir, notify, tokenizer, windows, state)
+    feed = open_feed(config, dataset_dir, notify, tokenizer, windows, resumed.meta.feed if resumed else None)
     config = fit_vocabulary(config, feed.tokenizer)
     given: Arrays = {}
     if resumed:
         refuse_differences(resumed, config, feed)
         require_shapes(resumed, config)
         given = resumed.model
-    elif found:
-        given = _begin_with(found, config)
+    elif origin:
+        given = _initial_weights(origin, config)
     fitted = fitted_here(config, notify)
     require_memory(fitted, notify)
     arrays = initial_arrays(config.model, config.train.seed, given)
-    notices = [f"{damage}: it is left out" for damage in damages] + _other_machine(fitted, resumed)
-    return Start(config, fitted, feed, arrays, resumed, _log(run_dir, config, fresh, resumed), notices)
+    notices = [f"{damage}: it is left out" for damage in damages] + _machine_notices(fitted, resumed)
+    return Start(config, fitted, feed, arrays, resumed, _open_log(run_dir, config, fresh, resumed), notices)
 
 
-def _begin_with(found: Checkpoint, config: RunConfig) -> Arrays:
-    """The weights of another run; low-rank matrices begin anew. Raises UserError where they are not the model's."""
+def _given_tokenizer(origin: Checkpoint, init_from: Path, config: RunConfig, is_resumed: bool) -> Tokenizer | None:
+    """Return the tokenizer of the run that `init_from` names; None for bare ids, where the text needs one with words.
+
+    Raises UserError where another one is asked for.
+    """
+    tokenizer = from_dict(origin.meta.tokenizer)
+    if tokenizer.name == config.data.tokenizer:
+        return tokenizer
+    if not tokenizer.has_words and not is_resumed:
+        return None
+    raise UserError(f"{init_from} was trained with the tokenizer {tokenizer.name}: leave --tokenizer out")
+
+
+def _initial_weights(found: Checkpoint, config: RunConfig) -> Arrays:
+    """Return the weights of another run, low-rank matrices merged. Raises UserError where they do not fit the model."""
     old, new = found.meta.config.model, replace(config.model, lora_rank=0)
     for arrays, model in ((found.model, old), (merged(old, found.model)[1], new)):
         if {name: array.shape for name, array in arrays.items()} != parameter_shapes(model):
@@ -135,16 +144,17 @@ def _begin_with(found: Checkpoint, config: RunConfig) -> Arrays:
     return arrays
 
 
-def _log(run_dir: Path, config: RunConfig, fresh: bool, resumed: Checkpoint | None) -> RunLog:
+def _open_log(run_dir: Path, config: RunConfig, fresh: bool, resumed: Checkpoint | None) -> RunLog:
+    """Continue or begin the log of a run. Raises UserError where it has entries and there is no checkpoint."""
     about = {**config.to_dict(), "parameters": parameter_count(config.model)[0], "machine": hardware.machine()}
     log = RunLog(run_dir / LOG, about) if fresh else RunLog.open(run_dir / LOG, about)
     if log.evaluations and not resumed:
-        raise UserError(f"{run_dir} has a log but no checkpoint to go on from: start over with --fresh")
+        raise UserError(f"{run_dir} has a log but no checkpoint to continue from: start over with --fresh")
     return log
 
 
-def _other_machine(fitted: RunConfig, resumed: Checkpoint | None) -> list[str]:
-    """What to say where the machine, or what was asked of it, is another than before."""
+def _machine_notices(fitted: RunConfig, resumed: Checkpoint | None) -> list[str]:
+    """Return a notice where the machine, or what was asked of it, is another than before."""
     before, now = resumed.meta.machine if resumed else None, machine_settings(fitted)
     if before in (None, now):
         return []

@@ -24,11 +24,11 @@ from picogpt.training.trainer import Trainer
 
 
 class Run:
-    """One training run. `train()` brings it to its last step.
+    """A training run. `train()` brings it to its last step.
 
     config: as asked for; its vocabulary may grow to the corpus. run_dir: logs/<name>. init_from: a checkpoint folder
-    whose weights and tokenizer the run starts with. observer: told of everything as it happens. monitoring: when to
-    rest. Making one changes nothing in run_dir. Raises UserError for everything the user can put right.
+    whose weights and tokenizer the run starts with. observer: gets everything as it happens. monitoring: when to rest.
+    Making a run changes nothing in run_dir. Raises UserError for everything the user can put right.
     """
 
     def __init__(
@@ -56,19 +56,19 @@ class Run:
 
     @property
     def progress(self) -> float:
-        """Share of the run that is done, by steps or by minutes, whichever is further."""
+        """The share of the run that is done, by steps or by minutes, whichever is further."""
         return self.state.progress(self.config.train)
 
     def train(self) -> None:
-        """Train, evaluate, save, until the steps or the minutes are over, the user stops it or an observer does.
+        """Train, evaluate and save until the steps or the minutes are over, or the user or the observer stops it.
 
-        Raises UserError where another process trains the run, and for what goes wrong on the way; what was saved
-        before is then sound.
+        Raises UserError where another process trains the run, and for what goes wrong on the way; earlier checkpoints
+        are then sound.
         """
         if self.progress >= 1:
             self._observer.notice(
                 f"run {self.dir.name} has trained its {self.state.step} steps already: "
-                "raise --steps or --minutes to go on, or start over with --fresh"
+                "raise --steps or --minutes to continue, or start over with --fresh"
             )
             self.feed.close()
             return
@@ -84,48 +84,54 @@ class Run:
             stack.push(self._close)
             trainer = Trainer(self.fitted, self.start.arrays, lanes)
             session = Session(
-                self.config,
-                self.fitted,
-                self.dir,
-                self.feed,
-                self.log,
-                self.state,
-                trainer,
-                self._observer,
-                stopped,
+                config=self.config,
+                fitted=self.fitted,
+                run_dir=self.dir,
+                feed=self.feed,
+                log=self.log,
+                state=self.state,
+                trainer=trainer,
+                observer=self._observer,
+                stopped=stopped,
             )
             saver = self._prepare(session, lanes)
             Loop(session, saver, self._monitoring).run()
         self._conclude(stopped(), saver.step)
 
     def _prepare(self, session: Session, lanes: Lanes) -> RunSaver:
-        """Bring everything to where the run goes on from, begin the lanes, and say what is trained."""
+        """Restore the state that the run continues from, start the lanes, and announce what is trained."""
         resumed, trainer = self.start.resumed, session.trainer
-        measured = self._observer.wants_peak_flops and self.fitted.train.device == "cpu"
-        peak_gflops = peak_flops_on(lanes) if measured and self.config.train.train == "all" else lambda: None
+        is_measured = self._observer.wants_peak_flops and self.fitted.train.device == "cpu"
+        peak_gflops = peak_flops_on(lanes) if is_measured and self.config.train.train == "all" else lambda: None
         if resumed:
             trainer.restore(resumed.model, resumed.optimizer)
             resumed.optimizer.clear()
             resumed.model.clear()
         self.start.arrays.clear()  # the trainer has its own
         self._observer.open()  # where that fails, nothing is lost yet
-        self._make_room()
+        self._prepare_folder()
         saver = RunSaver(session, self.saver, self.state.step if resumed else -1)
         lanes.begin()  # before a thread saves
         self._observer.notice(announcement(self.config, self.fitted, self.feed, trainer.micro_batch))
         if resumed:
-            self._observer.notice(f"going on with run {self.dir.name} after step {self.state.step}")
+            self._observer.notice(f"continuing run {self.dir.name} after step {self.state.step}")
         if self.feed.warning:
             self._observer.notice(self.feed.warning, loud=True)
             self.log.notice(self.feed.warning)
-        work = trainer.work(self.config.train.steps)
         self._observer.begin(
-            RunInfo(self.config, self.feed.source, self.log, self.state.step, work, peak_gflops=peak_gflops())
+            RunInfo(
+                config=self.config,
+                source=self.feed.source,
+                log=self.log,
+                step=self.state.step,
+                work=trainer.work(self.config.train.steps),
+                peak_gflops=peak_gflops(),
+            )
         )
         return saver
 
-    def _make_room(self) -> None:
-        """Delete what the run does not go on from, and write the log: a folder that refuses is found now."""
+    def _prepare_folder(self) -> None:
+        """Delete what the run does not continue from, and write the log: an error of the disk is found now."""
         if self._fresh:
             checkpoints.clear(self.dir)
             for name in (LOG, PICTURE):
@@ -133,11 +139,11 @@ class Run:
             rmtree(self.dir / TENSORBOARD, ignore_errors=True)
         elif self.start.resumed:
             checkpoints.set_aside(self.dir, self.state.step)  # damaged ones
-            checkpoints.prune(self.dir)  # and what a save left that was killed: the room may be wanted
+            checkpoints.prune(self.dir)  # and what a killed save left: its space may be needed
         self.log.save()
 
     def _close(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Let a save that was begun end, and the picture; but one who interrupts does not want to wait."""
+        """Wait until the current save and the picture are finished, but hardly so after an interrupt."""
         at_once = kind is KeyboardInterrupt
         try:
             self.saver.wait(1.0 if at_once else inf)
@@ -145,27 +151,28 @@ class Run:
             self._observer.close(at_once)
 
     def _notify(self, text: str) -> None:
+        """Show a line to the user, and write it to the log."""
         self._observer.notice(text)
         self.log.notice(text)
 
     def _conclude(self, is_stopped: bool, saved: int) -> None:
-        """Say how it ended. Raises UserError where the run diverged and has not got past it."""
+        """Announce how the run ended. Raises UserError where it diverged and has not got past that."""
         if is_stopped:
             same = "the same command" + (" without --fresh" if self._fresh else "")
-            self._observer.notice(f"stopped and saved after step {saved}: {same} goes on from here")
+            self._observer.notice(f"stopped and saved after step {saved}: {same} continues from here")
         elif self.state.divergence.returns:
             raise UserError(
                 f"training diverged before its time was over: run {self.dir.name} has it up to step {saved}"
             )
         elif (best := self.log.best_loss) is not None:
-            name = self.dir.as_posix().removeprefix("logs/")  # one of a sweep lies deeper
+            name = self.dir.as_posix().removeprefix("logs/")  # a run of a sweep is in a subfolder
             self._observer.notice(
                 f"done: best validation loss {best:.3f}; sample it with: python inference.py --run {name}"
             )
 
 
 def announcement(config: RunConfig, fitted: RunConfig, feed: Feed, micro_batch: int) -> str:
-    """Return one line about what is trained on what, and how."""
+    """Return a line that says what is trained on which text, and how."""
     train = config.train
     place = gpu_in_words(fitted) if fitted.train.device == "cuda" else lanes_in_words(fitted.train.lanes)
     trains = "" if train.train == "all" else f", which trains {trained_in_words(config)}"

@@ -1,4 +1,4 @@
-"""Saving while training goes on: files are written between two steps, and a thread waits for the disk."""
+"""Saving while training continues: files are written between two steps, and a thread waits for the disk."""
 
 import os
 import threading
@@ -12,24 +12,24 @@ import numpy as np
 from picogpt.engine.backend import Array, to_host
 from picogpt.errors import UserError
 from picogpt.runs import checkpoints
+from picogpt.runs.checkpoint_meta import CheckpointMeta
 from picogpt.runs.checkpoints import Draft
 from picogpt.runs.layout import LOG
 from picogpt.runs.log import write_log
-from picogpt.runs.meta import CheckpointMeta
 from picogpt.system.signals import sleep
 from picogpt.training.state import Session
 
-RETRY_SECONDS = 20.0  # after a save that failed
-FIRST_SAVE = 2.0  # seconds that training waits for it, to know whether it works
-SLOW_DISK = 10.0  # seconds
+RETRY_SECONDS = 20.0  # until a save that failed is tried again
+FIRST_SAVE = 2.0  # seconds that training waits for the first save, to find out whether saving works
+SLOW_DISK = 10.0  # seconds of waiting for the save before, after which the user is told
 
 
 class Saver:
     """Saves the log and the checkpoints of one run, one save at a time.
 
-    A step waits as long as it takes to copy the arrays into files. Flushing them, reading them back and deleting older
-    checkpoints is the thread's. The log goes first: one that is ahead of its checkpoint is cut back when the run goes
-    on, one behind would have a gap.
+    A step waits while the arrays are copied into files. The thread flushes them, reads them back and deletes older
+    checkpoints. The log is written first: one that is ahead of its checkpoint is cut back when the run is resumed, one
+    that is behind would have a gap.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -37,15 +37,15 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._began, self._failing = time.monotonic(), False
         self.problem = ""
-        """Why the last save failed, as one line; "" where it has not. Of no meaning while one is `busy`."""
+        """Why the last save failed, as one line; "" where it did not. Not valid while `busy`."""
 
     def save(
         self, step: int, model: Mapping[str, Array], optimizer: Mapping[str, Array], meta: CheckpointMeta, log: bytes
     ) -> None:
-        """Begin a save, when the one before is through. What goes wrong is in `problem` when `busy` is false."""
+        """Begin a save when the one before has ended. Errors are in `problem` when `busy` is false again."""
         self.wait()
         self._began = time.monotonic()
-        if not os.path.isdir(self._dir):  # unlike Path's, this answers no to whatever a dead network says
+        if not os.path.isdir(self._dir):  # unlike Path.is_dir, this is False for any error of a network that is down
             self.problem = f"{self._dir} has gone: bring it back"
             return
         try:
@@ -53,11 +53,11 @@ class Saver:
         except (UserError, OSError) as error:
             self.problem = str(error)
             return
-        self.problem = "the last save broke off"
+        self.problem = "the last save ended unexpectedly"
         thread = threading.Thread(target=self._finish, args=(draft, log), daemon=True)
         try:
             thread.start()
-        except RuntimeError:  # the system has no thread to give
+        except RuntimeError:  # the system has no more threads
             self._finish(draft, log)
         else:
             self._thread = thread
@@ -74,56 +74,56 @@ class Saver:
 
     @property
     def busy(self) -> bool:
-        """Whether a save is not through yet."""
+        """Whether a save has not ended yet."""
         return self._thread is not None and self._thread.is_alive()
 
     @property
     def is_through(self) -> bool:
-        """Whether all that `save` was given is on the disk."""
+        """Whether everything that `save` was given is on the disk."""
         return not self.busy and not self.problem
 
     def is_due(self, minutes: float) -> bool:
-        """Return whether it is time to save: `minutes` after the last one, if not 0, or soon after one that failed."""
+        """Return whether to save: so many minutes (0: never) after the last save, or soon after one that failed."""
         since = time.monotonic() - self._began
         return not self.busy and (0 < 60 * minutes < since or (bool(self.problem) and since > RETRY_SECONDS))
 
     def news(self) -> str:
-        """Return what there is to say of saves: once that they fail, and once that they work again; else ""."""
+        """Return a notice once when saving fails and once when it works again; else ""."""
         if self.busy or bool(self.problem) == self._failing:
             return ""
         self._failing = bool(self.problem)
-        return f"{self.problem}; training goes on, and saving is tried again" if self._failing else "saved again"
+        return f"{self.problem}; training continues, and saving is tried again" if self._failing else "saved again"
 
     def wait(self, seconds: float = inf) -> bool:
-        """Wait until the save in hand has ended, but no longer than so many seconds. Returns whether it has."""
+        """Wait until the current save has ended, but no longer than so many seconds. Returns whether it has."""
         until = time.monotonic() + seconds
         while self._thread is not None and self._thread.is_alive() and time.monotonic() < until:
-            self._thread.join(min(0.5, until - time.monotonic()))  # Windows hears no Ctrl-C in a longer one
+            self._thread.join(min(0.5, until - time.monotonic()))  # on Windows, Ctrl-C does not interrupt a longer wait
         return not self.busy
 
 
 class RunSaver:
-    """What of a run is saved, and when: decides for a `Saver`, and tells the user how it ended."""
+    """Decides what of a run a `Saver` saves, and when, and notifies the user of how it ended."""
 
     def __init__(self, session: Session, saver: Saver, saved: int) -> None:
-        """saved: the step of the checkpoint that the run goes on from; -1 where there is none."""
+        """Save nothing yet. saved: step of the checkpoint that the run continues from; -1 where there is none."""
         self._session, self._saver = session, saver
         self.step = saved
-        """Of the last save that was begun."""
+        """The step of the last save that was begun."""
         self._log = session.log.to_bytes()  # as it was saved last
-        self._is_undrawn = False  # whether the log has an evaluation that no observer was told is on the disk
+        self._has_new_evaluation = False  # in the log, which the observer does not know to be on the disk
 
-    def first(self) -> None:
-        """Save the beginning of a run, so that it can go back there. Raises UserError where saving does not work."""
+    def save_first(self) -> None:
+        """Save the beginning of a new run, so that it can go back there. Raises UserError where saving fails."""
         if self.step < 0:
             self.save()
             if self._saver.wait(FIRST_SAVE) and self._saver.problem:
                 raise UserError(self._saver.problem)  # nothing is lost yet
 
     def save(self) -> bool:
-        """Begin to save what is now, but never weights that are not finite. `report` tells how it ended.
+        """Begin to save the current state, unless its weights are not finite. `report` says how it ended.
 
-        Returns whether it is worth saving.
+        Returns whether they are finite.
         """
         session, trainer = self._session, self._session.trainer
         model, optimizer = (
@@ -141,42 +141,42 @@ class RunSaver:
         return True
 
     def save_evaluation(self) -> None:
-        """`save` after an evaluation: observers are told when it is on the disk."""
+        """Begin to save after an evaluation. The observer gets to know when it is on the disk."""
         self.save()
-        self._is_undrawn = True
+        self._has_new_evaluation = True
 
     def is_due(self) -> bool:
         """Return whether it is time for a checkpoint between two evaluations."""
         return self._saver.is_due(self._session.config.train.save_minutes)
 
     def report(self) -> None:
-        """Tell what there is to say of the saves that have ended."""
+        """Notify the user and the observer of the saves that have ended."""
         if news := self._saver.news():
             self._session.notify(news)
-        if self._is_undrawn and self._saver.is_through:
-            self._is_undrawn = False
+        if self._has_new_evaluation and self._saver.is_through:
+            self._has_new_evaluation = False
             self._session.observer.saved()
 
-    def settle(self) -> None:
-        """Save where there is something new, and wait until it is on the disk."""
+    def save_and_wait(self) -> None:
+        """Save unless this step was, and wait until it is on the disk."""
         if self.step != self._session.state.step:
             self.save()
         self._saver.wait()
         self.report()
 
     def went_back(self, step: int) -> None:
-        """The run goes on from the checkpoint of this step: what became of later saves does not count."""
+        """Note that the run went back to the checkpoint of this step: problems of later saves no longer count."""
         self.step, self._saver.problem = step, ""
 
     def wait(self) -> None:
-        """Wait for the save in hand."""
+        """Wait until the current save has ended."""
         self._saver.wait()
 
-    def last(self) -> None:
-        """Save at the end. Raises UserError where it cannot be and nobody is at the terminal to make room."""
+    def save_last(self) -> None:
+        """Save at the end. Raises UserError where that fails and no one at a terminal can make room on the disk."""
         session, saver = self._session, self._saver
         was_stopped = session.stopped()
-        self.settle()
+        self.save_and_wait()
         while saver.problem:
             if not session.observer.is_attended or session.stopped() != was_stopped:
                 raise UserError(saver.problem)
@@ -188,5 +188,5 @@ class RunSaver:
                 raise UserError(saver.problem)
             saver.wait()
             self.report()
-        if session.log.to_bytes() != self._log:  # something was told since
+        if session.log.to_bytes() != self._log:  # it has grown since
             session.log.save()

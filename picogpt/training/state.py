@@ -1,4 +1,4 @@
-"""Where a run stands between two steps, to and from its checkpoint; and the parts of a run that trains."""
+"""The state of a run between two steps, to and from its checkpoint; and the parts of a run that trains."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -7,30 +7,30 @@ from pathlib import Path
 from picogpt.config import RunConfig, TrainConfig
 from picogpt.data.feed import Feed
 from picogpt.runs.checkpoint import Checkpoint
+from picogpt.runs.checkpoint_meta import CheckpointMeta, DivergenceState, MachineSettings
 from picogpt.runs.log import RunLog
-from picogpt.runs.meta import CheckpointMeta, DivergenceState, MachineSettings
 from picogpt.training.observer import Observer
 from picogpt.training.trainer import Trainer
 
 
 @dataclass
 class RunState:
-    """With the weights, the optimizer and the feed, all that going on to the same bits takes."""
+    """What a run needs to continue to the same bits, beside its weights, optimizer and feed."""
 
     step: int = 0
     """Steps done."""
     seconds: float = 0.0
-    """Spent training."""
+    """Time spent training."""
     recent: tuple[float, int] = (0.0, 0)
     """Sum and number of the training losses since the last evaluation."""
     divergence: DivergenceState = field(default_factory=DivergenceState)
     evaluated: int = 0
     """The step of the last evaluation; the beginning counts as one, so that a run can go back to it."""
     val_loss: float | None = None
-    """Of the last evaluation, in nats a token."""
+    """Validation loss of the last evaluation, in nats a token."""
 
     def restore(self, found: Checkpoint) -> None:
-        """Be as a checkpoint has it."""
+        """Take the state of a checkpoint."""
         meta = found.meta
         self.step, self.seconds, self.recent, self.divergence = found.step, meta.seconds, meta.recent, meta.divergence
         self.evaluated, self.val_loss = (found.step, meta.val_loss) if meta.evaluated else (0, None)
@@ -50,7 +50,7 @@ class RunState:
 
 
 def machine_settings(fitted: RunConfig) -> MachineSettings:
-    """Return what the last bits depend on beside the configuration."""
+    """Return how this machine trains, on which the last bits depend."""
     train = fitted.train
     return MachineSettings(train.device, train.tf32, train.lanes, train.micro_batch)
 
@@ -70,20 +70,20 @@ class Session:
     trainer: Trainer
     observer: Observer
     stopped: Callable[[], bool]
-    """Whether the user asked to stop."""
+    """Returns whether the user asked to stop."""
 
     def notify(self, text: str) -> None:
-        """Tell the user now, and keep it in the log to be found again."""
+        """Show a line to the user, and write it to the log."""
         self.observer.notice(text)
         self.log.notice(text)
 
     @property
     def progress(self) -> float:
-        """Share of the run that is done."""
+        """The share of the run that is done."""
         return self.state.progress(self.config.train)
 
     def meta(self) -> CheckpointMeta:
-        """Return what a checkpoint of this moment says beside its arrays."""
+        """Return what a checkpoint made now holds beside its arrays."""
         state, is_evaluated = self.state, self.state.evaluated == self.state.step
         return CheckpointMeta(
             config=self.config,

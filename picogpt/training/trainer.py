@@ -31,7 +31,7 @@ Result = TypeVar("Result")
 
 
 class NotFiniteError(UserError):
-    """A loss or a gradient that is not a number, or infinite."""
+    """A loss or a gradient is infinite or not a number."""
 
     def __init__(self, step: int, what: str) -> None:
         self.step, self.what = step, what
@@ -42,11 +42,11 @@ class NotFiniteError(UserError):
 
 
 class Trainer:
-    """A model on every lane over the same parameters, each with gradients of its own, and the optimizer.
+    """Trains a model on every lane, over the same parameters but with gradients of each lane's own.
 
-    arrays: the first values of the parameters, by name, in main memory. self.trained: those that change, in memory that
-    the lanes share, or on a GPU, which is fed by one lane. self.arrays: with the frozen ones, which are as they came.
-    self.gradients: of the last batch, by name.
+    arrays: the first values of the parameters, by name, in main memory. self.trained: the parameters that change, in
+    memory that the lanes share, or on a GPU, which one lane uses. self.arrays: these and the frozen ones.
+    self.gradients: the gradients of the last batch, by name.
     Raises UserError where a GPU is asked for and cannot be used.
     """
 
@@ -54,7 +54,7 @@ class Trainer:
         self._least_depth = _working_blocks(config, arrays)
         if config.train.device == "cuda":
             if lanes.count > 1:
-                raise ValueError(f"a GPU is fed by one lane, not {lanes.count}")
+                raise ValueError(f"a GPU is used by one lane, not {lanes.count}")
             cupy = cuda(config.train.tf32)
             arrays = {name: cupy.asarray(np.asarray(array)) for name, array in arrays.items()}
         self.config, self.lanes = config, lanes
@@ -70,7 +70,7 @@ class Trainer:
             GPT(config.model, as_tensors(self.arrays, own.named), config.train.recompute) for own in gradients
         ]
         self._nodes = [[leaf.node for _, leaf in replica.named_parameters() if leaf.node] for replica in self.replicas]
-        self._kept = [0] * lanes.count  # sequences whose activations each lane kept last; a lane knows its own
+        self._retained = [0] * lanes.count  # sequences whose activations each lane held last; a lane knows its own
         self.optimizer = Optimizer(config.train, parameters, gradients, lanes)
         self._accumulate_on, self._evaluate_on = lanes.task(self._accumulate), lanes.task(self._evaluate)
 
@@ -79,9 +79,8 @@ class Trainer:
     ) -> float:  # (B, T), (B, T) -> loss in nats a token
         """Train on one batch. step: how many were done before. factor: of the learning rates.
 
-        depth: blocks to train, from the first (default: all); see `depth_at`.
-        Raises NotFiniteError, with the parameters untouched, where the loss or the gradient is not finite. Where there
-        is not the memory for it, the trainer shrinks.
+        depth: blocks to train, from the first (default: all); see `depth_at`. Where memory is too small, the trainer
+        shrinks. Raises NotFiniteError, with the parameters untouched, where the loss or the gradient is not finite.
         """
         depth = self.config.model.n_layer if depth is None else depth
         loss, norm = self._within_memory(lambda: self.accumulate(x, y, step, depth))
@@ -92,7 +91,7 @@ class Trainer:
         return loss
 
     def _within_memory(self, work: Callable[[], Result]) -> Result:
-        """Work that has touched nothing but gradients when it fails, in as small a way as it takes."""
+        """Do work that changes nothing but gradients, and shrink as often as it runs out of memory."""
         while True:
             try:
                 return work()
@@ -101,25 +100,25 @@ class Trainer:
                     raise
 
     def depth_at(self, progress: float) -> int:
-        """Blocks to train when this share of the run is done: never fewer than do something already."""
+        """Return the blocks to train when this share of the run is done: all that are not the identity, at least."""
         n_layer = self.config.model.n_layer
         return max(self._least_depth, min(n_layer, scheduled_depth(self.config.train, n_layer, progress)))
 
     def work(self, steps: int) -> Callable[[int], float]:
-        """What so many first steps of a run cost: each as much as it trains blocks."""
+        """Return a function that gives the cost of the first so many steps of a run; a step costs its blocks."""
         progress = np.linspace(0, 1, 1001)
         work = np.concatenate([[0], np.cumsum([max(1, self.depth_at(share)) for share in progress[:-1]])])
         return lambda step: float(np.interp(step / steps, progress, work))
 
     def restore(self, model: Arrays, optimizer: Arrays) -> None:
-        """Be as a checkpoint has it, whose names and shapes are the trainer's."""
+        """Take the arrays of a checkpoint, whose names and shapes must be the trainer's."""
         self._least_depth = _working_blocks(self.config, model)
         for mine, saved in ((self.trained, model), (self.optimizer.state, optimizer)):
             for name, array in mine.items():
                 array[...] = to_device(saved[name], array)
 
     def shrink(self) -> bool:
-        """Need less memory from now on: half as many sequences at once, at last recomputing. Returns whether it can."""
+        """Use less memory: half as many sequences at once or, at one, recomputing. Returns whether it can."""
         if self.micro_batch > 1:
             self.micro_batch //= 2
             return True
@@ -127,7 +126,7 @@ class Trainer:
         return smaller
 
     def accumulate(self, x: Ids, y: Ids, step: int, depth: int | None = None) -> tuple[float, float]:
-        """The batch's mean loss, and the norm of its gradient, which is then in `gradients`."""
+        """Return the batch's mean loss and the norm of its gradient, which is then in `gradients`."""
         depth = self.config.model.n_layer if depth is None else depth
         micros = self._micro_batches(len(x))
         shares = [micros[lane :: self.lanes.count] for lane in range(min(self.lanes.count, len(micros)))]
@@ -140,14 +139,14 @@ class Trainer:
     def _accumulate(
         self, lane: int, micros: list[slice], x: Array, y: Array, step: int, depth: int, recompute: bool
     ) -> list[Array]:
-        """A lane's micro-batches: their gradients gather in its own arrays. Returns their losses, 0-d arrays."""
+        """Add up the gradients of a lane's micro-batches in its own arrays. Returns their losses, 0-d arrays."""
         nodes = self._nodes[lane]
         for node in nodes:
             node.clear()
-        kept = 0 if recompute else max(micro.stop - micro.start for micro in micros)
-        if kept < self._kept[lane]:
-            release()  # what larger micro-batches took
-        self._kept[lane] = kept
+        retained = 0 if recompute else max(micro.stop - micro.start for micro in micros)
+        if retained < self._retained[lane]:
+            release()  # the workspace of larger micro-batches
+        self._retained[lane] = retained
         self.replicas[lane].depth, self.replicas[lane].recompute = depth, recompute
         losses = []
         for micro in micros:
@@ -161,7 +160,7 @@ class Trainer:
         return losses
 
     def evaluate(self, x: Ids, y: Ids) -> float:
-        """The mean loss over these sequences, in nats a token."""
+        """Return the mean loss over these sequences, in nats a token."""
         ids = self._placed(x), self._placed(y)
         return self._within_memory(lambda: sum(fetch(self._evaluate_on(self._micro_batches(len(x)), *ids))))
 
@@ -170,7 +169,7 @@ class Trainer:
             return self._loss(lane, x, y, micro, None).data
 
     def _placed(self, ids: Ids) -> Array:
-        """The ids beside the model, checked while the host has them: a GPU would take a foreign one for another."""
+        """Return the ids where the model is, checked on the host: a GPU would not notice one outside the vocabulary."""
         check_ids(ids, self.config.model.vocab_size)
         return to_device(ids, self.arrays["wte.weight"])
 
@@ -182,9 +181,9 @@ class Trainer:
 
 
 def _working_blocks(config: RunConfig, arrays: Arrays) -> int:
-    """Blocks up to the last one that is not the identity, which it is while its projections are zero.
+    """Return the number of blocks up to the last that is not the identity: a block is, while its projections are zero.
 
-    All of them where some are frozen: what is trained may stand anywhere.
+    It is all blocks where some are frozen, as those that train may be anywhere.
     """
     if config.train.train != "all":
         return config.model.n_layer

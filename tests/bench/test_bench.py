@@ -1,4 +1,4 @@
-"""`picogpt bench` on small configurations: what it prints, and that the loss it races to is that of the whole split."""
+"""`picogpt bench` on small configurations: what it prints, and that its loss is that of the whole split."""
 
 import json
 import math
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from picogpt.bench import time_to_loss
-from picogpt.bench.bound import MatmulBound
+from picogpt.bench.matmul_bound import MatmulBound
 from picogpt.bench.time_to_loss import race
 from picogpt.config import ModelConfig, RunConfig
 from picogpt.config.presets import PRESETS, preset
@@ -36,11 +36,11 @@ RACE = ["time-to-loss", *SHAPE, "--batch-size", "4", "--steps", "12", "--eval-in
 
 @pytest.fixture(autouse=True)
 def small_sgemm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("picogpt.bench.bound.SGEMM_SIZE", 64)  # the real one takes seconds
+    monkeypatch.setattr("picogpt.bench.matmul_bound.SGEMM_SIZE", 64)  # the real one takes seconds
 
 
 def result_of(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
-    """What the measurement prints, which is one line."""
+    """Return the JSON object that the measurement prints, on one line."""
     assert status_of("bench", *argv, "--json") == 0
     printed = capsys.readouterr().out
     assert printed.count("\n") == 1
@@ -60,7 +60,7 @@ def assert_positive(result: dict[str, Any], *names: str) -> None:
 def test_train(capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["train", *SHAPE, "--batch-size", "4", "--seconds", "0.1"]
     result = result_of(capsys, *argv)
-    assert_positive(result, "tokens_per_second", "sgemm_gflops", "roof_fraction", "peak_rss_mb", "mflop_per_token")
+    assert_positive(result, "tokens_per_second", "sgemm_gflops", "peak_fraction", "peak_rss_mb", "mflop_per_token")
     assert_positive(result, "matmul_bound_tokens_per_second", "matmul_fraction")
     facts = ("lanes", "micro_batch", "optimizer", "batch_size", "context")
     assert [result[name] for name in facts] == [2, 2, "adamw", 4, 16]
@@ -85,13 +85,13 @@ def test_train_any_model(options: list[str], capsys: pytest.CaptureFixture[str])
 
 def test_a_bigram_table_has_no_matrix_product(capsys: pytest.CaptureFixture[str]) -> None:
     result = result_of(capsys, "train", "--preset", "bigram", "--seconds", "0.1")
-    assert_positive(result, "tokens_per_second", "roof_fraction")
+    assert_positive(result, "tokens_per_second", "peak_fraction")
     assert (result["matmul_bound_tokens_per_second"], result["matmul_fraction"]) == (None, None)
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if name != "gpt2"])
 def test_the_bound_does_the_arithmetic_of_the_model(name: str) -> None:
-    """Two FLOPs a multiplication, summed over the products, are the FLOPs that are said to be in a token."""
+    """Two FLOPs a multiplication, summed over the products, are the FLOPs that `flops_per_token` gives."""
     config = preset(name)
     with Lanes(1) as lanes:
         bound = MatmulBound(config, 2, lanes)
@@ -177,7 +177,7 @@ def test_nothing_stays_behind(text: Path, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_the_race_is_the_run(text: Path, tmp_path: Path) -> None:
-    """The same weights, so the same loss, as a run with the same settings has after its last step."""
+    """It has the same weights, so the same loss, as a run with the same settings after its last step."""
     config = config_for(text)
     run = open_run(config)
     run.train()
@@ -250,7 +250,7 @@ def test_generate_beside_a_peer(capsys: pytest.CaptureFixture[str]) -> None:
     result = result_of(capsys, *argv, "echo 'achieved tok/s: 12.5' >&2")
     assert result["peer"] == 12.5
     assert_positive(result, "fp32_over_peer", "int8_over_peer")
-    for peer, message in (("exit 3", "status 3"), ("echo hello", "status 0 and said no")):
+    for peer, message in (("exit 3", "status 3"), ("echo hello", "status 0 and printed no")):
         assert status_of("bench", *argv, peer) == 2
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and message in error

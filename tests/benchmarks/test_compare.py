@@ -14,7 +14,7 @@ from benchmarks.table import COLUMNS, PEERS, Results, Row, as_markdown, as_rich,
 
 
 def pico(speed: float, **more: Any) -> dict[str, Any]:
-    facts = {"roof_fraction": 0.8, "sgemm_gflops": 205.0, "mflop_per_token": 41.0, "peak_rss_mb": 400.0}
+    facts = {"peak_fraction": 0.8, "sgemm_gflops": 205.0, "mflop_per_token": 41.0, "peak_rss_mb": 400.0}
     return {
         "tokens_per_second": speed,
         "matmul_bound_tokens_per_second": 5000.0,
@@ -34,7 +34,7 @@ def timed(seconds: float, reached: bool = True) -> dict[str, Any]:
 
 
 def measured() -> Results:
-    """Two rounds, in which the machine was once at half its speed."""
+    """Return two rounds, with the machine at half its speed in one of them."""
     results = {name: [peer(1000.0), peer(500.0)] for name in PEERS}
     results |= {"eager 16": [peer(2000.0), peer(1000.0)], "pico": [pico(4000.0), pico(2400.0)]}
     results |= {name: [pico(9000.0), pico(9000.0)] for name in ("exercise-base", "race", "gpt2")}
@@ -160,7 +160,7 @@ def test_the_line_that_says_most() -> None:
     trace = "Traceback:\n  File\ntorch.exc.InductorError: InvalidCxxCompiler: none\n\nSet VERBOSE=1 for more\n"
     assert reason(trace) == "torch.exc.InductorError: InvalidCxxCompiler: none"
     assert reason("picogpt: no such option\n") == "picogpt: no such option"
-    assert reason("") == "it said nothing"
+    assert reason("") == "it printed nothing"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The report on contexts reads windows at once; what it says must be what a decoder gets token by token."""
+"""The report on contexts reads a window at once; its losses must be those of a decoder that reads token by token."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import context
-from benchmarks.context import Way, draw, main, measure
+from benchmarks.context import Setting, draw, main, measure
 from picogpt import LanguageModel
 from picogpt.config import ModelConfig
 from picogpt.evaluation.loss import token_losses
@@ -29,36 +29,36 @@ def model_of(slot: bool) -> LanguageModel:
 
 
 def decoded(feed: Decoder | Recut) -> np.ndarray:  # -> (B, T)
-    """The loss of every token, read one by one."""
+    """Return the loss of every token, read one by one."""
     return np.stack([token_losses(feed.feed(X[:, t : t + 1]), Y[:, t]) for t in range(X.shape[1])], axis=1)
 
 
 @pytest.mark.parametrize("slot", [True, False])
 def test_windows(slot: bool) -> None:
     model = model_of(slot)
-    ways = {(way.context, way.overlap): way for way in measure(model, X, Y)}
-    assert len(ways) == (2 if slot else 1) * 5
-    for (name, overlap), way in ways.items():
+    settings = {(setting.context, setting.overlap): setting for setting in measure(model, X, Y)}
+    assert len(settings) == (2 if slot else 1) * 5
+    for (name, overlap), setting in settings.items():
         if overlap < W - 1:
             losses = decoded(Decoder(NumpyReader(model.model, 2), name == "rolling", overlap))
-            new = W - overlap  # tokens that each window adds; the last may not have come to its end
+            new = W - overlap  # tokens that each window adds; the last may not be full
             behind = losses[:, W : W + (X.shape[1] - W) // new * new].reshape(2, -1, new)
-            np.testing.assert_allclose(way.curve, behind.mean(axis=(0, 1)), rtol=1e-5)
-            assert np.isclose(way.loss, behind.mean(), rtol=1e-5)
+            np.testing.assert_allclose(setting.curve, behind.mean(axis=(0, 1)), rtol=1e-5)
+            assert np.isclose(setting.loss, behind.mean(), rtol=1e-5)
 
 
 def test_original(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cut so that a remainder of one token comes first: the last tokens of the windows behind it."""
+    """With a remainder of one token first, the losses are those of the last tokens of the windows after it."""
     monkeypatch.setattr(context, "CUTS", 1)
     model = model_of(True)
-    found = next(way for way in measure(model, X, Y) if way.context == "original")
+    found = next(setting for setting in measure(model, X, Y) if setting.context == "original")
     losses = decoded(Recut(NumpyReader(model.model, 2)))
     assert np.isclose(found.loss, losses[:, W::W].mean(), rtol=1e-5)
 
 
 def test_a_picture(tmp_path: Path) -> None:
-    ways = [Way("rolling", 16, 1.5, [2.0] + [1.5] * 111), Way("window", 127, 1.4, [1.4])]
-    draw(ways, "a run", tmp_path / "context.png")
+    settings = [Setting("rolling", 16, 1.5, [2.0] + [1.5] * 111), Setting("window", 127, 1.4, [1.4])]
+    draw(settings, "a run", tmp_path / "context.png")
     assert (tmp_path / "context.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -15,7 +15,7 @@ from picogpt.model.parameters import parameter_count
 from picogpt.runs.log import read_log
 from picogpt.system import hardware
 from tests.support.commands import ROOT, SHAPE, TINY, TRAIN, is_one_line, shell
-from tests.support.folders import kept, snapshot
+from tests.support.folders import snapshot, without_tokens
 from tests.support.running import status_of
 
 # Bad input
@@ -26,7 +26,7 @@ BAD = {
     "unknown preset, info": (["info", "--preset", "huge"], "no preset is called 'huge'"),
     "two presets": (["train", "-e", "-s"], "-e and -s are two presets"),
     "missing data": ([*TRAIN, "--data", "missing.txt"], "there is no missing.txt"),
-    "no data": ([*TRAIN, "--data", ""], "--data takes"),
+    "no data": ([*TRAIN, "--data", ""], "--data has an empty name: it takes sample, "),
     "not text": ([*TRAIN, "--data", "logs/pico-easy/log.pkl"], "is not .txt, .md, "),
     "empty file": ([*TRAIN, "--data", "empty.txt"], "empty.txt is empty"),
     "empty folder": ([*TRAIN, "--data", "folder"], "folder has no file with text"),
@@ -90,19 +90,19 @@ def test_bad_input_is_one_line_and_changes_nothing(name: str, home: Path, capsys
     (home / "folder").mkdir()
     (home / "logs" / "hostile").mkdir()
     (home / "logs" / "hostile" / "log.pkl").write_bytes(pickle.dumps(Hostile()))
-    before = kept(home)
+    before = without_tokens(home)
     argv, message = BAD[name]
     assert status_of(*argv) == 2
     error = capsys.readouterr().err
     assert is_one_line(error) and message in error, error
-    assert kept(home) == before
+    assert without_tokens(home) == before
 
 
 def test_a_truncated_checkpoint(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = home / "logs/pico-easy/checkpoints/00000004/model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     shutil.rmtree(path.parent.with_name("00000002"))  # which would be gone on from
-    before = kept(home)
+    before = without_tokens(home)
     for argv in (
         [*TRAIN, "--steps", "8"],
         ["train", "--steps", "8", "--run", "tuned", "--init-from", str(path.parent)],
@@ -112,7 +112,7 @@ def test_a_truncated_checkpoint(home: Path, capsys: pytest.CaptureFixture[str]) 
         assert status_of(*argv) == 2
         error = capsys.readouterr().err
         assert is_one_line(error) and "model.safetensors is damaged" in error
-    assert kept(home) == before
+    assert without_tokens(home) == before
 
 
 def test_nothing_trained_yet(
@@ -167,7 +167,7 @@ def test_train_goes_on_and_says_when_it_is_done(home: Path, capsys: pytest.Captu
     assert "has trained its 4 steps already" in capsys.readouterr().out
     assert status_of(*TRAIN, "--steps", "6") == 0
     out = capsys.readouterr().out
-    assert "going on with run pico-easy after step 4" in out and "step 6/6" in out and "step 4/6" not in out
+    assert "continuing run pico-easy after step 4" in out and "step 6/6" in out and "step 4/6" not in out
     assert status_of(*TRAIN, "--fresh") == 0
     assert "step 2/4" in capsys.readouterr().out
 

@@ -209,7 +209,7 @@ def test_a_plus_needs_one_text(
 ) -> None:
     typed(monkeypatch, "she", "+ sells")
     out, error = generated(capsys, "--samples", "2", "--seed", "1")
-    assert out.count("--- 1 of 2 ---") == 1 and "+ goes on from one text" in error
+    assert out.count("--- 1 of 2 ---") == 1 and "+ continues one text" in error
 
 
 def test_a_chat_with_an_alphabet_that_cannot_spell_it(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

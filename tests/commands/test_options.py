@@ -1,7 +1,9 @@
 """The options of the command line: the help that lists them, and the run that they ask for."""
 
+import inspect
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,32 @@ from picogpt.config import DataConfig, ModelConfig, MonitoringConfig, RunConfig,
 from picogpt.config.presets import PRESETS, preset
 from picogpt.monitoring.observers import Observers
 from picogpt.runs.checkpoint import Record
-from picogpt.runs.meta import CheckpointMeta
+from picogpt.runs.checkpoint_meta import CheckpointMeta
+from tests.support.paths import ROOT
 from tests.support.running import status_of
+
+# The table of commands
+
+SHARED = {"__init__", "options"}  # the files in commands/ that are no command
+
+
+def test_every_file_is_a_command_in_the_table() -> None:
+    files = {path.stem for path in (ROOT / "picogpt" / "commands").glob("*.py")}
+    assert {f"picogpt.commands.{name}" for name in files - SHARED} == set(cli.COMMANDS.values())
+    assert all(
+        module == f"picogpt.commands.{command}{'_' * (command == 'import')}" for command, module in cli.COMMANDS.items()
+    )
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_a_command_has_what_its_help_needs(command: str) -> None:
+    module = import_module(cli.COMMANDS[command])
+    line = module.__doc__
+    assert line and "\n" not in line and line.endswith(".")
+    assert list(inspect.signature(module.run).parameters) == ["argv"] and module.run.__doc__
+    options = [kind for kind in vars(module).values() if is_dataclass(kind) and kind.__module__ == module.__name__]
+    assert options and all(kind.__doc__ and not kind.__doc__.startswith(f"{kind.__name__}(") for kind in options)
+
 
 # Help
 
@@ -174,7 +200,7 @@ def tuning(recorder: type[Recorder], monkeypatch: pytest.MonkeyPatch) -> Callabl
 
 
 def of_another_program(monkeypatch: pytest.MonkeyPatch, **shape: Any) -> RunConfig:
-    monkeypatch.setattr("picogpt.config.presets._CHARACTERS", ("picogpt",))
+    monkeypatch.setattr("picogpt.commands.train.unit_of", lambda _: "token")
     return RunConfig(replace(preset("gpt-neo-125m").model, **shape), DataConfig(tokenizer="chars"))
 
 

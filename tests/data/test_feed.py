@@ -129,7 +129,7 @@ def test_a_folder_that_goes_while_it_is_read_is_no_damage(
     feed = feed_of(tmp_path)
     feed.begin(0)
     plan.folder.rename(tmp_path / "away")
-    with pytest.raises(FileNotFoundError, match="its folder has gone"):
+    with pytest.raises(FileNotFoundError, match="its folder is gone"):
         feed.batch(10**6, 1)
     (tmp_path / "away").rename(plan.folder)
     assert len(feed.batch(10**6, 1)[0]) == 1
@@ -196,7 +196,7 @@ def test_train_on_a_hub(hub: Hub, tmp_path: Path) -> None:
     meta = checkpoints.load(last).meta
     assert meta.text == "stream" and meta.feed is not None and meta.feed["text"] == "stream"
     more = train(tmp_path, "--data", "wiki", "--steps", "40", "--run", "w", "--data-limit", "9MB", HF_HUB_OFFLINE="1")
-    assert more.returncode == 0 and "going on with run w after step 30" in more.stdout
+    assert more.returncode == 0 and "continuing run w after step 30" in more.stdout
 
 
 def test_train_without_a_network(tmp_path: Path) -> None:

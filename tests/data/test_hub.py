@@ -135,7 +135,7 @@ def test_pages_are_followed_on_the_hub_alone(server: Server) -> None:
     assert names(Dataset("a/b")) == ["x.parquet", "y.parquet"]
     for target in ("http://else.where/more", "https://127.0.0.1/", "file:///etc/passwd", "http://[bad"):
         server.answers[TREE] = 200, json.dumps([GOOD]).encode(), {"Link": link.format(target)}
-        with pytest.raises(UserError, match=r"goes on at .*, another place: look at HF_ENDPOINT"):
+        with pytest.raises(UserError, match=r"continues at .*, another place: look at HF_ENDPOINT"):
             names(Dataset("a/b"))
 
 
@@ -152,7 +152,7 @@ def test_pages_without_end(server: Server) -> None:
 @given(st.text(st.characters(codec="latin-1")) | st.from_regex(r'<[a-z:/.\[\]]{0,20}>; rel="next"'))
 def test_any_link_is_on_the_hub_or_refused(link: str) -> None:
     try:
-        target = hub._next("http://hub/first", link)
+        target = hub._next_page("http://hub/first", link)
     except UserError as told:
         assert str(told).isprintable()
     else:
@@ -160,7 +160,7 @@ def test_any_link_is_on_the_hub_or_refused(link: str) -> None:
 
 
 def test_a_link_takes_no_longer_for_being_strange() -> None:
-    assert hub._next("http://hub/first", "<" * 1_000_000) == ""
+    assert hub._next_page("http://hub/first", "<" * 1_000_000) == ""
 
 
 @pytest.mark.parametrize(("value", "offline"), [("1", True), ("TRUE", True), ("", False), ("0", False)])

@@ -16,6 +16,7 @@ from picogpt.data.shards.writer import ShardWriter
 from picogpt.data.sources import corpora, formats
 from picogpt.errors import UserError
 from picogpt.tokenizers.characters import CharTokenizer, PicoTokenizer
+from picogpt.tokenizers.registry import TOKENIZERS
 from tests.support.shards import set_size
 
 TEXT = "Hello, World! 😀 It is a fine day.\n" * 20
@@ -172,6 +173,25 @@ def test_prepare_notices_a_text_that_changes_under_it(case, monkeypatch):
     with pytest.raises(UserError, match="changed while it was read"):
         case.prepare()
     assert case.folders() == []
+
+
+def test_a_tokenizer_made_from_the_corpus_may_have_an_end_of_text(tmp_path, monkeypatch):
+    """It is known only after the first pass, which joins documents with blank lines until then."""
+
+    class Ended(CharTokenizer):
+        def __init__(self, chars: str) -> None:
+            super().__init__(chars)
+            self.end_of_text, self.vocab_size = len(self.chars), len(self.chars) + 1
+
+    monkeypatch.setitem(TOKENIZERS, "chars", Ended)
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.txt").write_text(name * 100, encoding="utf-8")
+    names = tuple(str(tmp_path / f"{name}.txt") for name in ("a", "b", "c"))
+    prepared = prepare(DataConfig(data=names, tokenizer="chars"), tmp_path / "dataset", print)
+    a, b, c, end = (*prepared.tokenizer.encode("abc"), prepared.tokenizer.end_of_text)
+    ids = [*read_all(prepared.train), *read_all(prepared.val)]
+    assert ids == [*[a] * 100, end, *[b] * 100, end, *[c] * 100, end]
+    assert len(prepared.train) == 2 * 101 + 70
 
 
 def test_prepare_makes_flipped_tokens_again(case):

@@ -178,7 +178,7 @@ def test_less_than_there_was_is_another_file(hub: Hub, file: RemoteFile) -> None
 def test_a_proxy_that_cannot_be_used_is_an_error(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
     monkeypatch.setenv("http_proxy", proxy)
     monkeypatch.setenv("no_proxy", "")
-    with pytest.raises(UserError, match="cannot be asked for"), Web(print).get("http://far.away/file"):
+    with pytest.raises(UserError, match="cannot be requested"), Web(print).get("http://far.away/file"):
         pass
 
 

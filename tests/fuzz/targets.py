@@ -24,7 +24,7 @@ from picogpt.data.sources.formats import Columns, documents, open_parquet, row_g
 from picogpt.data.streaming.plan import StreamStatus, read_status
 from picogpt.data.token_folder import read_tokenizer
 from picogpt.errors import UserError
-from picogpt.inference.onnx.metadata import metadata
+from picogpt.inference.onnx.metadata import read_metadata
 from picogpt.reports.page import page
 from picogpt.reports.run_view import run_view
 from picogpt.reports.summary import Summary
@@ -226,9 +226,9 @@ def modelfile(folder: Path, data: bytes) -> None:
     path = folder / "model.onnx"
     path.write_bytes(data)
     with suppress(ValueError):
-        metadata(path)
+        read_metadata(path)
     append_checksum(path)
-    metadata(path)
+    read_metadata(path)
 
 
 def onnx_model(folder: Path, data: bytes) -> None:
@@ -259,7 +259,7 @@ def descriptions(folder: Path) -> list[bytes]:
     path = folder / "seed.onnx"
     path.write_bytes(onnx_files(folder)[0])
     append_checksum(path)
-    return as_json({key: json.loads(value) for key, value in metadata(path).items()})
+    return as_json({key: json.loads(value) for key, value in read_metadata(path).items()})
 
 
 @cache

@@ -21,9 +21,9 @@ PICOGPT_LOG = GOLDEN / "picogpt_log.pkl"
 W = MODEL.context_len
 
 
-def rolls(writer: Generator) -> bool:
+def rolls(generator: Generator) -> bool:
     """What `auto` comes to."""
-    decoder = writer.begin(GenerateConfig(context="auto"))._decoder
+    decoder = generator.begin(GenerateConfig(context="auto"))._decoder
     assert isinstance(decoder, Decoder)
     return decoder._rolling
 
@@ -34,7 +34,7 @@ def test_a_run_rolls_where_it_was_trained_to(context: int, expected: bool, text:
     run.train()
     place = checkpoints.newest(run.dir)
     assert place is not None
-    assert rolls(picogpt.load(place).writer) is expected
+    assert rolls(picogpt.load(place).generator) is expected
     for portable in (False, True):
         path = export_checkpoint(place, "fp32", portable)
         assert open_onnx(path).rolls is expected
@@ -63,8 +63,8 @@ def test_samples_of_training_roll_likewise(
         asked.append(rolls_of(self, config))
         return original(self, config)
 
-    def rolls_of(writer: Generator, config: GenerateConfig) -> bool:
-        decoder = original(writer, config)._decoder
+    def rolls_of(generator: Generator, config: GenerateConfig) -> bool:
+        decoder = original(generator, config)._decoder
         return isinstance(decoder, Decoder) and decoder._rolling
 
     monkeypatch.setattr(Generator, "begin", begin)
@@ -75,7 +75,7 @@ def test_samples_of_training_roll_likewise(
 def test_a_log_of_picogpt_rolls_as_it_was_trained_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert cli.main(["import", "--from", str(PICOGPT_LOG), "--run", "old", "--n-head", "2"]) == 0
-    assert rolls(picogpt.load("old").writer)
+    assert rolls(picogpt.load("old").generator)
     assert rolls(open_generator("old", "onnx", "auto", print)[0])
 
 

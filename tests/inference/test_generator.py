@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from picogpt.config import GenerateConfig, ModelConfig
 from picogpt.errors import UserError
 from picogpt.inference.generator import Generator, Streams, _decoder
-from picogpt.inference.stopping import StopText
+from picogpt.inference.stopping import StopFilter
 from picogpt.inference.windows import Decoder, Recut
 from picogpt.tokenizers.base import Tokenizer
 from picogpt.tokenizers.characters import CharTokenizer, PicoTokenizer
@@ -127,14 +127,14 @@ def test_each_sample_ends_by_itself() -> None:
 
 @given(text=st.text("ab", max_size=30), stop=st.text("ab", max_size=4), sizes=st.lists(st.integers(1, 4)))
 def test_until_shows_what_comes_before_the_first_stop(text: str, stop: str, sizes: list[int]) -> None:
-    until, shown, start = StopText(stop), "", 0
+    until, shown, start = StopFilter(stop), "", 0
     for size in [*sizes, *[1] * len(text)]:
-        if start < len(text) and not until.over:
-            shown += until.show(text[start : start + size])
+        if start < len(text) and not until.ended:
+            shown += until.add(text[start : start + size])
             start += size
     whole = text if not stop else text.partition(stop)[0]
-    assert shown + until.rest() == whole
-    assert until.over == (bool(stop) and stop in text)
+    assert shown + until.held_back() == whole
+    assert until.ended == (bool(stop) and stop in text)
 
 
 # Going on

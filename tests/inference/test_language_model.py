@@ -13,8 +13,8 @@ import picogpt
 from picogpt import LanguageModel, UserError
 from picogpt.config import GenerateConfig, ModelConfig, RunConfig, TrainConfig
 from picogpt.runs import checkpoint, checkpoints
+from picogpt.runs.checkpoint_meta import CheckpointMeta
 from picogpt.runs.find import newest_run, trained_runs
-from picogpt.runs.meta import CheckpointMeta
 from picogpt.tokenizers.base import Tokenizer
 from picogpt.tokenizers.characters import CharTokenizer, PicoTokenizer
 from tests.support.checkpoints import forge_meta

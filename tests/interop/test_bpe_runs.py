@@ -16,7 +16,7 @@ from picogpt.data.sources.hub import dataset_named
 from picogpt.data.streaming.filler import fill
 from picogpt.data.streaming.plan import plan_for, shards_of
 from picogpt.runs import checkpoints
-from picogpt.runs.meta import CheckpointMeta
+from picogpt.runs.checkpoint_meta import CheckpointMeta
 from picogpt.tokenizers import bpe
 from picogpt.tokenizers.base import Tokenizer
 from picogpt.tokenizers.ids import IdsTokenizer
@@ -73,7 +73,7 @@ def test_more_text_goes_on_after_the_text_so_far(
 ) -> None:
     make_run("neo", BPE)
     model = picogpt.load("neo")
-    streams = model.writer.begin(greedy := GenerateConfig(tokens=20, temperature=0))
+    streams = model.generator.begin(greedy := GenerateConfig(tokens=20, temperature=0))
     streams.read("the")
     first = "".join(piece for (piece,) in streams.write(greedy))
     streams.read(" shell")

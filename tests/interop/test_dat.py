@@ -142,7 +142,7 @@ REFUSED = {
     "attention.dividend = nan": "attention.dividend must be a number",
     "attention.type.2 = none": "attention.type.2 must be global or local, not 'none'",
     "decoder.count = 4": "there is no attention.type.4",
-    "decoder.count = 0": "a model without a decoder",
+    "decoder.count = 0": "decoder.count is 0: picogpt reads no model without decoders",
     "decoder.count = 99999999": "n_layer must be at most 1,024",
     "decoder.count = -1": "n_layer must not be negative",
     "hidden.size = 7": "n_embd (7) must be a multiple of n_head (2)",
@@ -200,7 +200,7 @@ def test_a_link_leads_nowhere_else(tmp_path: Path) -> None:
     ("text", "reason"),
     [
         (None, "model.properties cannot be read: No such file"),
-        (b"\xff\xfe", "is no text"),
+        (b"\xff\xfe", "is not a text"),
         (b"# " + bytes(5 << 20), "is too large"),
         (b"", "there is no epsilon"),
     ],

@@ -171,12 +171,12 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @given(st.integers(-(1 << 70), 1 << 70) | st.sampled_from([-129, -128, 127, 128, 255, 256]))
 def test_whole_numbers_are_pickled_as_they_are(value: int) -> None:
-    assert pickle.loads(pickle_writer.pickled(pickle_writer.whole(value))) == value
+    assert pickle.loads(pickle_writer.pickled(pickle_writer.integer(value))) == value
 
 
 @given(st.dictionaries(st.text(), st.floats(allow_nan=False)), st.binary(max_size=300))
 def test_values_are_pickled_as_they_are(items: dict[str, float], content: bytes) -> None:
-    made = pickle_writer.dict_of({name: pickle_writer.real(value) for name, value in items.items()})
+    made = pickle_writer.dict_of({name: pickle_writer.floating(value) for name, value in items.items()})
     assert pickle.loads(pickle_writer.pickled(pickle_writer.tuple_of(made, pickle_writer.raw(content)))) == (
         items,
         content,

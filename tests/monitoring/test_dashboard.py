@@ -17,7 +17,7 @@ import pytest
 
 from picogpt.errors import UserError
 from picogpt.monitoring import server
-from picogpt.monitoring.dashboard import Dashboard, parsed
+from picogpt.monitoring.dashboard import Dashboard, parse_address
 from picogpt.monitoring.server import App, LivePage
 from picogpt.runs.log import read_log
 from tests.reports.test_page import STATUS
@@ -178,9 +178,11 @@ def test_every_address_of_the_machine(opened: Open) -> None:
 def test_a_port_that_is_taken_is_one_line(opened: Open, run_dir: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=rf"no page at --dashboard {port} \(.*[Aa]ddress already in use.*\): give"):
+        with pytest.raises(
+            UserError, match=rf"cannot serve a page at --dashboard {port} \(.*[Aa]ddress already in use.*\): give"
+        ):
             Dashboard.open(str(port), run_dir, pytest.fail)
-    with pytest.raises(UserError, match=r"there can be no page at --dashboard 192\.0\.2\.77:0 \("):
+    with pytest.raises(UserError, match=r"cannot serve a page at --dashboard 192\.0\.2\.77:0 \("):
         Dashboard.open("192.0.2.77:0", run_dir, pytest.fail)
 
 
@@ -195,7 +197,7 @@ def test_a_port_that_is_taken_is_one_line(opened: Open, run_dir: Path) -> None:
     ],
 )
 def test_addresses(address: str, host: str, port: str) -> None:
-    assert parsed(address) == (host, port)
+    assert parse_address(address) == (host, port)
 
 
 @pytest.mark.parametrize(
@@ -265,7 +267,7 @@ def test_a_page_that_died_is_told_once(opened: Open) -> None:
     dashboard._process.wait()
     for _ in range(3):
         dashboard.send(STATUS)
-    assert said == ["the live page has ended, training goes on without it"]
+    assert said == ["the live page has ended, training continues without it"]
     dashboard.close()
 
 
@@ -287,8 +289,8 @@ def test_a_server_that_does_not_read_is_not_waited_for(opened: Open) -> None:
 def test_what_is_cut_off_in_the_pipe_is_left_out(run_dir: Path) -> None:
     page = LivePage(run_dir)
     for line in (b"\n", b'{"step": 1', b"[1]\n", b'{"step": 1}\n', b"\xff\n", b"null\n"):
-        page.hear(line)
-    assert "Training begins" in page.live()
+        page.receive(line)
+    assert "Training begins" in page.state()
 
 
 def test_the_report_is_made_once_for_a_log(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from picogpt.monitoring.panel import Panel, sparkline
 from picogpt.monitoring.status import Status
-from picogpt.reports.figures import duration, rate, size
+from picogpt.reports.number_format import duration, rate, size
 from picogpt.runs.log import Evaluation
 
 STATUS = Status(
@@ -50,7 +50,7 @@ def test_everything_is_said() -> None:
     assert "mine" in text and "0:04:12 trained, 0:05:48 to go" in text
     for part in ("840 of 2,000", "42.0% done", "lr 0.0100", "4,310 tokens/s", "71% of the machine's matrix products"):
         assert part in text
-    for part in ("407 MB here", "3.0 GB of 8.0 GB in use", "98% busy", "62 °C", "battery 81 %, on the mains"):
+    for part in ("407 MB here", "3.0 GB of 8.0 GB in use", "98% busy", "62 °C", "battery 81 %, on mains power"):
         assert part in text
     assert "wiki, 12M tokens here" in text and r"He is a man 16\n[x]" in text
     assert "1.612" in text and "1.500  █" in text and "2.164 bits/char" in text and "the best so far" in text
@@ -70,7 +70,7 @@ def test_a_loss_that_was_better_before_is_told() -> None:
 
 
 def test_a_pause_is_seen() -> None:
-    assert "waiting for the mains" in shown(replace(STATUS, pausing="waiting for the mains"))
+    assert "waiting for mains power" in shown(replace(STATUS, pausing="waiting for mains power"))
     assert "discharging" in shown(replace(STATUS, plugged=False))
 
 
@@ -97,4 +97,5 @@ def test_a_sparkline_is_short_and_touches_both_ends(values: list[float], plain: 
 def test_numbers() -> None:
     assert [rate(value) for value in (0.04, 0.0, 3e-5)] == ["0.0400", "0.0000", "3.0e-05"]
     assert [size(count) for count in (407 << 20, 1 << 30)] == ["407 MB", "1.0 GB"]
-    assert duration(90_061.4) == "1 day, 1:01:01"
+    assert [duration(seconds) for seconds in (None, 59.6, 86_399)] == ["-", "0:01:00", "23:59:59"]
+    assert [duration(seconds) for seconds in (90_061.4, 172_800)] == ["1 day, 1:01:01", "2 days, 0:00:00"]

@@ -98,7 +98,7 @@ def test_a_disk_that_refuses_is_told_of_once(tmp_path: Path) -> None:
     told: list[str] = []
     events = TensorBoardWriter(tmp_path / "tensorboard", 1, told.append)
     events.evaluation(ENTRY)
-    assert len(told) == 1 and "cannot be written" in told[0] and "TensorBoard is told no more" in told[0]
+    assert len(told) == 1 and "cannot be written" in told[0] and "TensorBoard will miss the rest of this run" in told[0]
 
 
 def test_without_the_library_it_says_how_to_get_it(

@@ -77,7 +77,7 @@ def test_the_panel_comes_and_goes_and_ctrl_c_saves(tmp_path: Path) -> None:
         process.send_signal(signal.SIGWINCH)
         read_until(ours, b"\xe2\x95\xaf")  # drawn again, narrower
         process.send_signal(signal.SIGINT)
-        shown = read_until(ours, b"goes on from here").decode()
+        shown = read_until(ours, b"continues from here").decode()
         assert "stopped and saved after step" in shown and "\x1b[?25h" in shown
         read_until(ours, b"never")  # lets it end
         assert process.wait(60) == 0

@@ -8,7 +8,7 @@ from picogpt.engine.backend import BLOCK
 from picogpt.engine.lanes import Lanes
 from picogpt.optim import adamw
 from picogpt.rng import generator
-from tests.optim.example import SHAPES, ExampleOptimizer, in_float64, random_arrays
+from tests.support.optimizers import SHAPES, ExampleOptimizer, in_float64, random_arrays
 
 STEPS = 60
 

@@ -10,7 +10,7 @@ from picogpt.engine.lanes import Lanes
 from picogpt.model.parameters import is_hidden_matrix
 from picogpt.optim.muon import NEWTON_SCHULZ, orthogonalise
 from picogpt.rng import generator
-from tests.optim.example import HIDDEN, SHAPES, ExampleOptimizer, in_float64, random_arrays
+from tests.support.optimizers import HIDDEN, SHAPES, ExampleOptimizer, in_float64, random_arrays
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (32, 128), (128, 32), (16, 200), (200, 16), (1, 8), (8, 1), (1, 1)])

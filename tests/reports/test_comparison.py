@@ -14,9 +14,9 @@ from rich.console import Console
 
 from picogpt.errors import UserError
 from picogpt.reports.comparison import common_axis, difference, differing_settings, notes
-from picogpt.reports.figures import count
+from picogpt.reports.comparison_view import ComparisonView, row
+from picogpt.reports.number_format import count
 from picogpt.reports.summary import Summary, read_runs
-from picogpt.reports.terminal import Comparison, row
 from picogpt.runs.find import find_logs
 from picogpt.runs.log import Evaluation, LogContent, read_log
 from tests.support.logfiles import summary_of, write_log
@@ -24,7 +24,7 @@ from tests.support.logfiles import summary_of, write_log
 
 def shown(runs: list[Summary], encoding: str = "utf-8", width: int = 100) -> str:
     file = io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="\n")
-    Console(file=file, width=width, color_system=None).print(Comparison(runs))
+    Console(file=file, width=width, color_system=None).print(ComparisonView(runs))
     file.flush()
     return file.buffer.getvalue().decode(encoding)
 
@@ -81,7 +81,7 @@ def test_a_difference_leads_back_to_the_loss(first: float, other: float) -> None
 def test_losses_of_other_tokens_have_no_difference(tmp_path: Path) -> None:
     runs = [summary_of(tmp_path / "a", [2.0]), summary_of(tmp_path / "b", [1.0], tokenizer="chars")]
     assert difference(runs[1], runs[0]) is None
-    assert any("the losses do not compare" in note and "a: picogpt" in note for note in notes(runs))
+    assert any("the losses cannot be compared" in note and "a: picogpt" in note for note in notes(runs))
     runs[1] = summary_of(tmp_path / "c", [1.0], vocab_size=90)
     assert difference(runs[1], runs[0]) is None
 
@@ -94,9 +94,9 @@ def test_losses_of_other_tokens_have_no_difference(tmp_path: Path) -> None:
         ({"batch_size": 8}, "not trained on equally many tokens, which is part of the difference (a: 204,800; b: 102"),
         ({"context_len": 64}, "different windows of the validation text"),
         ({"eval_interval": 7}, "different windows of the validation text"),
-        ({"steps": 200}, "b is not at its end: 50 % of its steps or minutes"),
-        ({"minutes": 2.0, "steps": 1000}, "b is not at its end: 50 % of its steps or minutes"),
-        ({"about": {}}, "b tells no settings"),
+        ({"steps": 200}, "b has not finished: 50 % of its steps or minutes"),
+        ({"minutes": 2.0, "steps": 1000}, "b has not finished: 50 % of its steps or minutes"),
+        ({"about": {}}, "there are no settings in the log of b"),
         ({"about": {"machine": "another"}}, "different machines (a: Old i3, 2 cores, 8 GB, Linux; b: another)"),
     ],
 )
@@ -119,7 +119,7 @@ def test_the_axis_is_steps_where_they_are_equal_and_else_tokens(tmp_path: Path) 
     assert common_axis([a]) == common_axis([a, same]) == "step"
     assert common_axis([a, half]) == "tokens"
     assert half.curve("val_loss", "tokens")[0].tolist() == [50 * 8 * 128, 100 * 8 * 128]
-    assert "over tokens, as a step is not equally many" in shown([a, half])
+    assert "over tokens, as the runs differ in tokens a step" in shown([a, half])
     assert common_axis([a, old]) == "evaluation" and a.curve("val_loss", "evaluation")[0].tolist() == [1, 2]
 
 
@@ -141,6 +141,16 @@ def test_a_table_keeps_its_numbers_whole_on_80_columns(tmp_path: Path) -> None:
     lines = shown(runs, width=80).splitlines()
     assert any("2.0000" in line and "17.7k" in line and "1,000" in line for line in lines)
     assert any("+50.00 %" in line and "3.0000" in line for line in lines)
+
+
+def test_days_have_a_line_of_their_own_where_there_is_little_room(tmp_path: Path) -> None:
+    log = read_log(write_log(tmp_path / "a", [2.0]))
+    log = replace(log, evaluations=[replace(log.evaluations[0], seconds=183_845)])
+    runs = [Summary("an experiment 1", log), Summary("an experiment 2", log)]
+    assert shown(runs, width=120).count(" 2 days, 3:04:05 ") == 2
+    lines = shown(runs, width=80).splitlines()
+    assert sum("experiment" in line and " 2 days, " in line and "17.7k" in line for line in lines) == 2
+    assert sum(line.strip() == "3:04:05" for line in lines) == 2
 
 
 def test_a_name_a_folder_a_file_and_a_folder_of_runs(tmp_path: Path) -> None:

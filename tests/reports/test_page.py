@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from picogpt.errors import UserError
-from picogpt.monitoring.live_page import live, live_page
+from picogpt.monitoring.server import page_html, status_html
 from picogpt.monitoring.status import Status
 from picogpt.reports.chart import Curve, chart
 from picogpt.reports.page import page, report, write_page
@@ -106,8 +106,8 @@ def test_no_text_of_a_log_breaks_out_of_the_page(text: str) -> None:
     for made in (
         lambda text: page(runs_that_say(text)),
         lambda text: page(runs_that_say(text)[:1]),
-        lambda text: live_page(text, live(None, 0, False), report([], text), 1),
-        lambda text: live(Status(**{**vars(STATUS), "data": text, "pausing": text}), 0, False),
+        lambda text: page_html(text, status_html(None, 0, False), report([], text), 1),
+        lambda text: status_html(Status(**{**vars(STATUS), "data": text, "pausing": text}), 0, False),
     ):
         hostile, harmless = Parsed(made(text)), Parsed(made("harmless"))
         assert hostile.tags == harmless.tags and hostile.links == harmless.links
@@ -203,20 +203,20 @@ def test_a_steep_beginning_is_cut_off_and_that_is_said(tmp_path: Path) -> None:
     ("changes", "age", "ended", "told"),
     [
         ({}, 0, False, ["Training", "step 120 of 400, 30 %", "0:00:33, 0:01:17 to go", "23,456", "52 % of the peak"]),
-        ({}, 0, False, ["80 MB", "3.0 of 8.0 GB", "71 %", "61 °C", "74 %", "on its own", "streaming"]),
+        ({}, 0, False, ["80 MB", "3.0 of 8.0 GB", "71 %", "61 °C", "74 %", "discharging", "streaming"]),
         ({"pausing": "61 degrees"}, 0, False, ["Pausing: 61 degrees"]),
-        ({}, 60, False, ["Heard nothing for 60 seconds"]),
+        ({}, 60, False, ["No news for 60 seconds"]),
         ({}, 0, True, ["Training has stopped after step 120"]),
         ({"progress": 1.2, "step": 400}, 0, True, ["The run has ended after step 400", "100 %"]),
     ],
 )
 def test_the_panel(changes: dict[str, Any], age: float, ended: bool, told: list[str]) -> None:
-    text = " ".join("".join(Parsed(live(Status(**{**vars(STATUS), **changes}), age, ended)).text).split())
+    text = " ".join("".join(Parsed(status_html(Status(**{**vars(STATUS), **changes}), age, ended)).text).split())
     assert all(part in text for part in told), text
 
 
 def test_the_panel_without_what_is_not_known() -> None:
     unknown = dict.fromkeys(("eta_seconds", "train_loss", "peak_share", "temperature", "battery"))
-    html = live(Status(**{**vars(STATUS), **unknown, "data": ""}), 0, False)
-    assert not any(part in html for part in ("None", "to go", "°C", "battery", "roof", "training loss"))
-    assert "Training begins" in live(None, 0, False)
+    html = status_html(Status(**{**vars(STATUS), **unknown, "data": ""}), 0, False)
+    assert not any(part in html for part in ("None", "to go", "°C", "battery", "of the peak", "training loss"))
+    assert "Training begins" in status_html(None, 0, False)

@@ -1,4 +1,4 @@
-"""One checkpoint: equal after a restore; damage, and what is no checkpoint at all, is told in one line."""
+"""One checkpoint: a restore gives the same bits; damage, and files that are no checkpoint, are refused in one line."""
 
 import json
 import struct
@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from picogpt.config import RunConfig
 from picogpt.errors import UserError
 from picogpt.runs import checkpoint, checkpoints
+from picogpt.runs.checkpoint_meta import CheckpointMeta, DivergenceState, MachineSettings
 from picogpt.runs.log import DivergenceEvent
-from picogpt.runs.meta import CheckpointMeta, DivergenceState, MachineSettings
 from tests.support.checkpoints import (
     FILES,
     arrays,
@@ -113,6 +113,7 @@ def test_meta_of_another_version_is_read(left_out: str) -> None:
         {"feed": [1]},
         {"text": 1},
         {"val_loss": "low"},
+        {"val_loss": 10**400},
         {"evaluated": 1},
         {"seconds": float("nan")},
         {"seconds": 10**400},
@@ -138,7 +139,7 @@ def test_damage_names_the_file_and_the_way_out(tmp_path: Path, name: str, damage
     with pytest.raises(UserError) as told:
         checkpoints.load(newer)
     assert str(newer / name) in str(told.value)
-    assert str(told.value).endswith(f"delete {newer} to go on from step 1")
+    assert str(told.value).endswith(f"delete {newer} to continue from step 1")
     assert "\n" not in str(told.value)
     damage(older / name)
     with pytest.raises(UserError, match=r"start the run again with --fresh$"):

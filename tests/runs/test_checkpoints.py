@@ -1,4 +1,4 @@
-"""The checkpoints of a run: which one is in force, which stay, and that one is sound after a kill at any moment."""
+"""The checkpoints of a run: which one is used, which stay, and that one is sound after a kill at any moment."""
 
 import os
 import re
@@ -146,7 +146,7 @@ def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
 
 
 class Killed(BaseException):
-    """The process dies here: nothing may catch it."""
+    """Stands for the death of the process: nothing may catch it."""
 
 
 def die_at(patch: pytest.MonkeyPatch, moment: int, error: type[BaseException]) -> Callable[[], int]:
@@ -198,7 +198,7 @@ def test_a_sound_checkpoint_survives_a_death_at_any_file_operation(
         survivor = checkpoints.load(checkpoints.newest(run) or run)
         assert same(survivor.model, arrays(1)) or same(survivor.model, arrays(2))
         assert checkpoints.best(run) is not None
-        resumed = save(run, 20, 0.5, seed=3)  # and the run goes on
+        resumed = save(run, 20, 0.5, seed=3)  # and the run continues
         checkpoints.prune(run)
         assert checkpoints.newest(run) == checkpoints.best(run) == resumed
         assert same(checkpoints.load(resumed).model, arrays(3))

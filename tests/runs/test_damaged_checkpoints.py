@@ -1,4 +1,4 @@
-"""A run of which one checkpoint is damaged, in any file and in any way: everything goes on with the others."""
+"""A run with one checkpoint that is damaged, in any file and in any way: everything uses the others."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -16,12 +16,12 @@ from tests.support.running import config_for, open_run, result_of, status_of
 
 Damage = Callable[[Path], None]
 EACH = pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-READ = pytest.mark.parametrize("file", [META, MODEL])  # what writing needs
+READ = pytest.mark.parametrize("file", [META, MODEL])  # what generating needs
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with a run whose checkpoints are of the steps 8 and 12, the second one better."""
+    """Make a folder with a run whose checkpoints are of the steps 8 and 12, the second one better."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("damage")
         patch.chdir(folder)
@@ -34,14 +34,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def home(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_plots: None) -> Path:
-    """The current folder, a copy of it."""
+    """Copy that folder, and make the copy the current folder."""
     shutil.copytree(trained, tmp_path / "home")
     monkeypatch.chdir(tmp_path / "home")
     return tmp_path / "home"
 
 
 def folders() -> list[Path]:
-    """From the newest to the oldest; the newest is the best as well."""
+    """Return the checkpoints from the newest to the oldest; the newest is also the best."""
     run = Path("logs/run")
     found = sorted((run / "checkpoints").iterdir())[::-1]
     assert [folder.name for folder in found] == ["00000012", "00000008"]
@@ -60,7 +60,7 @@ def test_training_goes_on_from_the_one_before_to_the_same_bits(
     run = open_run(config)
     run.train()
     out = capsys.readouterr().out
-    assert "going on with run run after step 8" in out and f"00000012/{file}" in out and "it is left out" in out
+    assert "continuing run run after step 8" in out and f"00000012/{file}" in out and "it is left out" in out
     assert result_of(run) == expected
 
 
@@ -110,7 +110,7 @@ def test_one_that_is_named_itself_is_refused_with_the_way_out(file: str, damage:
     if not (newest / META).exists():
         assert checkpoints.newest(home / "logs" / "run") == home / "logs" / "run" / before.relative_to("logs/run")
         return
-    with pytest.raises(picogpt.UserError, match=f"delete {newest} to go on from step 8"):
+    with pytest.raises(picogpt.UserError, match=f"delete {newest} to continue from step 8"):
         checkpoints.load(newest)
 
 
@@ -136,7 +136,7 @@ def test_looking_for_a_sound_one_keeps_no_weights(home: Path, monkeypatch: pytes
         return original(path, *rest)
 
     monkeypatch.setattr(checkpoint, "_read_arrays", noted)
-    with pytest.raises(picogpt.UserError, match="go on from step 8"):
+    with pytest.raises(picogpt.UserError, match="continue from step 8"):
         checkpoints.load(newest)
     assert read == [newest / MODEL]
     checkpoint.verify(before)
@@ -145,7 +145,7 @@ def test_looking_for_a_sound_one_keeps_no_weights(home: Path, monkeypatch: pytes
 
 
 def test_a_record_that_cannot_be_read_is_no_reason_to_stop(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a bad place of the disk."""
+    """Such as on a bad place of the disk."""
     before = checkpoints.state_of(Path("logs/run"))
     newest = folders()[0]
     monkeypatch.setattr(checkpoint, "read_bytes", lambda path: (_ for _ in ()).throw(OSError(5, "Input/output error")))

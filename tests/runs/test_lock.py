@@ -1,4 +1,4 @@
-"""One process a run: refused while another has it, free the moment that one dies, whatever it left behind."""
+"""One process a run: refused while another has it, and free as soon as that one dies, whatever files it left."""
 
 import errno
 import json
@@ -28,7 +28,7 @@ with run_lock(Path(sys.argv[1]), print):
 
 
 def hold(run_dir: Path, program: str = HOLD) -> "subprocess.Popen[bytes]":
-    """A process that has the run until its input ends."""
+    """Start a process that holds the run until its input ends."""
     root = str(ROOT)
     owner = subprocess.Popen(
         [sys.executable, "-c", program, str(run_dir)],
@@ -59,7 +59,7 @@ def test_one_that_was_killed_leaves_no_lock(tmp_path: Path) -> None:
         pass
     owner.kill()
     owner.communicate()
-    assert json.loads((tmp_path / OWNER).read_text(encoding="utf-8"))["pid"] == owner.pid  # a note, and no lock
+    assert json.loads((tmp_path / OWNER).read_text(encoding="utf-8"))["pid"] == owner.pid  # the note is no lock
     with run_lock(tmp_path, pytest.fail):
         assert json.loads((tmp_path / OWNER).read_text(encoding="utf-8"))["pid"] == os.getpid()
 

@@ -2,7 +2,6 @@
 
 import collections
 import io
-import math
 import os
 import pickle
 import pickletools
@@ -20,40 +19,13 @@ from rich.console import Console
 
 from picogpt.config.presets import PRESETS
 from picogpt.errors import UserError
-from picogpt.monitoring import plotter as plotter_module
-from picogpt.monitoring.plotter import Plotter
-from picogpt.reports import picture
 from picogpt.reports.run_view import run_view
 from picogpt.runs import log as log_module
 from picogpt.runs.log import Evaluation, LogContent, RunLog, read_log
 from picogpt.system.checksums import with_checksum
+from tests.support.logfiles import record, written
 
 FEW = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-def record(log: RunLog, step: int, val_loss: float | None, sample: str = "text") -> None:
-    log.evaluation(
-        Evaluation(
-            step=step,
-            tokens=step * 2048,
-            seconds=step * 0.5,
-            lr=0.004,
-            train_loss=None if val_loss is None else val_loss - 0.1,
-            val_loss=val_loss,
-            tokens_per_second=3412.0,
-            memory_mb=312.0,
-            sample=sample,
-        )
-    )
-
-
-def written(path: Path, steps: int = 5) -> RunLog:
-    log = RunLog.open(path, {"preset": "pico", "parameters": 6_341_120})
-    for step in range(0, steps * 50, 50):
-        record(log, step, 4.0 - math.log1p(step) / 4)
-    log.notice("something to know")
-    log.save()
-    return log
 
 
 def shown(log: LogContent, encoding: str, width: int = 100) -> str:
@@ -295,123 +267,3 @@ def test_a_mutated_log_is_refused_or_shown(tmp_path: Path, data: st.DataObject) 
         RunLog.open(path, {}).save()
     except UserError as told:
         assert "\n" not in str(told)
-
-
-def test_summary_thins_the_table_and_keeps_first_best_and_last(tmp_path: Path) -> None:
-    log = RunLog.open(tmp_path / "log.pkl", {})
-    for step in range(0, 5000, 10):
-        record(log, step, 1.0 if step == 1230 else 3.0 - step / 5000)
-    log.save()
-    text = shown(read_log(log.path), "utf-8")
-    rows = [line.split("│")[1:-1] for line in text.splitlines() if line.startswith("│")]
-    steps = [int(row[0].replace(",", "")) for row in rows]
-    assert 15 <= len(steps) <= 21 and {0, 1230, 4990} <= set(steps) and steps == sorted(steps)
-    best = rows[steps.index(1230)]
-    assert best[3].strip() == "1.0000*" and best[4].strip() == f"{1 / math.log(2):.3f}"
-
-
-@pytest.mark.parametrize("encoding", ["utf-8", "cp1252", "ascii"])
-@pytest.mark.parametrize("count", [0, 1, 2, 300])
-def test_summary_on_any_terminal(tmp_path: Path, encoding: str, count: int) -> None:
-    log = RunLog.open(tmp_path / "log.pkl", {})
-    for step in range(count):
-        record(log, step * 1000, 2.0 if step % 7 else None, sample="[bold]x[/bold] \x1b[31m ← é\ud800\n")
-    log.save()
-    text = shown(read_log(log.path), encoding, width=80)
-    assert "\x1b" not in text and "my [run]" in text
-    if count > 1:
-        assert r"[bold]x[/bold] \x1b[31m" in text and r"\ud800\n" in text
-        assert f"{(count - 1) * 1000:,}" in text.splitlines()[-4]
-        curve = [line for line in text.splitlines() if line[9:10] in tuple("┤│|")]
-        assert len(curve) == 14 and all(len(line) <= 80 for line in curve)
-        drawn = any("\u2800" < character <= "\u28ff" for line in curve for character in line)
-        assert drawn == (encoding == "utf-8") and ("o" in "".join(curve)) == (encoding != "utf-8")
-
-
-def test_the_curve_falls_when_the_loss_falls(tmp_path: Path) -> None:
-    log = RunLog.open(tmp_path / "log.pkl", {})
-    for step in range(70):
-        record(log, step, 4.0 - step / 20)
-    log.save()
-    curve = [line[10:] for line in shown(read_log(log.path), "ascii").splitlines() if line[9:10] == "|"]
-    places = [line.find("o") for line in curve if "o" in line]
-    assert places == sorted(places) and places[0] == 0 and curve[0].startswith("o")
-
-
-def png_size(path: Path) -> tuple[int, ...]:
-    data = path.read_bytes()
-    assert data.startswith(b"\x89PNG")
-    return struct.unpack(">II", data[16:24])
-
-
-@pytest.mark.parametrize("count", [0, 1, 5000])
-def test_the_picture_of_any_log(tmp_path: Path, count: int) -> None:
-    folder = tmp_path / "costs $5 and $6"
-    folder.mkdir()
-    log = RunLog.open(folder / "log.pkl", {"preset": "pico", "parameters": 10**12})
-    for step in range(count):
-        record(log, step, NAN if step % 10 == 5 else 2.0 + 1 / (1 + step))
-    log.save()
-    assert picture.main([str(log.path), str(folder / "log.png")]) == 0
-    assert png_size(folder / "log.png") == (900, 540)
-    assert sorted(entry.name for entry in folder.iterdir()) == ["log.pkl", "log.png"]
-
-
-def test_plot_tells_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert picture.main([str(tmp_path / "none.pkl"), str(tmp_path / "x.png")]) == 1
-    assert "cannot read the log" in capsys.readouterr().err
-    written(tmp_path / "log.pkl")
-    assert picture.main([str(tmp_path / "log.pkl"), str(tmp_path / "nowhere" / "x.png")]) == 1
-    assert "cannot write" in capsys.readouterr().err
-    assert picture.main([]) == 2
-
-
-def test_plotter_draws_in_the_background_and_reports_failure(tmp_path: Path) -> None:
-    log_path, png_path = tmp_path / "log.pkl", tmp_path / "log.png"
-    plotter = Plotter(log_path, png_path)
-    plotter.close()
-    assert plotter.problem is None
-    plotter.redraw()  # there is no log yet
-    plotter.close()
-    assert plotter.problem is not None and "could not be drawn (exit status 1)" in plotter.problem
-    written(log_path)
-    plotter.redraw()
-    plotter.close()
-    assert plotter.problem is None and png_size(png_path) == (900, 540)
-
-
-class FakeProcess:
-    """Stands in for Popen: done when told, or never."""
-
-    def __init__(self) -> None:
-        self.status: int | None = None
-        self.killed = False
-
-    def poll(self) -> int | None:
-        return self.status
-
-    def wait(self, timeout: float | None = None) -> int:
-        if self.status is None:
-            raise subprocess.TimeoutExpired("plot", timeout or 0.0)
-        return self.status
-
-    def kill(self) -> None:
-        self.killed, self.status = True, -9
-
-
-def test_plotter_runs_one_process_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    started: list[FakeProcess] = []
-
-    def start(*_: Path) -> FakeProcess:
-        started.append(FakeProcess())
-        return started[-1]
-
-    monkeypatch.setattr(plotter_module, "start_plot", start)
-    plotter = Plotter(tmp_path / "log.pkl", tmp_path / "log.png")
-    for _ in range(3):
-        plotter.redraw()
-    assert len(started) == 1
-    started[0].status = 0
-    plotter.close(seconds=0.0)  # the redraw that was skipped is made now, and this one never ends
-    assert len(started) == 2 and started[1].killed
-    assert plotter.problem is not None and "within 0 seconds" in plotter.problem

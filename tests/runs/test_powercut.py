@@ -1,4 +1,4 @@
-"""A power cut at any moment: a run is found whole, and goes on."""
+"""A power cut at any moment: the run is whole afterwards, and continues."""
 
 import os
 import shutil
@@ -18,8 +18,8 @@ from picogpt.config import MonitoringConfig
 from picogpt.monitoring.observers import Observers
 from picogpt.runs import checkpoint, checkpoints, log
 from picogpt.runs.checkpoint import finish
+from picogpt.runs.checkpoint_meta import CheckpointMeta
 from picogpt.runs.log import Evaluation, RunLog, read_log, write_log
-from picogpt.runs.meta import CheckpointMeta
 from picogpt.system.files import make_folder, sync_file
 from picogpt.training import saver
 from picogpt.training.run import Run
@@ -39,11 +39,11 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Promise:
-    """What a run's folder holds after a power cut."""
+    """What a run's folder must hold after a power cut."""
 
     sound: frozenset[Saved | None]  # one of these checkpoints is the latest; None: there may be none
     logged: bool = False  # there is a log
-    remains: bool = False  # what is left of deleted checkpoints may be told of
+    remains: bool = False  # there may be notices about the remains of deleted checkpoints
 
 
 def hashed(model: Arrays, optimizer: Arrays) -> str:
@@ -52,7 +52,7 @@ def hashed(model: Arrays, optimizer: Arrays) -> str:
 
 
 class Witness:
-    """Tells the disk what is promised, by the calls that a run makes."""
+    """Sets the disk's promise at each call that a run makes."""
 
     def __init__(self, disk: Disk) -> None:
         self._disk, self._saved = disk, list[Saved]()
@@ -113,14 +113,14 @@ class Witness:
 
 @pytest.fixture
 def disk(memory: Path) -> Disk:
-    """One for a run at disk.root / "run"."""
+    """Return the disk of a run at disk.root / "run"."""
     (memory / "disk").mkdir()
     return Disk(memory / "disk", Promise(frozenset({None})))
 
 
 @contextmanager
 def watched(disk: Disk) -> Iterator[Path]:
-    """The folder of the run that is made meanwhile."""
+    """Watch the disk while a run is made in its folder."""
     with pytest.MonkeyPatch.context() as patch, disk:
         Witness(disk).watch(patch)
         yield disk.root / "run"
@@ -135,7 +135,7 @@ def meta_of(val_loss: float) -> CheckpointMeta:
 
 
 def log_at(run: Path, step: int) -> RunLog:
-    """The run's log, with an evaluation at this step the last."""
+    """Return the run's log, whose last evaluation is at this step."""
     log = RunLog.open(run / "log.pkl", {})
     log.rewind(step - 1, [])
     log.evaluation(Evaluation(step, 1.0, 1.0))
@@ -143,7 +143,7 @@ def log_at(run: Path, step: int) -> RunLog:
 
 
 def save(run: Path, step: int, val_loss: float = 1.0, seed: int | None = None) -> Path:
-    """What a run does when it has evaluated."""
+    """Save as a run does after an evaluation."""
     make_folder(run)
     log_at(run, step).save()
     content = arrays(step if seed is None else seed)
@@ -153,7 +153,7 @@ def save(run: Path, step: int, val_loss: float = 1.0, seed: int | None = None) -
 
 
 def look_at_run(place: Path, promise: Promise) -> None:
-    """The promise is kept, and a run goes on from there."""
+    """Check that the promise holds, and that a run continues from there."""
     run, skipped = place / "run", list[str]()
     found = checkpoints.latest(run, skipped.append)
     assert (found and (found.step, hashed(found.model, found.optimizer))) in promise.sound, "another checkpoint"
@@ -174,7 +174,7 @@ def look_at_run(place: Path, promise: Promise) -> None:
     assert not skipped and read_log(run / "log.pkl").iter_num == after.step
 
 
-# What is done while the power may fail. Each begins with a run that has not begun.
+# What is done while the power may fail. Each begins without a run.
 
 
 def first_saves(run: Path) -> None:
@@ -189,7 +189,7 @@ def same_step_again(run: Path) -> None:
 
 
 def a_course_given_up(run: Path) -> None:
-    """After a divergence: back to the best, and on from there."""
+    """Go back to the best after a divergence, and continue from there."""
     for step, val_loss in ((4, 1.0), (8, 2.0), (12, 3.0)):
         save(run, step, val_loss)
     checkpoints.set_aside(run, 4)
@@ -198,7 +198,7 @@ def a_course_given_up(run: Path) -> None:
 
 
 def started_over(run: Path) -> None:
-    """As with --fresh."""
+    """Start over, as with --fresh."""
     save(run, 4, 1.0)
     save(run, 8, 2.0)
     checkpoints.clear(run)
@@ -247,7 +247,7 @@ def test_a_real_run_survives_and_ends_with_the_same_bits(disk: Disk, memory: Pat
         shutil.rmtree(memory / "left")
 
 
-# The disk itself: it finds the harm where there is some
+# The disk itself: it finds the harm of wrong ways to save
 
 
 def test_what_is_not_durable_may_be_there_or_not(memory: Path) -> None:
@@ -266,7 +266,7 @@ def test_what_is_not_durable_may_be_there_or_not(memory: Path) -> None:
 
 
 def record_before_arrays(patch: pytest.MonkeyPatch) -> None:
-    """The record is durable, what it vouches for is not."""
+    """Make the record durable, but not the arrays that it has the checksums of."""
     patch.setattr(checkpoint, "sync_file", lambda path: sync_file(path) if path.name == checkpoint.META else None)
 
 

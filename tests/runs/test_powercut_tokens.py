@@ -1,4 +1,4 @@
-"""A power cut at any moment: token shards are found whole, and are made again where they are not."""
+"""A power cut at any moment: token shards are whole afterwards, or are made again."""
 
 import os
 import shutil
@@ -33,7 +33,7 @@ def write_shards(disk: Disk) -> None:
 
 
 def look_at_shards(place: Path, promise: int) -> None:
-    """promise: how many ids there are at least, -1 where there need not be an index."""
+    """Check what is left. promise: how many ids there are at least, -1 where there need not be an index."""
     folder = place / "tokens"
     try:
         found = Shards(folder, "vocabulary")
@@ -62,7 +62,7 @@ def test_an_index_names_what_is_whole(memory: Path) -> None:
 
 
 def test_a_source_that_is_made_again_is_whole(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What an interrupted source has left is deleted, and its names are taken by others."""
+    """Delete what an interrupted source has left, and use its names for others."""
     set_size(monkeypatch, "SHARD_TOKENS", 8)
     first, second, folder = ("a", 0), ("a", 1), memory / "disk" / "tokens"
     (memory / "disk").mkdir()
@@ -96,7 +96,7 @@ def test_a_source_that_is_made_again_is_whole(memory: Path, monkeypatch: pytest.
 
 
 class Preparing:
-    """A text and what is made of it, in shards of 1,000 ids."""
+    """Make a text and its tokens, in shards of 1,000 ids."""
 
     def __init__(self, text: Path, memory: Path) -> None:
         self._data, self.disk, self.left = DataConfig(str(text), "chars"), memory / "disk", memory / "left"
@@ -107,7 +107,7 @@ class Preparing:
         return prepare(self._data, folder, notices.append)
 
     def look(self, place: Path, promise: bool) -> None:
-        """promise: the tokens are there already."""
+        """Check what is left. promise: the tokens are there already."""
         notices: list[str] = []
         assert self.prepare(place, notices).fingerprint == self.expected
         assert not (promise and notices), notices

@@ -10,7 +10,7 @@ import numpy as np
 
 from picogpt.config import RunConfig
 from picogpt.runs import checkpoint, checkpoints
-from picogpt.runs.meta import CheckpointMeta
+from picogpt.runs.checkpoint_meta import CheckpointMeta
 
 FILES = (checkpoint.META, checkpoint.MODEL, checkpoint.OPTIMIZER)
 
@@ -65,16 +65,16 @@ def empty(file: Path) -> None:
 
 
 def scrawl(file: Path) -> None:
-    """Other bytes of the same number."""
+    """Write as many other bytes."""
     file.write_bytes(np.random.default_rng(0).bytes(file.stat().st_size))
 
 
 DAMAGES = (remove, truncate, flip, blank, empty, scrawl)
-"""What may become of a file."""
+"""Ways to damage a file."""
 
 
 def forge(folder: Path, content: bytes) -> Path:
-    """Put other bytes where the model was, and a record that vouches for them."""
+    """Replace the model by other bytes, and make the record's checksums match them."""
     (folder / checkpoint.MODEL).write_bytes(content)
     record = json.loads((folder / checkpoint.META).read_text(encoding="utf-8"))
     record["files"][checkpoint.MODEL] = {"size": len(content), "crc32": crc32(content)}
@@ -85,7 +85,7 @@ def forge(folder: Path, content: bytes) -> Path:
 
 
 def forge_meta(folder: Path, change: dict[str, Any], whole: bool = False) -> None:
-    """Have a record say something else of the run, or nothing else, and vouch for itself all the same."""
+    """Change what a record says of the run, or replace all of it, and make its checksum match again."""
     record = json.loads((folder / checkpoint.META).read_text(encoding="utf-8"))
     record["meta"] = change if whole else {**record["meta"], **change}
     del record["crc32"]

@@ -14,7 +14,7 @@ EASY = "she sells sea shells by the sea shore.\n" * 60
 
 
 def shell(folder: Path, *argv: str, text: str | bytes = b"", **environment: str) -> tuple[int, str, str]:
-    """(status, stdout, stderr) of a program of the repository, in a process of its own."""
+    """Run a program of the repository in a process of its own. Returns its (status, stdout, stderr)."""
     done = subprocess.run(
         [sys.executable, str(ROOT / argv[0]), *argv[1:]],
         cwd=folder,

@@ -31,7 +31,7 @@ _NAMES |= {"mlp.c_proj": "mlp.layer2"}
 
 
 def tensors(config: ModelConfig, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """By that program's names: q, k and v are apart."""
+    """Return the tensors by that program's names: q, k and v are separate."""
     found = {"input/wte": arrays["wte.weight"], "input/wpe": arrays["wpe.weight"]}
     found |= {"output/norm.w": arrays["ln_f.weight"], "output/norm.b": arrays["ln_f.bias"]}
     for layer in range(config.n_layer):
@@ -47,7 +47,10 @@ def tensors(config: ModelConfig, arrays: Mapping[str, np.ndarray]) -> dict[str, 
 
 
 def content(tensor: np.ndarray, kind: str, by_column: bool) -> bytes:
-    """kind: > or <, and f, e for float16 or B for bfloat16. By the bits, for a number of Python's is another NaN."""
+    """Return a tensor's bytes, made from its bits, because a NaN of Python's is another.
+
+    kind: > or <, and f, e for float16 or B for bfloat16.
+    """
     numbers = np.ravel(tensor, order="F" if by_column else "C")
     if kind[1] == "e":
         return b"".join(pack(kind, number) for number in numbers.tolist())
@@ -56,7 +59,7 @@ def content(tensor: np.ndarray, kind: str, by_column: bool) -> bytes:
 
 
 def properties(config: ModelConfig, **changes: object) -> str:
-    """A change of None leaves a line out; _ stands for a dot."""
+    """Return the properties file. A change of None leaves a line out; _ stands for a dot."""
     spans = ["local" if config.window_of(layer) else "global" for layer in range(config.n_layer)]
     dividend = {"head": config.head_size**0.5, "width": config.n_embd**0.5, "none": 1}[config.attention_scale]
     lines: dict[str, Any] = {"name": "Test", "source": "http://test?a=b", "tokenizer": "GPT-2"}
@@ -86,10 +89,10 @@ def save(
     parameters: str = "parameters",
     **changes: object,
 ) -> Path:
-    """The whole folder; a change is one of its properties."""
+    """Write the whole folder; a change is one of its properties."""
     order = {">": "BIG_ENDIAN", "<": "LITTLE_ENDIAN"}[kind[0]]
     data_type = {"f": "FLOAT32", "e": "FLOAT16", "B": "BFLOAT16"}[kind[1]]
-    said: dict[str, object] = {
+    defaults: dict[str, object] = {
         "data_type": data_type,
         "byte_order": order,
         "weights_transposed": str(by_column).lower(),
@@ -98,7 +101,7 @@ def save(
         path = folder / parameters / f"{name}.dat"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content(tensor, kind, by_column and tensor.ndim == 2 and name.startswith("decoder")))
-    (folder / "model.properties").write_text(properties(config, **{**said, **changes}), encoding="utf-8")
+    (folder / "model.properties").write_text(properties(config, **{**defaults, **changes}), encoding="utf-8")
     return folder
 
 
@@ -107,12 +110,12 @@ def arrays_of(found: ForeignModel) -> dict[str, np.ndarray]:
 
 
 def bits(arrays: Mapping[str, np.ndarray]) -> dict[str, list[int]]:
-    """Which tell NaN from NaN, and 0.0 from -0.0."""
+    """Return the bits of arrays, which tell one NaN from another, and 0.0 from -0.0."""
     return {name: np.ascontiguousarray(array).view(np.uint32).tolist() for name, array in arrays.items()}
 
 
 def exact(config: ModelConfig, kind: str) -> dict[str, np.ndarray]:
-    """Numbers that the type holds, the strange ones among them: bfloat16 in the upper half of their bits."""
+    """Return numbers that the type holds, also unusual ones; bfloat16 in the upper half of their bits."""
     arrays = lively_arrays(config)
     for array in arrays.values():
         numbers = array.reshape(-1)

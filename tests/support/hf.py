@@ -20,7 +20,7 @@ KINDS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 def weights_of(family: str) -> dict[str, np.ndarray]:
-    """The golden model's, without masks and the head that is its table."""
+    """Return the weights of the golden model, without masks and the head that shares its table."""
     if family == "gpt2":
         return {name: found.read() for name, found in read_safetensors(GOLDEN / family / "model.safetensors").items()}
     found = read_torch(GOLDEN / family / "pytorch_model.bin")
@@ -32,7 +32,7 @@ def weights_of(family: str) -> dict[str, np.ndarray]:
 
 
 def tiny_with_words(family: str) -> dict[str, Any]:
-    """The golden model's configuration and weights, with a table of 400 tokens."""
+    """Return the golden model's configuration and weights, with a table of 400 tokens."""
     tensors, name = weights_of(family), "transformer.wte.weight"
     shape = (400, tensors[name].shape[1])
     table = np.random.default_rng(5).standard_normal(shape, np.float32) * np.float32(0.3)
@@ -40,7 +40,7 @@ def tiny_with_words(family: str) -> dict[str, Any]:
 
 
 def rounded(array: np.ndarray, kind: str) -> np.ndarray:
-    """In numbers of this kind; bfloat16 ones as the upper halves of float32, to nearest even."""
+    """Round to numbers of this kind; bfloat16 ones are the upper halves of float32, ties to even."""
     if kind != "bfloat16":
         return array.astype(kind)
     bits = array.view(np.uint32).astype(np.uint64)
@@ -48,7 +48,7 @@ def rounded(array: np.ndarray, kind: str) -> np.ndarray:
 
 
 def container(tensors: Mapping[str, np.ndarray], kind: str) -> bytes:
-    """A safetensors file."""
+    """Return the bytes of a safetensors file."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     content = b""
     for name, array in tensors.items():
@@ -61,7 +61,7 @@ def container(tensors: Mapping[str, np.ndarray], kind: str) -> bytes:
 
 
 def write_weights(file: Path, tensors: Mapping[str, np.ndarray], kind: str) -> None:
-    """As the name of the file says: safetensors, or PyTorch's."""
+    """Write safetensors or PyTorch's format, as the name of the file says."""
     if file.suffix == ".safetensors":
         file.write_bytes(container(tensors, kind))
     else:

@@ -23,13 +23,13 @@ WIKI = "wikimedia/wikipedia"
 
 
 def article(number: int) -> str:
-    """A text that no other number has, not even in a window of a few characters."""
+    """Return a text that shares no window of a few characters with that of any other number."""
     chance = random.Random(number)
     return " ".join([f"article {number}", *(f"{chance.getrandbits(50):x}" for _ in range(25 + number % 20))])
 
 
 def write_parquet(path: Path, first: int, groups: int, rows: int) -> None:
-    """`groups` row groups of `rows` articles each, numbered from `first`."""
+    """Write `groups` row groups of `rows` articles each, numbered from `first`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     numbers = list(range(first, first + groups * rows))
     table = pa.table(
@@ -49,7 +49,7 @@ def wiki_files(root: Path, config: str = "20231101.en", files: int = 3, groups: 
 
 
 class Hub:
-    """Serves `root`/<owner>/<name>/<path>."""
+    """A hub that serves `root`/<owner>/<name>/<path>."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -171,12 +171,12 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, *args: Any) -> None:
-        """A client that is gone is what tests are about."""
+        """Print nothing: clients that disconnect are what tests are about."""
 
 
 @contextmanager
 def serving(hub: Hub, port: int = 0) -> Iterator[Hub]:
-    """While open, the hub answers at its `url`."""
+    """Serve the hub at its `url` while open."""
     server = _Server(("127.0.0.1", port), _handler(hub))
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()

@@ -1,5 +1,6 @@
 """Logs as runs write them, made up for tests."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ SAMPLE = "He is a sea shell."
 
 
 def write_log(folder: Path, losses: list[float | None], about: dict[str, Any] | None = None, **options: Any) -> Path:
-    """logs/NAME/log.pkl with an evaluation every 50 steps. options: settings of any part, and `sample`."""
+    """Write logs/NAME/log.pkl with an evaluation every 50 steps. options: settings of any part, and `sample`."""
     sample = options.pop("sample", SAMPLE)
     parts = {
         kind: {name: value for name, value in options.items() if name in kind.__dataclass_fields__}
@@ -20,8 +21,8 @@ def write_log(folder: Path, losses: list[float | None], about: dict[str, Any] | 
     parts[TrainConfig] = {"steps": 50 * len(losses) or 50, **parts[TrainConfig]}
     config = RunConfig(*(kind(**parts[kind]) for kind in (ModelConfig, DataConfig, TrainConfig)))
     folder.mkdir(parents=True, exist_ok=True)
-    told = {**config.to_dict(), "parameters": 17_664, "machine": "Old i3, 2 cores, 8 GB, Linux"}
-    log = RunLog(folder / "log.pkl", told if about is None else about)
+    settings = {**config.to_dict(), "parameters": 17_664, "machine": "Old i3, 2 cores, 8 GB, Linux"}
+    log = RunLog(folder / "log.pkl", settings if about is None else about)
     for i, loss in enumerate(losses, start=1):
         log.evaluation(
             Evaluation(
@@ -44,3 +45,28 @@ def summary_of(
     folder: Path, losses: list[float | None], about: dict[str, Any] | None = None, **options: Any
 ) -> Summary:
     return Summary(folder.name, read_log(write_log(folder, losses, about, **options)))
+
+
+def record(log: RunLog, step: int, val_loss: float | None, sample: str = "text") -> None:
+    log.evaluation(
+        Evaluation(
+            step=step,
+            tokens=step * 2048,
+            seconds=step * 0.5,
+            lr=0.004,
+            train_loss=None if val_loss is None else val_loss - 0.1,
+            val_loss=val_loss,
+            tokens_per_second=3412.0,
+            memory_mb=312.0,
+            sample=sample,
+        )
+    )
+
+
+def written(path: Path, steps: int = 5) -> RunLog:
+    log = RunLog.open(path, {"preset": "pico", "parameters": 6_341_120})
+    for step in range(0, steps * 50, 50):
+        record(log, step, 4.0 - math.log1p(step) / 4)
+    log.notice("something to know")
+    log.save()
+    return log

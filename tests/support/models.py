@@ -8,7 +8,7 @@ from picogpt.rng import generator
 
 
 def lively_arrays(config: ModelConfig, dtype: type = np.float32) -> Arrays:
-    """Parameters so large that each of them shows in the logits; the first values of a run are all but zero."""
+    """Return parameters so large that each of them changes the logits; initial values are nearly zero."""
     arrays = {}
     for name, shape in parameter_shapes(config).items():
         noise = generator(0, name).standard_normal(shape) * 0.3

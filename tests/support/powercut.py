@@ -34,7 +34,7 @@ class _File:
     durable: bytes | None = None
 
     def nodes(self) -> list[Node]:
-        """What may be left of it."""
+        """Return what may be left of it."""
         if self.durable == self.now:
             return [self.now]
         size = len(self.now)
@@ -49,9 +49,9 @@ class _Folder:
     changes: list[dict[str, int | None]] = field(default_factory=list)  # since it was durable; None: the name is gone
 
     def listings(self, most: int) -> list[Names]:
-        """The names that may be left, first the durable ones."""
+        """Return the names that may be left, first the durable ones."""
         found: dict[tuple[tuple[str, int], ...], None] = {}
-        for chosen in _some([[False, True]] * len(self.changes), most):
+        for chosen in _combinations([[False, True]] * len(self.changes), most):
             names: dict[str, int | None] = dict(self.durable)
             for change, happened in zip(self.changes, chosen, strict=True):
                 names.update(change if happened else {})
@@ -60,10 +60,10 @@ class _Folder:
 
 
 class Disk:
-    """Watches a folder while it is open: `states` are what a power cut may have left, at each of the file operations.
+    """A watch on a folder: `states` are what a power cut may have left, at each of the file operations.
 
-    promise: anything hashable, what has to hold from here on; `promised` changes it. most: states of one moment. All
-    that is in the folder at first is durable.
+    promise: anything hashable that says what must hold from here on; `promised` changes it. most: states of one moment.
+    All that is in the folder at first is durable.
     """
 
     def __init__(self, root: Path, promise: Any, most: int = 100) -> None:
@@ -92,7 +92,7 @@ class Disk:
                 os.close(descriptor)
 
     def promised(self, promise: Any) -> None:
-        """From now on this has to hold."""
+        """Set what must hold from now on."""
         with self._lock:
             self.promise = promise
             self._moment("the next operation")
@@ -109,7 +109,7 @@ class Disk:
         return watched
 
     def _fsync(self, descriptor: int) -> None:
-        """The real disk is not waited for."""
+        """Note that content is durable; the real disk is not waited for."""
         with self._lock:
             status = os.fstat(descriptor)
             self._moment("fsync of a folder" if S_ISDIR(status.st_mode) else "fsync of a file")
@@ -117,7 +117,7 @@ class Disk:
                 _harden(self._known[status.st_ino])
 
     def _look(self, together: Collection[str] = ()) -> None:
-        """Take in what has changed. together: names that change at once."""
+        """Note what has changed. together: names that change at once."""
         folders = [self.root]
         while folders:
             place = folders.pop()
@@ -153,7 +153,7 @@ class Disk:
             self.states.setdefault((node, self.promise), operation)
 
     def _nodes(self, number: int, done: dict[int, list[Node]]) -> list[Node]:
-        """What may be left of a file or folder. done: those already worked out."""
+        """Return what may be left of a file or folder. done: those already worked out."""
         if number not in done:
             entity = self._known[number]
             if isinstance(entity, _File):
@@ -163,7 +163,7 @@ class Disk:
                 listings = entity.listings(self._most)
                 for names in listings:
                     inner = [self._nodes(at, done) for at in names.values()]
-                    left = _some(inner, max(8, self._most // len(listings)))
+                    left = _combinations(inner, max(8, self._most // len(listings)))
                     nodes += [tuple(zip(names, chosen, strict=True)) for chosen in left]
                 if len(nodes) > self._most:
                     nodes = [nodes[0], *Random(0).sample(nodes[1:-1], self._most - 2), nodes[-1]]
@@ -171,7 +171,7 @@ class Disk:
         return done[number]
 
     def harms(self, place: Path, check: Callable[[Path, Any], None]) -> Iterator[str]:
-        """What goes wrong after a power cut. check: raises for a folder, as it may be left, that breaks a promise."""
+        """Yield what goes wrong after a power cut. check: raises for a folder that breaks a promise."""
         with mock.patch.object(os, "fsync", lambda descriptor: None):
             for (node, promise), operation in self.states.items():
                 build(place, node)
@@ -195,7 +195,7 @@ def build(place: Path, node: Node) -> None:
 
 
 def leave_out(kind: Callable[[int], bool]) -> Callable[[pytest.MonkeyPatch], None]:
-    """A way to break what is watched: nobody waits for files, or for folders. kind: S_ISREG or S_ISDIR."""
+    """Return a way to break what is watched: fsync of files, or of folders, does nothing. kind: S_ISREG or S_ISDIR."""
 
     def broken(patch: pytest.MonkeyPatch) -> None:
         fsync = os.fsync
@@ -211,9 +211,9 @@ def _harden(entity: _File | _Folder) -> None:
         entity.durable, entity.changes = dict(entity.now), []
 
 
-def _some(choices: list[list[Item]], most: int) -> list[tuple[Item, ...]]:
-    """One of each: every way there is or, where these are too many, all that differ little from the first or the last
-    of each, and others at random."""
+def _combinations(choices: list[list[Item]], most: int) -> list[tuple[Item, ...]]:
+    """Return combinations of one of each: all or, where they are too many, those that differ little from the first or
+    the last of each, and others at random."""
     if prod(map(len, choices)) <= most:
         return list(product(*choices))
     first, last = ([many[at] for many in choices] for at in (0, -1))

@@ -37,7 +37,7 @@ def log_of(run: Run) -> dict[str, Any]:
 
 
 def result_of(run: Run) -> dict[str, Any]:
-    """What must not depend on how often a run was stopped: weights, optimizer, and the log without clock and memory."""
+    """Return what must not depend on how often a run was stopped: weights, optimizer, log without clock and memory."""
     folder = checkpoints.newest(run.dir)
     assert folder is not None
     last = checkpoints.load(folder)
@@ -48,8 +48,8 @@ def result_of(run: Run) -> dict[str, Any]:
         for part in ("model", "optimizer")
         for name, array in getattr(last, part).items()
     }
-    kept = {key: log[key] for key in ("losses", "best_loss", "iter_num")}
-    return {"step": last.step, "val": last.meta.val_loss, **arrays, **kept, "evaluations": evaluations}
+    totals = {key: log[key] for key in ("losses", "best_loss", "iter_num")}
+    return {"step": last.step, "val": last.meta.val_loss, **arrays, **totals, "evaluations": evaluations}
 
 
 def before_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], None]) -> None:
@@ -65,7 +65,7 @@ def before_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[],
 
 
 def status_of(*argv: str) -> int:
-    """The exit status of the command, in this process."""
+    """Run the command in this process and return its exit status."""
     try:
         return cli.main(argv)
     except SystemExit as stop:
@@ -74,7 +74,7 @@ def status_of(*argv: str) -> int:
 
 
 def typed(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
-    """A terminal at which these lines are typed, and then Ctrl-D."""
+    """Stand for a terminal at which these lines are typed, and then Ctrl-D."""
     monkeypatch.setattr("sys.stdin.isatty", lambda: True)
     waiting = list(lines)
 

@@ -32,7 +32,7 @@ def _arrive(array: "DeviceArray") -> Any:
 
 
 def _refuse_overlap(out: Any, *inputs: Any) -> None:
-    """Writing to exactly what is read is fine: each element is read before it is written."""
+    """Raise MixedError for an output that overlaps an input, unless they are the same array."""
     for x in inputs:
         if isinstance(x, np.ndarray) and x.size and out.size:
             same = x.__array_interface__["data"] == out.__array_interface__["data"] and x.strides == out.strides
@@ -41,7 +41,7 @@ def _refuse_overlap(out: Any, *inputs: Any) -> None:
 
 
 def _host(value: Any) -> Any:
-    """What NumPy computes with: a device array's memory, a Python number; nothing else gets in."""
+    """Return what NumPy computes with: a device array's memory or a Python number. Raises MixedError for the rest."""
     if type(value) is DeviceArray:
         return value._memory
     if type(value) in (bool, int, float):
@@ -174,14 +174,14 @@ matmul, maximum, minimum = _Ufunc(np.matmul), _Ufunc(np.maximum), _Ufunc(np.mini
 
 
 def asarray(value: Any, dtype: Any = None) -> DeviceArray:
-    """From the host (a copy), or the array itself."""
+    """Copy an array from the host, or return a device array itself."""
     if type(value) is DeviceArray:
         return value if dtype is None or value.dtype == dtype else DeviceArray(value._memory.astype(dtype))
     return DeviceArray(np.array(value, dtype=dtype))
 
 
 def asnumpy(array: DeviceArray) -> np.ndarray:
-    """To the host (a copy)."""
+    """Copy an array to the host."""
     if type(array) is not DeviceArray:
         raise MixedError(f"asnumpy of a {type(array).__name__}")
     memory: np.ndarray = _arrive(array)
@@ -189,7 +189,7 @@ def asnumpy(array: DeviceArray) -> np.ndarray:
 
 
 def empty(shape: Any, dtype: Any) -> DeviceArray:
-    """Full of what would show: NaN, or a large negative integer."""
+    """Return an array full of values that would be noticed: NaN, or a large negative integer."""
     return DeviceArray(np.full(shape, np.nan if np.dtype(dtype).kind == "f" else -(10**6), dtype))
 
 

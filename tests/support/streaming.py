@@ -1,4 +1,4 @@
-"""How tests stream: a plan, a stream run to its end, and a wait for what another process does."""
+"""What tests of streaming share: a plan, a stream run to its end, and a wait for another process."""
 
 import time
 from pathlib import Path
@@ -19,10 +19,10 @@ def plan_of(folder: Path, name: str = "wiki", **data: Any) -> Plan:
 
 
 def filled(folder: Path, name: str = "wiki", **data: Any) -> tuple[Plan, list[StreamStatus]]:
-    told: list[StreamStatus] = []
+    statuses: list[StreamStatus] = []
     plan = plan_of(folder, name, **data)
-    fill(plan, told.append)
-    return plan, told
+    fill(plan, statuses.append)
+    return plan, statuses
 
 
 def wait_for(condition: Any, seconds: float = 300.0) -> bool:

@@ -32,7 +32,7 @@ class Tensor:
 
 
 def tensor(array: np.ndarray, transposed: bool = False, bfloat16: bool = False) -> Tensor:
-    """An array as a tensor of its own; transposed: with its columns one after the other."""
+    """Return an array as a tensor of its own; transposed: with its columns one after the other."""
     flat = np.ascontiguousarray(array.T if transposed else array).reshape(-1)
     strides = [int(np.prod(array.shape[axis + 1 :])) for axis in range(array.ndim)]
     if transposed:
@@ -41,7 +41,7 @@ def tensor(array: np.ndarray, transposed: bool = False, bfloat16: bool = False) 
 
 
 class _Function:
-    """Stands for one of PyTorch's, by its name."""
+    """A stand-in for a function of PyTorch's, by its name."""
 
     def __init__(self, module: str, name: str) -> None:
         self.__module__, self.__name__, self.__qualname__ = module, name, name
@@ -52,7 +52,7 @@ class _Function:
 
 @contextmanager
 def _pytorch() -> Iterator[dict[str, _Function]]:
-    """Modules that have the names a pickle of PyTorch's needs, while it is made."""
+    """Provide modules that have the names a pickle of PyTorch's needs, while it is made."""
     functions = {name: _Function("torch", name) for name in (*_STORAGES.values(), "BFloat16Storage")}
     functions |= {name: _Function("torch._utils", name) for name in ("_rebuild_tensor_v2", "_rebuild_parameter")}
     modules = {name: types.ModuleType(name) for name in ("torch", "torch._utils")}

@@ -13,7 +13,7 @@ MERGES = ["Ġ t", "Ġt h", "Ġth e", "l l", "e ll", "s h", "sh ell", "Ã ©", "1
 
 
 def tables() -> tuple[dict[str, int], str]:
-    """vocab.json and merges.txt: the 256 bytes, the merges, and the end of a text."""
+    """Return vocab.json and merges.txt: the 256 bytes, the merges, and the end of a text."""
     tokens = [*_ALPHABET, *(merge.replace(" ", "") for merge in MERGES), END]
     return {token: id for id, token in enumerate(tokens)}, "#version: 0.2\n" + "\n".join(MERGES) + "\n"
 
@@ -25,7 +25,7 @@ def write_tables(folder: Path, names: tuple[str, str] = ("vocab.json", "merges.t
 
 
 def whole(**changes: Any) -> dict[str, Any]:
-    """The same tokenizer as tokenizer.json has it."""
+    """Return the same tokenizer as tokenizer.json has it."""
     vocab, _ = tables()
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True}

@@ -1,4 +1,4 @@
-"""What a sweep compares: cases from the command line, with equal budgets or their own."""
+"""The cases that a sweep compares: from the command line, with equal budgets or their own."""
 
 import re
 from dataclasses import fields, replace

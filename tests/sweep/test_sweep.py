@@ -1,4 +1,4 @@
-"""picogpt sweep: runs that are trained once, a table with signs and spreads, and the same command that goes on."""
+"""picogpt sweep: every run is trained once, the same command continues, and the table has signs and spreads."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ from picogpt.sweep import study
 from picogpt.sweep.cases import Case, Published, varied
 from picogpt.sweep.result import Estimate, Result, difference, is_clear, markdown, notes, table
 from picogpt.sweep.study import Study, Trial
-from picogpt.sweep.worker import Outcome
+from picogpt.sweep.worker import Figures, Outcome
 from tests.support.commands import is_one_line
 from tests.support.paths import ROOT
 from tests.support.running import EASY, status_of
@@ -36,18 +36,22 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class Imitation:
-    """In place of the processes: every run ends as it is told to, or as a good one."""
+    """Takes the place of the processes: every run ends with the given outcome, or with a good one.
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, **outcomes: Outcome) -> None:
-        self.outcomes, self.trained = outcomes, list[str]()
+    half: loss of the runs with such an outcome after half of their steps; default: that of all others.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, half: float | None = None, **outcomes: Outcome) -> None:
+        self.outcomes, self.half, self.trained = outcomes, half, list[str]()
         monkeypatch.setattr(sweep, "Worker", self._worker)
 
     def _worker(self, order: Any) -> Any:
         name = order.run_dir.name
         self.trained.append(name)
         loss = 2.0 + 0.1 * order.config.model.n_head + 0.001 * order.config.train.seed
-        outcome = self.outcomes.get(name.replace("-", "_"), done(loss))
-        return ImitatedWorker([(0.5, outcome.figures.get("half", loss)), outcome])
+        outcome = self.outcomes.get(name.replace("-", "_"))
+        half = loss if outcome is None or self.half is None else self.half
+        return ImitatedWorker([(0.5, half), outcome or done(loss)])
 
 
 class ImitatedWorker:
@@ -59,17 +63,15 @@ class ImitatedWorker:
 
     def answer(self, goes_on: bool) -> None:
         if not goes_on:
-            self._news = [Outcome("pruned", {})]
+            self._news = [Outcome("pruned")]
 
     def close(self) -> None:
         pass
 
 
-def done(val_loss: float, **more: Any) -> Outcome:
-    figures = {"val_loss": val_loss, "train_loss": val_loss - 0.1, "tokens": 256, "seconds": 6.0, "parameters": 4000}
-    return Outcome(
-        "done", {**figures, "tokens_per_second": 100.0, "memory_mb": 50.0, "before": "x|y", "after": "he is", **more}
-    )
+def done(val_loss: float, tokens: int = 256) -> Outcome:
+    """Return the outcome of a run that came to its end."""
+    return Outcome("done", Figures(val_loss, val_loss - 0.1, 4000, tokens, 6.0, 100.0, 50.0, "x|y", "he is"))
 
 
 def test_every_case_is_trained_with_every_seed_and_only_once(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -108,7 +110,7 @@ def test_stopped_and_killed_it_goes_on_to_the_same_bits(home: Path) -> None:
         process.send_signal(number)
         out, _ = process.communicate(timeout=120)
         if number == signal.SIGINT:
-            assert process.returncode == 0 and "goes on from here" in out
+            assert process.returncode == 0 and "continues from here" in out
         program = [word for word in program if word != "--fresh"]
     until = time.monotonic() + 60
     while time.monotonic() < until:  # the run that was left alone ends at its next evaluation
@@ -126,7 +128,7 @@ def test_stopped_and_killed_it_goes_on_to_the_same_bits(home: Path) -> None:
 def test_a_run_that_fails_is_told_of_and_the_others_go_on(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    imitation = Imitation(monkeypatch, n_head_2_1337=Outcome("failed", {}, "training diverged"))
+    imitation = Imitation(monkeypatch, n_head_2_1337=Outcome("failed", reason="training diverged"))
     assert status_of(*SWEEP) == 0
     out = capsys.readouterr().out
     assert "n_head=2, seed 1337, failed: training diverged" in out and "1, 1 failed" in out
@@ -139,11 +141,11 @@ def test_a_run_that_fails_is_told_of_and_the_others_go_on(
 def test_one_that_was_stopped_comes_again(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    imitation = Imitation(monkeypatch, n_head_1_1338=Outcome("stopped", {}))
-    assert status_of(*SWEEP) == 0 and "the same command goes on from here" in capsys.readouterr().out
+    imitation = Imitation(monkeypatch, n_head_1_1338=Outcome("stopped"))
+    assert status_of(*SWEEP) == 0 and "the same command continues from here" in capsys.readouterr().out
     assert imitation.trained == ["n_head-1-1337", "n_head-2-1337", "n_head-1-1338"]
     imitation.outcomes.clear()
-    assert status_of(*SWEEP) == 0 and "goes on from here" not in capsys.readouterr().out
+    assert status_of(*SWEEP) == 0 and "continues from here" not in capsys.readouterr().out
     assert imitation.trained[3:] == ["n_head-1-1338", "n_head-2-1338"]
 
 
@@ -151,7 +153,7 @@ def test_one_that_was_stopped_comes_again(
 def test_a_hopeless_run_is_given_up_where_that_is_asked_for(
     prunes: bool, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Imitation(monkeypatch, n_head_2_1338=done(9.0, half=9.0))
+    Imitation(monkeypatch, half=9.0, n_head_2_1338=done(9.0))
     assert status_of(*SWEEP, *(["--prune"] if prunes else [])) == 0
     out = capsys.readouterr().out
     assert ("given up: worse than the median" in out) == prunes and ("pruned" in out) == prunes
@@ -195,7 +197,7 @@ def test_fresh_leaves_what_others_put_into_a_sweep(home: Path, monkeypatch: pyte
 def test_what_the_user_can_put_right_stops_the_sweep_and_comes_again(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    imitation = Imitation(monkeypatch, n_head_2_1337=Outcome("refused", {}, "the disk is full"))
+    imitation = Imitation(monkeypatch, n_head_2_1337=Outcome("refused", reason="the disk is full"))
     assert status_of(*SWEEP) == 2 and "picogpt: the disk is full" in capsys.readouterr().err
     imitation.outcomes.clear()
     assert status_of(*SWEEP) == 0
@@ -230,7 +232,7 @@ def test_killed_as_a_run_was_noted_no_case_gets_the_figures_of_another(
     study = Study(tmp_path, cases, [7], prune=False, fresh=False)
     for case in cases:
         study.close(study.open(case, 7), done(float(case.values["n_head"])))
-    found = [(trial.case, trial.outcome.figures["val_loss"]) for trial in study.trials()]
+    found = [(trial.case, trial.outcome.figures and trial.outcome.figures.val_loss) for trial in study.trials()]
     assert found == [("n_head=1", 1.0), ("n_head=2", 2.0), ("n_head=4", 4.0)]
 
 
@@ -316,7 +318,7 @@ def test_the_table_has_signs_marks_and_what_was_published() -> None:
 def test_a_case_without_a_finished_run_has_no_figures() -> None:
     found = [
         *results_of({"base": [2.0]}),
-        Result(Case("hopeless", {}, RunConfig()), [Trial("hopeless", 1, Outcome("pruned", {}))]),
+        Result(Case("hopeless", {}, RunConfig()), [Trial("hopeless", 1, Outcome("pruned"))]),
     ]
     row = table(found)[2]
     assert row[:2] == ["hopeless", "0, 1 pruned"] and set(row[2:]) == {"-"}

@@ -1,4 +1,4 @@
-"""Seals: whatever byte of a file is changed, it shows."""
+"""Checksums: a change of any byte of a file is found."""
 
 import tracemalloc
 from pathlib import Path
@@ -15,7 +15,7 @@ FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthChec
 
 @FEW
 @given(st.binary(max_size=60))
-def test_what_was_sealed_comes_back(data: bytes) -> None:
+def test_data_comes_back_without_its_checksum(data: bytes) -> None:
     assert with_checksum(data) == data + b"crc32" + crc32(data).to_bytes(4, "little")
     assert without_checksum(with_checksum(data)) == data
     assert without_checksum(with_checksum(with_checksum(data))) == with_checksum(data)
@@ -23,7 +23,7 @@ def test_what_was_sealed_comes_back(data: bytes) -> None:
 
 @FEW
 @given(st.binary(max_size=60), st.data())
-def test_a_changed_byte_is_no_longer_what_was_sealed(content: bytes, data: st.DataObject) -> None:
+def test_a_changed_byte_is_found(content: bytes, data: st.DataObject) -> None:
     damaged = bytearray(with_checksum(content))
     at = data.draw(st.integers(0, len(damaged) - 1))
     damaged[at] ^= data.draw(st.integers(1, 255))
@@ -41,7 +41,7 @@ def test_what_has_no_trailer_is_left_as_it_is(data: bytes) -> None:
 
 @FEW
 @given(st.binary(max_size=60), st.data())
-def test_a_file_is_the_one_that_was_sealed_or_refused(tmp_path: Path, content: bytes, data: st.DataObject) -> None:
+def test_a_file_with_its_checksum_is_unchanged_or_refused(tmp_path: Path, content: bytes, data: st.DataObject) -> None:
     path = tmp_path / "file"
     path.write_bytes(content)
     with pytest.raises(ValueError, match="file has no checksum"):
@@ -56,7 +56,7 @@ def test_a_file_is_the_one_that_was_sealed_or_refused(tmp_path: Path, content: b
         path.write_bytes(other)
         with pytest.raises(ValueError, match="checksum"):
             check_checksum(path)
-    append_checksum(path)  # a file may be changed and sealed again
+    append_checksum(path)  # a file may be changed and get a new checksum
     check_checksum(path)
 
 

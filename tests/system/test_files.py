@@ -1,4 +1,4 @@
-"""Files that are replaced as a whole, whatever happens."""
+"""Files that are replaced as a whole, also where an error interrupts."""
 
 import errno
 import os

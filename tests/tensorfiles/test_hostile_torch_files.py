@@ -20,7 +20,7 @@ MATRIX = np.arange(12, dtype=np.float32).reshape(3, 4)
 
 def test_the_tensors_of_an_older_file_are_mapped() -> None:
     for name, found in read_torch(GOLDEN / "torch_old.bin").items():
-        assert found.storage.open()[1] is not None and not found.storage.held, name
+        assert found.storage.open()[1] is not None and not found.storage.content, name
 
 
 def test_a_storage_does_not_hold_another(tmp_path: Path) -> None:
@@ -28,11 +28,20 @@ def test_a_storage_does_not_hold_another(tmp_path: Path) -> None:
     inner = pickle_writer.pickled(pickle_writer.tensor(MATRIX[0]))
     nested = pickle_writer.called("torch.storage._load_from_bytes", pickle_writer.raw(inner))
     for _ in range(24):
-        row = [pickle_writer.whole(0x1950A86A20F9469CFC6C), pickle_writer.whole(1001), pickle_writer.dict_of({})]
+        row = [pickle_writer.integer(0x1950A86A20F9469CFC6C), pickle_writer.integer(1001), pickle_writer.dict_of({})]
         content = b"".join(pickle_writer.pickled(value, 2) for value in [*row, nested, pickle_writer.list_of([])])
         nested = pickle_writer.called("torch.storage._load_from_bytes", pickle_writer.raw(content))
     (tmp_path / "file").write_bytes(pickle_writer.pickled(nested))
     with pytest.raises(UserError, match=r"is not loaded|is damaged"):
+        read_object(tmp_path / "file")
+
+
+@pytest.mark.parametrize("keys", [pickle_writer.integer(1), pickle_writer.list_of([pickle_writer.list_of([])])])
+def test_the_keys_of_storages_are_words(tmp_path: Path, keys: bytes) -> None:
+    row = [pickle_writer.integer(0x1950A86A20F9469CFC6C), pickle_writer.integer(1001), pickle_writer.dict_of({})]
+    values = [*row, pickle_writer.dict_of({}), keys]
+    (tmp_path / "file").write_bytes(b"".join(pickle_writer.pickled(value, 2) for value in values))
+    with pytest.raises(UserError, match="does not begin as PyTorch's files do"):
         read_object(tmp_path / "file")
 
 
@@ -46,9 +55,9 @@ def test_a_storage_does_not_hold_another(tmp_path: Path) -> None:
     ],
 )
 def test_a_tensor_has_no_more_numbers_than_its_storage(tmp_path: Path, hostile: Tensor) -> None:
-    with pytest.raises(UserError, match=r"larger than its storage|an absurd size") as told:
+    with pytest.raises(UserError, match=r"larger than its storage|an absurd size") as error:
         read_torch(save(tmp_path / "model.bin", {"w": hostile}))
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)
 
 
 def test_no_more_is_unpacked_than_is_wanted(tmp_path: Path) -> None:

@@ -54,19 +54,19 @@ def test_a_changed_byte_is_refused_or_changes_numbers_alone(tmp_path: Path, data
         found = read_safetensors(tmp_path / "file")
         for tensor in found.values():
             assert tensor.raw().shape == tensor.shape
-    except UserError as told:
-        assert "\n" not in str(told)
+    except UserError as error:
+        assert "\n" not in str(error)
 
 
 def test_sixteen_bits_stay_sixteen(tmp_path: Path) -> None:
     bits = np.arange(12, dtype=np.uint16).reshape(3, 4)
     write_safetensors(
-        tmp_path / "file", {"kept": MappedMatrix(bits), "vector": bits[0], "half": MappedMatrix(bits.view(np.float16))}
+        tmp_path / "file", {"bits": MappedMatrix(bits), "vector": bits[0], "half": MappedMatrix(bits.view(np.float16))}
     )
     header = json.loads((tmp_path / "file").read_bytes()[8:].split(b"}}")[0] + b"}}")
     assert [entry["dtype"] for entry in header.values()] == ["BF16", "BF16", "F16"]
     found = read_safetensors(tmp_path / "file")
-    assert np.array_equal(found["kept"].kept().raw, bits) and np.array_equal(found["vector"].raw(), bits[0])
+    assert np.array_equal(found["bits"].mapped().raw, bits) and np.array_equal(found["vector"].raw(), bits[0])
 
 
 def test_rows_that_do_not_follow_each_other_are_put_in_order(tmp_path: Path) -> None:

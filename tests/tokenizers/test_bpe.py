@@ -262,7 +262,7 @@ def test_damaged_files(content: bytes, tmp_path: Path) -> None:
 
 
 def test_more_than_a_checkpoint_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bpe, "_KEPT_LIMIT", 4000)
+    monkeypatch.setattr(bpe, "_JSON_LIMIT", 4000)
     with pytest.raises(UserError, match="takes more than"):
         BpeTokenizer(whole())
 

@@ -3,15 +3,17 @@
 import json
 import string
 import sys
+from typing import get_args
 
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from picogpt.config import TokenizerName
 from picogpt.errors import UserError
 from picogpt.tokenizers.characters import CharTokenizer, PicoTokenizer
-from picogpt.tokenizers.registry import from_dict
+from picogpt.tokenizers.registry import TOKENIZERS, from_dict, unit_of
 
 SPECIAL = ["<P>", "<S>", "</S>", "<Q>", "</Q>", "<A>", "</A>"]
 TABLE = {c: i for i, c in enumerate((c for c in string.printable if c not in string.ascii_uppercase), start=1)}
@@ -72,7 +74,7 @@ def test_unknown_names_each_character_once_in_order():
 
 @given(st.text(min_size=1, max_size=60), any_text)
 def test_chars_encode_is_per_character(corpus, text):
-    tokenizer = CharTokenizer.of([corpus[:3], corpus[3:]])
+    tokenizer = CharTokenizer.from_corpus([corpus[:3], corpus[3:]])
     chars = sorted(set(corpus))
     other = chars.index(" ") if " " in chars else 0
     assert tokenizer.vocab_size == len(chars)
@@ -98,11 +100,11 @@ def test_chars_decode_marks_ids_out_of_range():
 @pytest.mark.parametrize("texts", [[], [""], ["\ud800"], [chr(c) for c in range(0x10000, 0x10000 + 65_537)]])
 def test_chars_refuses_what_has_no_or_too_many_characters(texts):
     with pytest.raises(UserError):
-        CharTokenizer.of(texts)
+        CharTokenizer.from_corpus(texts)
 
 
 def test_chars_leaves_lone_surrogates_out():
-    tokenizer = CharTokenizer.of(["a\ud800 \udc00"])
+    tokenizer = CharTokenizer.from_corpus(["a\ud800 \udc00"])
     assert tokenizer.chars == " a"
     assert tokenizer.encode("\ud800").tolist() == [0]
 
@@ -110,11 +112,27 @@ def test_chars_leaves_lone_surrogates_out():
 @settings(max_examples=30)
 @given(st.text(min_size=1, max_size=30))
 def test_dict_survives_json(corpus):
-    for tokenizer in (PICO, CharTokenizer.of([corpus])):
+    for tokenizer in (PICO, CharTokenizer.from_corpus([corpus])):
         back = from_dict(json.loads(json.dumps(tokenizer.to_dict())))
         assert type(back) is type(tokenizer)
         assert back.fingerprint() == tokenizer.fingerprint()
         assert back.encode(corpus).tolist() == tokenizer.encode(corpus).tolist()
+
+
+def test_the_settings_name_every_tokenizer():
+    """config/ stands below tokenizers/ and cannot import the table."""
+    assert tuple(TOKENIZERS) == get_args(TokenizerName)
+    assert [kind.name for kind in TOKENIZERS.values()] == list(TOKENIZERS)
+
+
+def test_units_by_name():
+    assert {name: unit_of(name) for name in TOKENIZERS} == {
+        "picogpt": "char",
+        "chars": "char",
+        "bpe": "token",
+        "ids": "token",
+    }
+    assert unit_of("another") == unit_of(None) == unit_of(["bpe"]) == "char"  # of a log that anyone may have written
 
 
 def test_fingerprints_tell_vocabularies_apart():

@@ -1,1 +1,1 @@
-"""Runs that are killed, stopped, starved and damaged, and must come out the same: see README.md above here."""
+"""The torture disturbs training runs with kills and other faults, and compares them with undisturbed ones."""

@@ -1,7 +1,8 @@
-"""`python -m tests.torture`: runs that are killed, starved and damaged at random must come to the same bits.
+"""`python -m tests.torture` kills, starves and damages training runs at random, and looks for a difference.
 
-Each variant of a tiny model is trained twice: undisturbed, and by a command that is given again and again while
-something befalls it each time. Then the files of a finished run are damaged and opened.
+A first run measures the pace of the machine. Then each variant of a tiny model is trained twice: undisturbed, and by a
+command that is given again and again with a fault each time. Both must come to the same bits. In the end the files of a
+finished run are damaged and opened.
 """
 
 import json
@@ -9,32 +10,26 @@ import signal
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
 from pathlib import Path
 from random import Random
 
 from rich.console import Console
-from rich.table import Table
 
 from picogpt.commands.options import parse
 from picogpt.engine.lanes import FORK
 from picogpt.errors import UserError
 from picogpt.system import hardware
-from tests.torture.corrupt import ACCEPTED, CRASHED, HARMLESS, REFUSED, Corrupter, Corruption
-from tests.torture.faults import FAULTS
-from tests.torture.load import Load, load
-from tests.torture.runs import VARIANTS, Tally, Torture, text
+from tests.torture.corrupt import Corrupter, Corruption
+from tests.torture.load import load
+from tests.torture.pace import Pace, Sizes, measure_pace, sizes
+from tests.torture.report import Report, show
+from tests.torture.runs import Left, Torture
+from tests.torture.tally import Part
+from tests.torture.variants import VARIANTS, text
 
 PROGRAM = "python -m tests.torture"
-_RUNS = 0.9  # of the time; the rest is for damaged files
-_A_FAULT = 1.2  # seconds, with all that belongs to it
-_STEPS_A_FAULT = 50  # so many pass, on the average, until the next one
-_FEWEST = 60  # steps of a run
-_ROUNDS = 30  # of damaging every file, at least
-_SHOWN = 20  # problems, where there are more
 
 
 @dataclass(frozen=True)
@@ -42,7 +37,7 @@ class Options:
     """Kill, starve and damage runs of a tiny model, and look for a difference."""
 
     minutes: float = 10.0
-    """How long, without --load. Of less than two, fewer than the four variants are trained."""
+    """How long, without --load. In a short time fewer than the four variants are trained, with fewer faults."""
     seed: int = 0
     """Of the faults and their moments, which also depend on the machine's."""
     load: int = 0
@@ -55,99 +50,66 @@ class Options:
             raise UserError(f"--minutes must be positive, and --load not negative: {self.minutes:g}, {self.load}")
 
 
-@dataclass
-class Report:
-    seconds: float
-    runs: Tally
-    files: Corruption
-    load: Load | None
-
-    @property
-    def problems(self) -> list[str]:
-        return self.runs.problems + self.files.problems + (self.load.problems if self.load else [])
-
-
-def torture(folder: Path, variants: int, seconds: float, random: Random) -> tuple[Tally, Corruption]:
-    """Faults for each of the first variants, then damaged files; as many as these seconds hold, and some even so."""
-    faults = max(1, round(_RUNS * seconds / variants / _A_FAULT))
-    began = time.monotonic()
-    runs = Torture(folder, max(_FEWEST, _STEPS_A_FAULT * faults), random)
-    for number, variant in enumerate(VARIANTS[:variants], start=1):
+def disturb_all(runs: Torture, pace: Pace, chosen: Sizes, deadline: float) -> None:
+    """Share the time until the deadline among the variants: what their undisturbed runs leave is for faults."""
+    variants = sorted(VARIANTS[: chosen.variants], key=lambda variant: not variant.diverges)
+    for number, variant in enumerate(variants):
+        now = time.monotonic()
+        turn = (deadline - now) / (len(variants) - number) - pace.start - pace.save  # the last start takes these
         print(f"{variant.name} ... ", end="", file=sys.stderr, flush=True)
-        runs.run(variant, faults, began + _RUNS * seconds * number / variants)
+        runs.run(variant, until(now + turn, runs, pace))
         print(f"{runs.tally.kills[variant.name]} kills survived", file=sys.stderr, flush=True)
-    runs.short_memory()
-    corrupter = Corrupter(runs.finished(), random)
-    rounds = 0
-    while rounds < _ROUNDS or time.monotonic() < began + seconds:
+
+
+def until(deadline: float, runs: Torture, pace: Pace) -> Left:
+    """Let a variant have as many faults as fit before the deadline, and one in any case."""
+
+    def left(done: int) -> int:
+        fit = int((deadline - time.monotonic()) / (runs.tally.seconds_a_fault or pace.fault))
+        return max(fit, 0 if done else 1)
+
+    return left
+
+
+def damage_files(runs: Torture, seconds: float, random: Random) -> Corruption:
+    """Damage every file of a finished run again and again for so many seconds, and once in any case."""
+    with runs.tally.timed(Part.FILES):
+        deadline = time.monotonic() + seconds
+        corrupter = Corrupter(runs.finished(), random)
         corrupter.round()
-        rounds += 1
-    return runs.tally, corrupter.result
+        while time.monotonic() < deadline:
+            corrupter.round()
+    return corrupter.result
 
 
-def measure(args: Options) -> Report:
+def torture(args: Options) -> Report:
+    """Do all of it in a folder that is removed. Raises UserError where this cannot be done at all."""
     if not FORK:
         raise UserError("this takes signals and processes as Linux has them")
-    began, seconds = time.monotonic(), 60 * args.minutes
-    variants = min(len(VARIANTS), ceil(2 * args.minutes))
+    began, seconds, random = time.monotonic(), 60 * args.minutes, Random(args.seed)
     with tempfile.TemporaryDirectory(prefix="picogpt-torture-") as name:
-        folder, random = Path(name), Random(args.seed)
-        runs, files = torture(folder, variants, seconds, random)
+        folder = Path(name)
+        pace = measure_pace(folder, text(random))
+        measured = time.monotonic() - began
+        chosen = sizes(pace, args.minutes)
+        runs = Torture(folder, chosen.steps, chosen.faults, random)
+        runs.tally.spend(Part.PACE, measured)
+        runs.short_memory()
+        disturb_all(runs, pace, chosen, began + seconds - chosen.files)
+        files = damage_files(runs, chosen.files, random)
+        seconds = time.monotonic() - began
         loaded = None
         if args.load:
             (folder / "load").mkdir()
             loaded = load(folder / "load", text(random), args.load)
-    return Report(time.monotonic() - began, runs, files, loaded)
-
-
-def tables(report: Report) -> list[Table]:
-    runs, files = report.runs, report.files
-    survived = _table(f"kills survived: {runs.kills.total()}", "run", "SIGKILL")
-    for variant in VARIANTS:
-        if variant.name in runs.names:
-            survived.add_row(variant.name, str(runs.kills[variant.name]))
-    injected = _table(f"faults: {runs.faults.total()}", "kind", "took effect")
-    for kind in [*(fault.kind for fault in FAULTS), *sorted(runs.faults.keys() - {fault.kind for fault in FAULTS})]:
-        injected.add_row(kind, str(runs.faults[kind]))
-    damaged = _table(f"files damaged and opened: {files.tried}", "file", REFUSED, HARMLESS, ACCEPTED, CRASHED)
-    for name, counts in {**files.outcomes, "all": sum(files.outcomes.values(), Counter())}.items():
-        damaged.add_row(name, *(str(counts[outcome]) for outcome in (REFUSED, HARMLESS, ACCEPTED, CRASHED)))
-    return [survived, injected, damaged, *([_load_table(report.load)] if report.load else [])]
-
-
-def _load_table(load: Load) -> Table:
-    table = _table(f"{load.steps:,} steps in {load.seconds:,.0f} seconds", "what", "second quarter", "last quarter")
-    table.add_row("memory, MB", *(f"{value:.1f}" for value in load.memory_mb))
-    table.add_row("threads", *map(str, load.threads))
-    table.add_row("open files", *map(str, load.files))
-    table.add_row(f"log: {load.log_bytes_an_evaluation:.0f} bytes an evaluation", "", f"{load.log_bytes:,} bytes")
-    return table
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", box=None)
-    table.add_column(columns[0], overflow="fold")
-    for column in columns[1:]:
-        table.add_column(column, justify="right")
-    return table
-
-
-def show(report: Report, console: Console) -> None:
-    for table in tables(report):
-        console.print(table, "")
-    runs = report.runs
-    console.print(f"bits compared: {runs.bits_compared:,}, different: {runs.bits_different:,}")
-    console.print(f"problems: {len(report.problems)}")
-    for problem in report.problems[:_SHOWN]:
-        console.print(f"  {problem}", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"{report.seconds:,.0f} seconds on {hardware.machine()}", highlight=False)
+    return Report(seconds, pace, chosen, runs.tally, files, loaded)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measure and print. Returns the exit status: 1 for a difference or a problem, 2 for wrong options."""
+    """Torture and print. Returns the exit status: that of the report, 2 for wrong options, 130 for Ctrl-C."""
     try:
         args = parse(Options, PROGRAM, argv)
-        report = measure(args)
+        report = torture(args)
     except UserError as error:
         print(f"torture: {error}", file=sys.stderr)
         return 2
@@ -155,10 +117,11 @@ def main(argv: Sequence[str]) -> int:
         print(file=sys.stderr)
         return 130
     if args.json:
-        print(json.dumps({"machine": hardware.machine(), **vars(report), "problems": report.problems}, default=vars))
+        shown = {"machine": hardware.machine(), **vars(report), "missing": report.runs.missing}
+        print(json.dumps({**shown, "problems": report.problems}, default=vars))
     else:
         show(report, Console())
-    return int(bool(report.problems) or report.runs.bits_different > 0)
+    return report.status
 
 
 if __name__ == "__main__":

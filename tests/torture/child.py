@@ -1,4 +1,4 @@
-"""`picogpt train` with a fault in it: `python -m tests.torture.child PLAN train ...`.
+"""`python -m tests.torture.child PLAN train ...` is `picogpt train ...` with a fault in it.
 
 The plan is a `Plan` as JSON. The parent is told of what happens by marks, a word a line in a file.
 """
@@ -24,49 +24,51 @@ from picogpt.evaluation import samples
 from picogpt.monitoring.plotter import Plotter
 from picogpt.runs import checkpoint, checkpoints
 from picogpt.system import hardware
-from picogpt.training import run, saver
+from picogpt.training import loop, saver
+from picogpt.training.loop import Loop
 from picogpt.training.trainer import Trainer
 
 TRAINS, HIT, PASSED = "trains", "hit", "passed"  # it has come to its step; the fault has begun; and is over
-_ODDS = 0.3  # that an aimed kill takes this opportunity, and not a later one
 _FILE_LIMIT = 16 << 10  # bytes, less than the arrays of a model have and more than a log
 _POISONED = 3  # steps in a row that send a run back
 _DAY = 86400.0
 
-Action = Callable[[run.Run], None]
+Action = Callable[[Loop], None]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a process does to itself."""
+    """A plan says what a process does to itself."""
 
     marks: str
-    """The file for the marks."""
+    """The file that takes the marks."""
     fault: str = ""
-    """A name in `FAULTS`. "": nothing."""
+    """A name in `FAULTS`, or "" for none."""
     after: int = 0
-    """Steps that it trains before."""
+    """How many steps it trains before the fault."""
     poison: int = 0
-    """The first of the steps whose loss is not finite as long as the run learns at its full rate; 0: none."""
+    """The first step whose loss is not finite, or 0 for none. Once the run learns at a lower rate, all are finite."""
     seed: int = 0
-    """Of the moments it chooses."""
+    """Of the random numbers that choose its moments."""
+    odds: float = 1.0
+    """The probability that an aimed kill takes an opportunity, and does not wait for a later one."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
 
 
 class Saboteur:
-    """Waits for its step, then lets `each_step` and the functions it stands before do what the plan says."""
+    """A saboteur waits for its step, then changes what functions of picogpt do, as the plan says."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan, self.random = plan, Random(plan.seed)
         self.armed = False
         self.refusals = self.random.randint(1, 4)  # how often a disk refuses until it is well again
-        self.each_step: Action = lambda run: None  # once armed
+        self.each_step: Action = lambda training: None  # once armed
         self._marks = os.open(plan.marks, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         self.told: set[str] = set()
         self._steps, self._poisoned = 0, False
-        stand_before(run.Run, "_step", self._step)
+        stand_before(Loop, "_step", self._step)
         stand_before(Trainer, "accumulate", self._accumulate)
 
     def mark(self, word: str) -> None:
@@ -79,11 +81,11 @@ class Saboteur:
         os.kill(os.getpid(), signal.SIGKILL)
 
     def takes(self) -> bool:
-        """Whether this is the opportunity."""
-        return self.armed and self.random.random() < _ODDS
+        """Choose whether an aimed kill takes this opportunity."""
+        return self.armed and self.random.random() < self.plan.odds
 
     def kills_at(self, owner: Any, name: str) -> None:
-        """Die before the function or behind it."""
+        """Let the process die before the function or behind it."""
 
         def call(original: Callable[..., Any], *args: Any, **options: Any) -> Any:
             taken, before = self.takes(), self.random.random() < 0.5
@@ -97,7 +99,7 @@ class Saboteur:
         stand_before(owner, name, call)
 
     def refuses(self, code: int, owner: Any, name: str) -> None:
-        """The function fails as the disk does, until there were enough `refusals`."""
+        """Let the function fail as a disk does, until there were enough `refusals`."""
 
         def call(original: Callable[..., Any], *args: Any, **options: Any) -> Any:
             if self.armed and self.refusals > 0:
@@ -107,7 +109,7 @@ class Saboteur:
         stand_before(owner, name, call)
 
     def refuses_new_folders(self, code: int) -> None:
-        """One that is there already is never refused for want of space."""
+        """Let new folders fail. One that is there already needs no space, so it is never refused."""
 
         def call(original: Callable[..., None], path: Any, *args: Any, **options: Any) -> None:
             if self.armed and self.refusals > 0 and not os.path.exists(path):
@@ -123,15 +125,16 @@ class Saboteur:
             self.mark(PASSED)
         raise OSError(code, os.strerror(code))
 
-    def _step(self, original: Callable[..., bool], training: run.Run, *args: Any) -> bool:
+    def _step(self, original: Callable[..., bool], training: Loop, *args: Any) -> bool:
         self._steps += 1
         if self._steps > self.plan.after:
             self.armed = True
             self.mark(TRAINS)
             self.each_step(training)
-        first, done = self.plan.poison, training.done
+        first, state = self.plan.poison, training._state
+        done = state.step
         self._poisoned = first > 0 and (
-            done == first // 2 or (first <= done < first + _POISONED and training.divergence.rate == 1)
+            done == first // 2 or (first <= done < first + _POISONED and state.divergence.rate == 1)
         )
         return original(training, *args)
 
@@ -140,14 +143,14 @@ class Saboteur:
 
 
 def stand_before(owner: Any, name: str, call: Callable[..., Any]) -> None:
-    """From now on it is call(original, ...), for a function of a module or a method of a class."""
+    """Replace a function of a module, or a method of a class, by call(original, ...)."""
     original = getattr(owner, name)
     setattr(owner, name, lambda *args, **options: call(original, *args, **options))
 
 
 def in_evaluation(saboteur: Saboteur) -> None:
     saboteur.kills_at(Trainer, "evaluate")
-    saboteur.kills_at(run, "sample")
+    saboteur.kills_at(loop, "sample")
 
 
 def between_log_and_checkpoint(saboteur: Saboteur) -> None:
@@ -163,7 +166,7 @@ def at_rename(saboteur: Saboteur) -> None:
 
 
 def while_written(saboteur: Saboteur) -> None:
-    """Half of a file of arrays is all that comes to be."""
+    """Die when only a part of a file of arrays is written."""
 
     def write(original: Callable[..., None], path: Any, arrays: Any) -> None:
         original(path, arrays)
@@ -175,7 +178,7 @@ def while_written(saboteur: Saboteur) -> None:
 
 
 def while_deleted(saboteur: Saboteur) -> None:
-    """Some of the files of a folder are gone."""
+    """Die when only some of the files of a folder are deleted."""
 
     def delete(original: Callable[..., None], folder: Any, *args: Any, **options: Any) -> None:
         if folder.is_dir() and saboteur.takes():
@@ -189,7 +192,7 @@ def while_deleted(saboteur: Saboteur) -> None:
 
 
 def interrupt_twice(saboteur: Saboteur) -> None:
-    def interrupt(training: run.Run) -> None:
+    def interrupt(training: Loop) -> None:
         saboteur.mark(HIT)
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(saboteur.random.uniform(0, 0.05))
@@ -210,9 +213,9 @@ def full_at_start(saboteur: Saboteur) -> None:
 
 
 def full_at_end(saboteur: Saboteur) -> None:
-    """Stopped while nothing can be saved."""
+    """Stop the run while nothing can be saved."""
 
-    def stop(training: run.Run) -> None:
+    def stop(training: Loop) -> None:
         if HIT not in saboteur.told:
             saboteur.refusals = 1 << 30
             saboteur.mark(HIT)
@@ -223,14 +226,14 @@ def full_at_end(saboteur: Saboteur) -> None:
 
 
 def file_limit(saboteur: Saboteur) -> None:
-    """The system itself refuses to write: no file may be larger than a small limit."""
+    """Let the system itself refuse to write files above a small limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    def limit(training: run.Run) -> None:
+    def limit(training: Loop) -> None:
         if HIT not in saboteur.told:
             saboteur.mark(HIT)
             resource.setrlimit(resource.RLIMIT_FSIZE, (_FILE_LIMIT, hard))
-        elif training.saver.problem and not training.saver.busy:
+        elif training._saver._saver.problem and not training._saver._saver.busy:
             saboteur.mark(PASSED)
             resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
 
@@ -254,9 +257,9 @@ def unreadable_text(saboteur: Saboteur) -> None:
 
 
 def clock_jumps(saboteur: Saboteur) -> None:
-    """The time of day is another one at every step."""
+    """Change the time of day at every step."""
 
-    def jump(training: run.Run) -> None:
+    def jump(training: Loop) -> None:
         offset = saboteur.random.uniform(-400, 400) * _DAY
         time.time = lambda: now() + offset
         saboteur.mark(HIT)
@@ -266,7 +269,7 @@ def clock_jumps(saboteur: Saboteur) -> None:
 
 
 def short_memory(saboteur: Saboteur) -> None:
-    """Nothing is free, for two looks."""
+    """Say twice that no memory is free."""
 
     def available(original: Callable[[], int]) -> int:
         if not saboteur.armed or saboteur.refusals <= 0:
@@ -306,7 +309,7 @@ def main(argv: list[str]) -> int:
     plan = Plan(**json.loads(argv[0]))
     Plotter.redraw = lambda self: None  # type: ignore[method-assign]  # a picture takes longer than the training
     samples.SAMPLE = replace(samples.SAMPLE, tokens=6)
-    for module in (run, saver):
+    for module in (loop, saver):
         vars(module)["RETRY_SECONDS"] = 0.2
     saboteur = Saboteur(plan)
     if plan.fault:

@@ -1,4 +1,4 @@
-"""Files of a finished run, damaged at random: what reads them refuses them in one line, or finds what was there."""
+"""The files of a finished run are damaged at random: a reader must refuse them in one line, or find what was there."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -22,7 +22,7 @@ _BLOCK = 64  # bytes, at most a third of a file
 
 @dataclass
 class Corruption:
-    """How it went, by the file's name."""
+    """Counts what the readers did with damaged files, by the file's name."""
 
     outcomes: dict[str, Counter[str]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -78,10 +78,10 @@ def _block(data: bytearray, random: Random) -> tuple[int, int]:
 
 
 class Corrupter:
-    """The files of a run and of its text, and what they hold."""
+    """Damages the files of a run and of its text, and knows what they held."""
 
     def __init__(self, home: Path, random: Random) -> None:
-        """home: with logs/run and dataset, as the run has left them. Exports the run."""
+        """Export the run too. home: the folder with logs/run and dataset, as the run has left them."""
         self._random, self.result = random, Corruption()
         newest = checkpoints.newest(home / "logs" / "run")
         [tokens] = [folder for folder in (home / "dataset" / "tokens").iterdir() if folder.is_dir()]
@@ -130,7 +130,7 @@ def _checkpoint(folder: Path) -> object:
 
 
 def _tokens(folder: Path) -> object:
-    """As a run opens them: the index vouches for the tokenizer."""
+    """Read the tokens as a run does: the index vouches for the tokenizer."""
     tokenizer = read_tokenizer(folder)
     parts = [Shards(folder / part, tokenizer.fingerprint()) for part in PARTS]
     for shards in parts:
@@ -139,7 +139,7 @@ def _tokens(folder: Path) -> object:
 
 
 def _model(path: Path) -> object:
-    """What it says of itself, and what it answers to every token at every place of a window."""
+    """Return what the model says of itself, and its answers to every token at every place of a window."""
     model = OnnxModel(path, 1, spin=False)
     window, vocabulary = model.config.context_len, model.config.vocab_size
     rows = np.arange(-(-vocabulary // window) * window).reshape(-1, window) % vocabulary

@@ -1,4 +1,4 @@
-"""What befalls a run: by itself, from outside, or between two starts."""
+"""Every kind of fault is listed here, with what is done to the process and how it must end."""
 
 import os
 import shutil
@@ -18,24 +18,25 @@ from tests.torture.process import Child, Ended
 
 KILLED = -signal.SIGKILL
 _SPREAD = 0.25  # seconds: in so many there is a save, and often an evaluation
-_SAVING = "training goes on, and saving is tried again"
+_SAVING = "training continues, and saving is tried again"
 _STOPPED = "stopped and saved after step"
 _DONE = "done: best validation loss"
+_OVER = "steps already: raise --steps"
 _LEFT_OUT = "it is left out"
 _TEXT = "the text cannot be read"
 
 Act = Callable[[Child, Random, "Context"], bool]
-"""From outside, on a process that trains. Returns whether it did anything."""
+"""Does something to a process that trains, and waits for what follows. Returns whether it did anything."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """What an action from outside may need."""
+    """What an action needs to know beside the process."""
 
     run_dir: Path
     command: list[str]
     second: Plan
-    """Of a second process."""
+    """The plan of a second process."""
     starting: float
     """Seconds that a process takes to begin to train."""
 
@@ -43,19 +44,19 @@ class Context:
 @dataclass(frozen=True)
 class Fault:
     kind: str
-    """Its line in the report."""
+    """Its name in the report."""
     act: Act
-    """What is done, and waited for."""
+    """What is done from outside."""
     status: int = KILLED
-    """With which the process ends, if the fault has taken effect."""
+    """The exit status of the process, if the fault has taken effect."""
     says: str = ""
-    """Words that it prints or complains with then."""
+    """Words that it prints then."""
     inside: str = ""
-    """A fault of child.py."""
+    """The name of what the process does to itself, in child.py."""
     damages: bool = False
-    """The newest checkpoint, before the start."""
+    """Whether the newest checkpoint is damaged before the start."""
     may_fail: bool = False
-    """It fails saves; so the run may as well end with status 2, where that is its last one."""
+    """Whether saves fail. Where that is the last one, the process ends with status 2."""
 
 
 def kill(child: Child, random: Random, context: Context) -> bool:
@@ -102,7 +103,7 @@ def suspend(child: Child, random: Random, context: Context) -> bool:
 
 
 def move_away(child: Child, random: Random, context: Context) -> bool:
-    """The folder is gone and comes back, as of a network that fails."""
+    """Move the folder of the run away and back, as a network does that fails."""
     if not child.until_mark(TRAINS):
         return False
     away = context.run_dir.with_name(f"{context.run_dir.name}.away")
@@ -122,7 +123,7 @@ def move_away(child: Child, random: Random, context: Context) -> bool:
 
 
 def second(child: Child, random: Random, context: Context) -> bool:
-    """The same command again, beside the first."""
+    """Give the same command again, beside the first."""
     if not child.until_mark(TRAINS):
         return False
     other = Child(child.folder, context.command, context.second)
@@ -130,7 +131,7 @@ def second(child: Child, random: Random, context: Context) -> bool:
         ended = other.end()
     finally:
         other.clear()
-    if not child.runs:
+    if not child.runs or _OVER in ended.out:  # the first was just ending: it lets go of the run a little before
         return False
     if ended.status != 2 or f"is being trained by process {child.pid} on" not in ended.err or ended.complaint:
         raise UserError(f"a second process ended with status {ended.status}: {ended.err or ended.out}")
@@ -147,7 +148,7 @@ def kill_lane(child: Child, random: Random, context: Context) -> bool:
 
 
 def survive(words: str = "") -> Act:
-    """A trouble that passes by itself; the process says these words of it, and is killed some time later."""
+    """Wait until a trouble has passed and the process has said these words of it; kill it some time later."""
 
     def wait(child: Child, random: Random, context: Context) -> bool:
         if not child.until_mark(PASSED):
@@ -185,11 +186,12 @@ FAULTS = (
     Fault("a second process", second),
     Fault("newest checkpoint damaged", kill, says=_LEFT_OUT, damages=True),
 )
-_MORE_KILLS = 8  # at any moment, in each round of all faults
+_MORE_KILLS = 8  # at any moment, in each round but the first
 
 
 def faults(random: Random) -> Iterator[Fault]:
-    """All of them in a random order, again and again."""
+    """Yield faults without end: each kind once, then rounds with each kind once and more kills, all in random order."""
+    yield from random.sample(FAULTS, len(FAULTS))
     while True:
         once = [*FAULTS, *[FAULTS[0]] * _MORE_KILLS]
         random.shuffle(once)
@@ -197,7 +199,7 @@ def faults(random: Random) -> Iterator[Fault]:
 
 
 def damage_newest(run_dir: Path, random: Random) -> bool:
-    """Spoil a file of the newest checkpoint, where there is an older one. Returns whether that was so."""
+    """Spoil a file of the newest checkpoint, if there is an older one. Returns whether there is."""
     newest = checkpoints.newest(run_dir)
     older = [record for record in (run_dir / CHECKPOINTS).glob(f"[0-9]*[0-9]/{META}") if record.parent != newest]
     if newest is None or not older:
@@ -215,13 +217,13 @@ def damage_newest(run_dir: Path, random: Random) -> bool:
 
 
 def took_effect(fault: Fault, ended: Ended) -> bool:
-    """Whether it ended with the fault, and not before it because all steps were done."""
+    """Return whether it ended with the fault, and not before it because all steps were done."""
     failed = fault.may_fail and ended.status == 2 != fault.status
     return not failed and _DONE not in ended.out
 
 
 def wrong(fault: Fault, took: bool, ended: Ended) -> str:
-    """What is not as promised in how a process ended; "" for nothing."""
+    """Return what is not as promised in how a process ended, or ""."""
     if ended.complaint:
         return ended.complaint
     said = ended.err.strip() or ended.out[-200:].strip()

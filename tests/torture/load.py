@@ -1,4 +1,4 @@
-"""One long run of a very small model, watched from outside: memory, threads, open files, the log."""
+"""Trains a very small model for many steps, and looks whether memory, threads, open files or the log grow."""
 
 import re
 import subprocess
@@ -28,7 +28,7 @@ _COMMAND = (
 
 @dataclass(frozen=True)
 class Sample:
-    """What was found at one look."""
+    """What one look at the processes found."""
 
     memory_mb: float  # of the process and its lanes
     threads: int
@@ -39,7 +39,7 @@ class Sample:
 
 @dataclass
 class Load:
-    """What a run took in the second quarter of its time, and in the last."""
+    """Compares what a run took in the second quarter of its time and in the last."""
 
     steps: int
     seconds: float = 0.0
@@ -79,18 +79,18 @@ def load(folder: Path, text: str, steps: int) -> Load:
 
 
 def _samples(process: subprocess.Popen[bytes], log: Path) -> Iterator[Sample]:
-    """What it takes now and then, until its end."""
+    """Look at the processes now and then, until they end."""
     while process.poll() is None:
         time.sleep(_EVERY)
         with suppress(psutil.Error, UserError, OSError):  # it has just ended, or not begun
             facts = [(_memory(p.pid) / 1024, p.num_threads(), p.num_fds()) for p in _trainers(process.pid)]
             memory, threads, files = map(sum, zip(*facts, strict=True))
             if len(facts) == _LANES:
-                yield Sample(memory, threads, files, log.stat().st_size, len(read_log(log)["evaluations"]))
+                yield Sample(memory, threads, files, log.stat().st_size, len(read_log(log).evaluations))
 
 
 def _memory(pid: int) -> int:
-    """Kilobytes in memory that are no file's, each page shared by those that have it.
+    """Return the kilobytes in memory that belong to no file. A page that processes share counts a part for each.
 
     Pages of files count less or more as other programs come and go, which would be megabytes.
     """
@@ -99,7 +99,7 @@ def _memory(pid: int) -> int:
 
 
 def _trainers(pid: int) -> list[psutil.Process]:
-    """The process and its lanes, but none that draws its picture."""
+    """Return the process and its lanes, but not the one that draws its picture."""
     found = [one := psutil.Process(pid)]
     for child in one.children():
         with suppress(psutil.Error):  # a picture is ready
@@ -109,7 +109,7 @@ def _trainers(pid: int) -> list[psutil.Process]:
 
 
 def judge(result: Load, samples: list[Sample], log_bytes: int) -> None:
-    """Fill in what the samples say."""
+    """Fill in the figures and the problems that the samples show."""
     quarter = len(samples) // 4
     if not quarter:
         result.problems.append(f"load was over after {len(samples)} looks: give it more steps")

@@ -1,4 +1,4 @@
-"""One process that trains, watched from outside."""
+"""Starts one process that trains, and watches it from outside."""
 
 import os
 import signal
@@ -20,17 +20,17 @@ _LOOK = 0.005
 
 
 def environment() -> dict[str, str]:
-    """In which a process finds these modules, from any folder."""
+    """Return the environment in which a process finds these modules, from any folder."""
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
 class HungError(Exception):
-    """What did not come to pass."""
+    """Something that was waited for did not happen in time."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a process ended, and what it said."""
+    """Tells how a process ended, and what it printed."""
 
     status: int
     out: str
@@ -38,14 +38,14 @@ class Ended:
 
     @property
     def complaint(self) -> str:
-        """What no run may say, in a line; "" for nothing of the kind."""
+        """What no run may print, in a line: a traceback, or more than one line of errors. "" for neither."""
         lines = self.err.strip().splitlines()
         traceback = any(line.startswith("Traceback") for line in lines)
         return f"{len(lines)} lines of errors, the last is {lines[-1]!r}" if traceback or len(lines) > 1 else ""
 
 
 class Child:
-    """`picogpt ...` as the plan disturbs it, in a process group of its own, with its folder as the current one."""
+    """Runs `picogpt ...` with a plan, in a process group and a folder of its own."""
 
     def __init__(self, folder: Path, command: list[str], plan: Plan) -> None:
         self.folder, self._marks = folder, Path(plan.marks)
@@ -69,11 +69,11 @@ class Child:
         return self._process.poll() is None
 
     def until_mark(self, word: str) -> bool:
-        """Wait for a mark. Returns whether it came before the end. Raises HungError."""
+        """Wait for a mark. Returns whether it came before the process ended. Raises HungError."""
         return self._until(lambda: word in self._marks.read_text(encoding="utf-8").split(), f"the mark {word!r}")
 
     def until_said(self, words: str) -> bool:
-        """The same for what it prints."""
+        """Wait for words that it prints. Returns whether they came before it ended. Raises HungError."""
         return self._until(lambda: words in self._files[0].read_text(errors="replace"), f"the words {words!r}")
 
     def _until(self, come: Callable[[], bool], what: str) -> bool:
@@ -91,7 +91,7 @@ class Child:
             os.kill(self.pid, number)
 
     def send_to_all(self, number: int) -> None:
-        """To its lanes as well."""
+        """Send a signal to the process and its lanes."""
         with suppress(ProcessLookupError):
             os.killpg(self.pid, number)
 
@@ -102,7 +102,7 @@ class Child:
             return []
 
     def end(self, seconds: float = _PATIENCE) -> Ended:
-        """Wait for the end, of its lanes as well. Raises HungError."""
+        """Wait until the process and its lanes have ended. Raises HungError."""
         try:
             status = self._process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -115,13 +115,13 @@ class Child:
         return Ended(status, *(path.read_text(encoding="utf-8", errors="replace") for path in self._files))
 
     def clear(self) -> None:
-        """Let nothing stay of it."""
+        """Kill what is left of it."""
         self.send_to_all(signal.SIGKILL)
         self._process.wait()
 
 
 def _group(number: int) -> list[psutil.Process]:
-    """The living processes of a group."""
+    """Return the living processes of a group."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error, ProcessLookupError):

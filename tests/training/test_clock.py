@@ -1,4 +1,4 @@
-"""The time of a run: what counts, what does not, and the signals that end it."""
+"""The time of a run, what of it counts, and the signals that end it."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from picogpt.training.clock import Clock
 
 
 class Ticks:
-    """A clock that says what it is told to."""
+    """A clock that shows `now`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
@@ -44,7 +44,7 @@ def test_sleep_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
         watch.lap()
     ticks.now += 8 * 3600
     assert watch.lap() == 2
-    assert told == ["nothing was done for 480 minutes, as if asleep: they are not counted"]
+    assert told == ["nothing ran for 480 minutes, as if asleep: they are not counted"]
     ticks.now += 19  # a slow step, or one while other programs are busy
     assert watch.lap() == 19 and len(told) == 1
 
@@ -72,7 +72,7 @@ def test_the_first_signal_asks_and_the_second_ends(name: str) -> None:
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no such signal")
 @pytest.mark.parametrize("names", [("SIGHUP", "SIGHUP"), ("SIGTERM", "SIGHUP"), ("SIGHUP", "SIGTERM")])
 def test_a_terminal_that_closes_never_ends_at_once(names: tuple[str, str]) -> None:
-    """It is sent after a SIGTERM, or several times, where a session ends."""
+    """The system sends it after a SIGTERM, or several times, when a session ends."""
     told: list[str] = []
     with stop_signals(told.append) as stopped:
         for name in names:
@@ -82,7 +82,7 @@ def test_a_terminal_that_closes_never_ends_at_once(names: tuple[str, str]) -> No
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_what_is_ignored_stays_ignored(name: str) -> None:
-    """As by nohup, or in the background of a script."""
+    """They are ignored under nohup, or in the background of a script."""
     number = getattr(signal, name, signal.SIGINT)
     before = signal.signal(number, signal.SIG_IGN)
     try:

@@ -327,7 +327,7 @@ def test_train_takes_the_option(
 @pytest.mark.parametrize("there", [True, False])
 def test_bench_trains_on_the_gpu(there: bool, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setitem(sys.modules, "cupy", standin if there else None)
-    monkeypatch.setattr("picogpt.bench.bound.SGEMM_SIZE", 64)
+    monkeypatch.setattr("picogpt.bench.matmul_bound.SGEMM_SIZE", 64)
     argv = ["bench", "train", *SHAPE, "--lanes", "2", "--seconds", "0.05", "--json", "--device", "cuda"]
     before = standin.arrivals
     assert status_of(*argv) == 0

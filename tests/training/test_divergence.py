@@ -1,4 +1,4 @@
-"""Losses that are not finite: steps left out, a way back to where all was well, more slowly, and an end to it."""
+"""Losses that are not finite: steps are left out, then the run goes back and learns more slowly, and finally ends."""
 
 import itertools
 import math
@@ -11,7 +11,7 @@ import pytest
 
 from picogpt.errors import UserError
 from picogpt.runs import checkpoint, checkpoints
-from picogpt.runs.meta import DivergenceState
+from picogpt.runs.checkpoint_meta import DivergenceState
 from picogpt.tensorfiles.safetensors import write_safetensors
 from picogpt.training import divergence
 from picogpt.training.divergence import Recovery
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("no_plots", "short_samples")
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, steps: tuple[int, ...], below_rate: float = 1.0) -> None:
-    """The loss of these steps is not a number, as long as the learning rates are what was configured."""
+    """Make the loss of these steps NaN, as long as the learning rates are no lower than this share of their setting."""
     original = Trainer.accumulate
 
     def poisoned(self: Trainer, x: Any, y: Any, step: int, depth: int | None = None) -> tuple[float, float]:
@@ -57,7 +57,7 @@ def test_three_in_a_row_go_back_and_learn_slower(text: Path, monkeypatch: pytest
     run.train()
     log = log_of(run)
     assert log["divergence"][-1]["text"].endswith("at step 8: back to step 4, with 0.5 of the learning rates")
-    # Wherever the steps are tried again they are the same poison but for the rate.
+    # The steps would be NaN again, if the rate were not lower.
     assert [entry["step"] for entry in log["evaluations"]] == [4, 8, 12]
     rate = run.config.train.learning_rate
     assert log["evaluations"][0]["lr"] == pytest.approx(rate) and log["evaluations"][1]["lr"] <= rate / 2
@@ -95,7 +95,7 @@ def test_what_never_gets_better_is_given_up(text: Path, monkeypatch: pytest.Monk
 
 
 def test_going_back_again_and_again_comes_to_an_end(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where there are evaluations between the best one and what diverges."""
+    """It ends also where there are evaluations between the best one and the steps that diverge."""
     losses = itertools.chain([1.0], itertools.repeat(2.0))
     monkeypatch.setattr(Trainer, "evaluate", lambda self, x, y: next(losses))
     poison(monkeypatch, (13, 14, 15), below_rate=0.0)
@@ -106,7 +106,7 @@ def test_going_back_again_and_again_comes_to_an_end(text: Path, monkeypatch: pyt
 
 
 def test_an_evaluation_that_is_not_finite_sends_the_run_back(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The weights are spoilt then, whatever steps are left."""
+    """The weights are spoilt then, so that leaving out steps does not help."""
     original, spoilt = Trainer.step, [True]
 
     def step(self: Trainer, x: Any, y: Any, done: int, *how: Any) -> float:
@@ -140,6 +140,22 @@ def test_time_that_is_over_after_going_back_is_told(text: Path, monkeypatch: pyt
         open_run(config_for(text, minutes=60.0)).train()
 
 
+def test_time_before_going_back_counts(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that diverges again and again ends when its minutes are over."""
+    poison(monkeypatch, (8, 9, 10))
+    seconds: list[tuple[float, float]] = []
+    go_back = Recovery.go_back
+
+    def noted(self: Recovery, *how: Any) -> None:
+        before = self._session.state.seconds
+        go_back(self, *how)
+        seconds.append((before, self._session.state.seconds))
+
+    monkeypatch.setattr(Recovery, "go_back", noted)
+    open_run(config_for(text)).train()
+    assert len(seconds) == 1 and seconds[0][0] == seconds[0][1] > 0
+
+
 def test_the_second_time_it_goes_back_to_the_best(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([2.0, 3.0, *[1.0] * 10])
     monkeypatch.setattr(Trainer, "evaluate", lambda self, x, y: next(losses))
@@ -153,7 +169,7 @@ def test_the_second_time_it_goes_back_to_the_best(text: Path, monkeypatch: pytes
 def test_a_kill_in_an_evaluation_that_is_not_finite_changes_nothing(
     text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It leaves no checkpoint that would be gone on from."""
+    """It leaves no checkpoint from which a run would continue."""
     evaluate, go_back = Trainer.evaluate, Recovery.go_back
 
     def spoilt(self: Trainer, x: Any, y: Any) -> float:

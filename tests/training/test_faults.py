@@ -33,14 +33,14 @@ def full(*_: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-# A disk that is full, or gone
+# A disk that is full or missing
 
 
 @pytest.mark.parametrize("operation", ["fsync", "write_safetensors"])
 def test_a_disk_that_is_full_for_a_while(
     text: Path, undisturbed: dict[str, Any], operation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Training goes on; what could not be saved is saved later, and the end is the same bits."""
+    """Training continues; what could not be saved is saved later, and the final bits are the same."""
     owner = os if operation == "fsync" else checkpoint
     original = getattr(owner, operation)
     before_step(monkeypatch, 3, lambda: monkeypatch.setattr(owner, operation, full))
@@ -49,7 +49,7 @@ def test_a_disk_that_is_full_for_a_while(
     run.train()
     assert result_of(run) == undisturbed
     failed, again = log_of(run)["notices"]
-    assert "No space left on device" in failed and failed.endswith("training goes on, and saving is tried again")
+    assert "No space left on device" in failed and failed.endswith("training continues, and saving is tried again")
     assert again == "saved again"
 
 
@@ -59,7 +59,7 @@ def test_a_disk_that_stays_full_is_an_error_at_the_end(text: Path, monkeypatch: 
         open_run(config_for(text)).train()
     assert "\n" not in str(told.value)
     monkeypatch.undo()
-    assert open_run(config_for(text)).state.step == 4  # what was saved before is sound
+    assert open_run(config_for(text)).state.step == 4  # the earlier checkpoint is sound
 
 
 def test_a_disk_that_is_full_from_the_beginning(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,7 +290,7 @@ def test_a_damaged_newest_checkpoint_is_left_out(
     assert f"{folder / checkpoint.MODEL} is damaged" in capsys.readouterr().out
     assert any("is damaged" in notice and "left out" in notice for notice in log_of(again)["notices"])
     assert result_of(again) == undisturbed
-    assert not list(folder.parent.glob("*.aside"))  # the run has come as far again
+    assert not list(folder.parent.glob("*.aside"))  # the run has saved as late a step again
 
 
 def test_no_sound_checkpoint_at_all_is_refused(text: Path) -> None:
@@ -298,7 +298,7 @@ def test_no_sound_checkpoint_at_all_is_refused(text: Path) -> None:
     run.train()
     for folder in (run.dir / "checkpoints").iterdir():
         (folder / checkpoint.META).unlink()
-    with pytest.raises(UserError, match=r"meta\.json is missing, and there is no other to go on from: start over"):
+    with pytest.raises(UserError, match=r"meta\.json is missing, and there is no other to continue from: start over"):
         open_run(config_for(text, steps=20))
 
 
@@ -336,5 +336,5 @@ def test_arrays_of_another_shape_are_refused(text: Path, part: str) -> None:
     arrays = getattr(found, part)
     arrays[next(iter(arrays))] = np.zeros((2, 2), np.float32)
     checkpoints.save(run.dir, found.step, found.model, found.optimizer, found.meta)
-    with pytest.raises(UserError, match="no checkpoint that a run can go on from"):
+    with pytest.raises(UserError, match="no checkpoint that a run can continue from"):
         open_run(config_for(text, steps=20))

@@ -1,4 +1,4 @@
-"""Training a part of the parameters: nothing of the rest changes, is computed or is kept."""
+"""Training a part of the parameters: for the rest nothing changes, is computed or takes memory."""
 
 import math
 from dataclasses import replace
@@ -161,7 +161,7 @@ def test_info_of_what_is_trained(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("mode", ["last-1", "last-3", "biases"])
 @pytest.mark.parametrize("recompute", [False, True])
 def test_gradients_are_those_of_training_all(mode: str, recompute: bool) -> None:
-    """To the bit: with two windows, uneven micro-batches, dropout."""
+    """They are equal to the bit, with two windows, uneven micro-batches and dropout."""
     arrays = lively_arrays(TINY)
     whole = gradients(run_config("all", micro_batch=4), arrays)
     part = gradients(run_config(mode, micro_batch=4, recompute=recompute), arrays)
@@ -300,7 +300,7 @@ class TestRuns:
                 open_run(config, "killed", init_from=origin).train()
         again = open_run(config, "killed", init_from=origin)
         assert again.state.step == 4
-        told = "run killed goes on from its own checkpoint: --init-from was needed only once"
+        told = "run killed continues from its own checkpoint: --init-from was needed only once"
         assert capsys.readouterr().out.count(told) == 1
         again.train()
         assert result_of(again) == result_of(whole)

@@ -91,7 +91,7 @@ def test_saves_by_the_minute(text: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_clock_may_jump(text: Path, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """By years, both ways, at every look."""
+    """It jumps by years, in both directions, at every call."""
     jumps = itertools.cycle((0.0, 1e9, -1e9))
     original = time.time
     monkeypatch.setattr(time, "time", lambda: original() + next(jumps))
@@ -141,7 +141,7 @@ def test_going_on_without_fresh_is_said(
 ) -> None:
     before_step(monkeypatch, 5, lambda: signal.raise_signal(signal.SIGINT))
     open_run(config_for(text), fresh=True).train()
-    assert "stopped and saved after step 6: the same command without --fresh goes on" in capsys.readouterr().out
+    assert "stopped and saved after step 6: the same command without --fresh continues" in capsys.readouterr().out
 
 
 def test_the_meta_says_where_the_run_stands(text: Path) -> None:

@@ -1,4 +1,4 @@
-"""A machine that grows too hot or runs out of power: training pauses, visibly, and not a bit of it changes."""
+"""A machine that is too hot or runs out of power: training pauses visibly, and not a bit of its results changes."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("short_samples", "no_plots")
 
 
 class Machine:
-    """One whose processor and battery do as they are told; time passes only in sleep."""
+    """A machine with a temperature and a battery that tests set; time passes only in sleep."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.degrees, self.critical, self.cooling = 1000.0, 50.0, None, 2.0
@@ -35,7 +35,7 @@ class Machine:
     def _sleep(self, seconds: float, stopped: Any) -> None:
         self.now += seconds
         self.degrees -= self.cooling * seconds
-        if self.battery and seconds >= 5:  # which a wait for the mains takes
+        if self.battery and seconds >= 5:  # which a wait for mains power takes
             self.battery = replace(self.battery, percent=self.battery.percent + 1)
 
     def care(self, **config: Any) -> Pauses:
@@ -73,7 +73,7 @@ def test_who_stops_it_does_not_wait_for_the_rest(machine: Machine) -> None:
     machine.degrees, machine.battery = 99.0, Battery(5, False)
     care = machine.care(max_temperature=90.0)
     care.cool(lambda: True)
-    care.wait_for_mains(lambda: True)
+    care.wait_for_power(lambda: True)
     assert machine.now == 1000.0
 
 
@@ -141,7 +141,7 @@ def test_what_was_trained_is_saved_before_the_wait(
 ) -> None:
     saved: list[Path | None] = []
     run = open_run(config_for(text))
-    monkeypatch.setattr(Pauses, "wait_for_mains", lambda *_: saved.append(checkpoints.newest(run.dir)))
+    monkeypatch.setattr(Pauses, "wait_for_power", lambda *_: saved.append(checkpoints.newest(run.dir)))
     machine.battery = Battery(15, False)
     run.train()
     assert [folder.name for folder in saved if folder] == ["00000001"]

@@ -1,4 +1,4 @@
-"""Runs that go on: killed or stopped in every way, and continued to the same bits."""
+"""Runs that are resumed: killed or stopped in every way, and continued to the same bits."""
 
 import multiprocessing
 import signal
@@ -31,7 +31,7 @@ def hard_config(text: Path, **train: Any) -> RunConfig:
 def undisturbed(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, short_samples: None
 ) -> tuple[str, dict[str, Any]]:
-    """(optimizer, result) of a run that nothing stopped."""
+    """Return (optimizer, result) of a run that nothing stopped."""
     text = tmp_path_factory.mktemp("undisturbed") / "easy.txt"
     text.write_text(EASY, encoding="utf-8")
     run = open_run(hard_config(text, optimizer=request.param))
@@ -63,7 +63,7 @@ def test_killed_and_continued(
 def test_killed_between_log_and_checkpoint(
     text: Path, undisturbed: tuple[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The log is then ahead; what it says of the lost steps is said again."""
+    """The log is then ahead; its entries of the lost steps are made again."""
     config, publish = hard_config(text, optimizer=undisturbed[0]), checkpoints.publish
 
     def too_late(draft: checkpoints.Draft) -> Path:
@@ -84,7 +84,7 @@ def test_killed_between_log_and_checkpoint(
 def test_a_lane_killed_and_continued(
     text: Path, undisturbed: tuple[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As by a system that is short of memory: between steps, with the caller alive."""
+    """A system that is short of memory does that: between steps, while the caller lives."""
 
     def kill() -> None:
         [lane] = multiprocessing.active_children()
@@ -120,11 +120,11 @@ def test_stopped_by_a_signal_and_continued(
         stopped = open_run(config)
         stopped.train()
     assert signal.getsignal(number) is handler
-    assert f"stopped and saved after step {step + 1}: the same command goes on" in capsys.readouterr().out
+    assert f"stopped and saved after step {step + 1}: the same command continues" in capsys.readouterr().out
     run = open_run(config)
-    assert run.state.step == step + 1  # the step in hand is finished, and nothing is lost
+    assert run.state.step == step + 1  # the current step is finished, and nothing is lost
     run.train()
-    assert f"going on with run run after step {step + 1}" in capsys.readouterr().out
+    assert f"continuing run run after step {step + 1}" in capsys.readouterr().out
     assert result_of(run) == undisturbed[1]
 
 

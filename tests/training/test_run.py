@@ -1,4 +1,4 @@
-"""Runs: begun, refused, started over, begun from another, ended by the clock, and what they leave on the disk."""
+"""Runs: new, refused, started over, begun from another, ended by the clock, and what they leave on the disk."""
 
 import json
 import math
@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from picogpt.config import DataConfig, RunConfig
+from picogpt.config import DataConfig, MonitoringConfig, RunConfig
 from picogpt.engine.lanes import Lanes
 from picogpt.errors import UserError
 from picogpt.model.initialization import initial_arrays
 from picogpt.model.parameters import parameter_shapes
+from picogpt.monitoring.observers import Observers
 from picogpt.runs import checkpoints
+from picogpt.runs.log import Evaluation
 from picogpt.training import clock
 from picogpt.training.trainer import Trainer
 from tests.support.folders import snapshot
@@ -169,7 +171,7 @@ def test_init_from_keeps_weights_and_tokenizer(text: Path, tmp_path: Path) -> No
     assert len(log_of(tuned)["evaluations"]) == 1
     assert checkpoints.load(origin).step == 12  # the base is as it was
     again = open_run(replace(config, train=replace(config.train, steps=3)), "tuned", init_from=origin)
-    assert again.state.step == 1  # the same command goes on with the tuned run, not with the base
+    assert again.state.step == 1  # the same command continues the tuned run, not the base
 
 
 def test_init_from_refuses_another_shape_or_tokenizer(text: Path) -> None:
@@ -317,3 +319,19 @@ def test_the_curve_is_drawn(text: Path, monkeypatch: pytest.MonkeyPatch) -> None
     run = open_run(config_for(text, steps=2))
     run.train()
     assert (run.dir / "log.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_evaluation_is_being_saved_when_an_observer_is_asked(text: Path) -> None:
+    """What becomes of the process while it waits for an answer costs nothing."""
+    saved: list[int] = []
+
+    def ask(evaluation: Evaluation) -> bool:
+        run.saver.wait()
+        newest = checkpoints.newest(run.dir)
+        saved.append(int(newest.name) if newest else -1)
+        return evaluation.step < 8
+
+    folder = text.parent / "logs" / "run"
+    run = open_run(config_for(text), observers=Observers(MonitoringConfig(), folder, ask))
+    run.train()
+    assert saved == [4, 8] and run.state.step == 8

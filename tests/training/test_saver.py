@@ -1,4 +1,4 @@
-"""Saving in the background: steps do not wait for the disk, one save at a time, and what fails is known."""
+"""Saving in the background: steps do not wait for the disk, one save at a time, and errors are reported."""
 
 import os
 import threading
@@ -19,7 +19,7 @@ from tests.support.checkpoints import meta
 
 @pytest.fixture
 def slow_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """A disk that gets nothing done before the event is set."""
+    """Make the disk wait until the event is set."""
     ready, fsync = threading.Event(), os.fsync
 
     def waiting(descriptor: int) -> None:
@@ -44,7 +44,7 @@ def test_nothing_waits_for_the_disk(tmp_path: Path, slow_disk: threading.Event) 
     (tmp_path / "checkpoints").mkdir()  # whose name alone would be made durable at once
     saver = Saver(tmp_path)
     arrays = save(saver, tmp_path, 1)
-    arrays["w"] += 7  # training goes on in the same memory
+    arrays["w"] += 7  # training continues in the same memory
     assert saver.busy and checkpoints.newest(tmp_path) is None
     slow_disk.set()
     saver.wait()
@@ -110,7 +110,7 @@ def test_the_one_before_stays_where_the_disk_gives_back_something_else(
 
 
 def test_a_folder_that_has_gone_is_not_made_anew(tmp_path: Path) -> None:
-    """It may be a network's, and come back."""
+    """It may be on a network, and come back."""
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     saver = Saver(run_dir)
@@ -129,17 +129,17 @@ def test_a_folder_that_has_gone_is_not_made_anew(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_one_that_breaks_off_is_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def ended(*_: object) -> None:
-        raise SystemExit  # which a thread dies of without a word
+        raise SystemExit  # it ends a thread without a message
 
     monkeypatch.setattr(saver, "write_log", ended)
     broken = Saver(tmp_path)
     save(broken, tmp_path, 1)
     broken.wait()
-    assert broken.problem == "the last save broke off"
+    assert broken.problem == "the last save ended unexpectedly"
 
 
 def test_a_folder_that_goes_while_it_saves_is_not_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Behind the look that finds it, before the arrays and before the log."""
+    """It goes after the check that finds it, before the arrays and before the log are written."""
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     saver, write = Saver(run_dir), checkpoints.write

@@ -25,7 +25,7 @@ X, Y = np.ascontiguousarray(IDS[:, :-1]), np.ascontiguousarray(IDS[:, 1:])
 def gradients(
     count: int, model: ModelConfig = MODEL, step: int = 0, **changes: Any
 ) -> tuple[float, dict[str, np.ndarray]]:
-    """The loss and the sum of the lanes' gradients, which as many lanes have a part in as there are micro-batches."""
+    """Return the loss and the sum of the lanes' gradients; as many lanes work as there are micro-batches."""
     run = RunConfig(model, train=replace(TRAIN, **changes))
     with Lanes(count) as lanes:
         trainer = Trainer(run, initial_arrays(model, 1), lanes)
@@ -74,7 +74,7 @@ def test_recomputing_gives_the_same_bits(dropout: float, count: int) -> None:
 
 
 def trained(count: int, **changes: Any) -> tuple[float, dict[str, np.ndarray]]:
-    """The evaluation after three steps, the parameters and the optimizer's state."""
+    """Return the evaluation after three steps, the parameters and the optimizer's state."""
     model = replace(MODEL, dropout=0.1)
     arrays = initial_arrays(model, 1)
     with Lanes(count) as lanes:
@@ -116,7 +116,7 @@ def test_evaluation_does_not_depend_on_lanes_and_changes_nothing(count: int) -> 
 
 
 def test_two_trainers_on_the_same_lanes() -> None:
-    """Both made before either is used: they do not meet."""
+    """Both are made before either is used, and do not share anything."""
     run = RunConfig(MODEL, train=replace(TRAIN, micro_batch=2))
     with Lanes(2) as lanes:
         first, second = (Trainer(run, initial_arrays(MODEL, seed), lanes) for seed in (1, 2))
@@ -177,7 +177,7 @@ def test_blocks_that_do_something_never_wait() -> None:
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_restoring_brings_back_everything(optimizer: Any) -> None:
-    """Also how deep the model was: a run that goes back goes on as one that was never further."""
+    """That includes how deep the model was: a run that goes back continues as one that was never further."""
     with Lanes(2) as lanes:
         trainer = deep_trainer(lanes, optimizer=optimizer)
         for step in range(2):

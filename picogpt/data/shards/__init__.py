@@ -1,1 +1,1 @@
-"""Ids on the disk: appended in chunks, verified, read in order."""
+"""Ids on the disk: appended in chunks, verified, and read."""

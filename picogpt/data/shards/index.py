@@ -1,4 +1,4 @@
-"""The index of a folder of token shards: which files are complete, and what each holds."""
+"""The index of a folder of token shards: the files that are complete, and what each holds."""
 
 import json
 import os
@@ -6,31 +6,25 @@ import struct
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
 from picogpt.errors import UserError, shown
 from picogpt.system.files import read_bytes, write_durably
 
-SHARD_TOKENS = 1 << 26  # a shard is sealed when it holds so many
-
 INDEX = "index.json"
-
-BLOCK_TOKENS = 1 << 20  # a checksum is of so many ids, the last one's of fewer
-
-_INDEX_LIMIT = 256 << 20  # bytes; one of a terabyte of tokens has about 20 MB
-
-_GONE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
-
+VERSION = 2
+SHARD_TOKENS = 1 << 26  # a shard is sealed when it holds so many
+BLOCK_TOKENS = 1 << 20  # ids that share a checksum; the last block has fewer
 HEADER = struct.Struct("<8sHH4xQ8s")
 
 _MAGIC = b"picogpt\0"
-
-VERSION = 2
+_INDEX_LIMIT = 256 << 20  # bytes; one of a terabyte of tokens has about 20 MB
+_MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 Source = tuple[str, int]
-"""What a streamed shard was made from: a file of the corpus, and a row group of it."""
+"""The source of a streamed shard: a file of the data set, and a row group of it."""
 
 
 @dataclass(frozen=True)
@@ -45,42 +39,45 @@ class ShardEntry:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """What index.json says."""
+    """The content of index.json."""
 
     dtype: np.dtype[Any]
     fingerprint: str  # the tokenizer's
     signature: str  # the corpus'
     shards: tuple[ShardEntry, ...]
-    sources: tuple[Source, ...]  # all that were sealed, those without a token included
+    sources: tuple[Source, ...]  # all that were sealed, also those without a token
 
 
 def header_bytes(dtype: np.dtype[Any], count: int, fingerprint: str) -> bytes:
+    """Return the header of a shard. fingerprint: the tokenizer's."""
     return HEADER.pack(_MAGIC, VERSION, dtype.itemsize, count, sha256(fingerprint.encode()).digest()[:8])
 
 
 def damaged(path: Path, reason: str) -> UserError:
+    """Return the error for a damaged file of a folder of shards."""
     return UserError(f"{path} {reason}: delete {path.parent}; it is made again")
 
 
-def write_index(folder: Path, index: dict[str, Any]) -> None:
-    """Replace a folder's index in one step; its checksum is added here."""
+def write_index(folder: Path, index: dict[str, object]) -> None:
+    """Replace the index of a folder in one step. Its checksum is added here."""
     write_durably(folder / INDEX, json.dumps({**index, "sha256": index_digest(index)}).encode())
 
 
-def index_digest(index: dict[str, Any]) -> str:
+def index_digest(index: dict[str, object]) -> str:
+    """Return the checksum of an index without one."""
     return sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
 
 
 def read_index(path: Path, fingerprint: str) -> ShardIndex:
-    """An index made with the tokenizer of that fingerprint. Raises UserError."""
+    """Return an index, which must be of the tokenizer with that fingerprint. Raises UserError for any other."""
     try:
         if path.stat().st_size > _INDEX_LIMIT:
             raise damaged(path, "is too large for an index of shards")
         index = json.loads(read_bytes(path))
         digest = index_digest({name: value for name, value in dict(index).items() if name != "sha256"})
-    except _GONE as error:  # other errors of the disk or a network are no damage, and may pass
+    except _MISSING as error:  # other errors of a disk or a network are no damage, and may pass
         raise damaged(path, f"cannot be read ({error.strerror})") from None
-    except (TypeError, ValueError, RecursionError):  # the first and the second also for what is no object
+    except (TypeError, ValueError, RecursionError):  # the first two also for what is no object
         raise damaged(path, "is not JSON of an index") from None
     match index:
         case {"version": int(version)} if version != VERSION:
@@ -106,8 +103,8 @@ def read_index(path: Path, fingerprint: str) -> ShardIndex:
     raise damaged(path, "is not an index of shards")
 
 
-def _entry(path: Path, number: int, shard: Any) -> ShardEntry:
-    """The index's `number`-th entry. A file has one name it can have, so no entry leads out of the folder."""
+def _entry(path: Path, number: int, shard: object) -> ShardEntry:
+    """Return the index's `number`-th entry. Its file can have one name only, so no entry leads out of the folder."""
     match shard:
         case {"file": str(file), "count": count, "crc32": list(crc32), "source": source} if (
             file == f"{number:05d}.bin"
@@ -120,24 +117,24 @@ def _entry(path: Path, number: int, shard: Any) -> ShardEntry:
     raise damaged(path, f"has a damaged entry {number}")
 
 
-def _source(path: Path, source: Any) -> Source:
+def _source(path: Path, source: object) -> Source:
     match source:
         case [str(file), group] if _is_count(group, 1 << 31):
             return file, group
     raise damaged(path, "has a damaged source")
 
 
-def _is_count(value: Any, most: int) -> bool:
+def _is_count(value: object, most: int) -> TypeGuard[int]:
     return type(value) is int and 0 <= value <= most
 
 
 def check_header(path: Path, dtype: np.dtype[Any], count: int, fingerprint: str) -> None:
-    """Every check of a shard that takes its header alone. Raises UserError."""
+    """Check a shard as far as its header and size allow. Raises UserError."""
     try:
         with path.open("rb") as file:
             header = file.read(HEADER.size)
             size = os.fstat(file.fileno()).st_size
-    except _GONE as error:  # other errors of the disk or a network are no damage, and may pass
+    except _MISSING as error:  # other errors of a disk or a network are no damage, and may pass
         raise damaged(path, f"cannot be read ({error.strerror})") from None
     if len(header) < HEADER.size or not header.startswith(_MAGIC):
         raise damaged(path, "is not a token shard")

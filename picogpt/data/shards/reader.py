@@ -1,8 +1,8 @@
-"""Token shards: files of raw ids, appended, sealed, and read a piece at a time.
+"""Reads token shards: files of raw ids that were appended and sealed.
 
 A shard is a 32-byte little-endian header (magic, version, dtype code, count, hash of the vocabulary) and the ids.
-A folder's index.json names the sealed shards, with a checksum for each block of a million ids and one of its own, and
-is replaced in one step: a reader never sees a half-written one, and what is not in it does not exist.
+The index.json of a folder names the sealed shards, with a checksum for each block of a million ids and one of its own.
+It is replaced in one step: a reader never sees half of one, and a shard that is not in it does not exist.
 """
 
 import zlib
@@ -20,19 +20,20 @@ from picogpt.tokenizers.base import Ids
 class Shards:
     """The sealed shards of a folder as one sequence of ids.
 
-    A block of ids is checked against its checksum when it is read for the first time. What is read costs its own size
-    in memory, however much there is. It is read, not mapped: where a disk or a network fails, that is an error to wait
-    out, and in a map it would be the end of the process.
+    A block of ids is compared with its checksum when it is read for the first time. Memory holds only what is read,
+    however large the folder. Files are read, not mapped: the failure of a disk or a network is then an exception, and
+    the caller can wait and read again; with a map it would end the process.
     """
 
     def __init__(self, folder: Path, fingerprint: str) -> None:
+        """fingerprint: the tokenizer's. Raises UserError for damage, and for shards of another tokenizer."""
         self.folder, self._fingerprint = folder, fingerprint
         self._checked: set[tuple[int, int]] = set()
         self._entries: tuple[ShardEntry, ...] = ()
         self.refresh()
 
     def refresh(self) -> int:
-        """Look for shards that were sealed meanwhile. Returns the ids there are now. Raises UserError for damage."""
+        """Look for shards that were sealed meanwhile. Returns the number of ids now. Raises UserError for damage."""
         path = self.folder / INDEX
         index = read_index(path, self._fingerprint)
         sealed = {None, *index.sources}
@@ -49,7 +50,7 @@ class Shards:
         return self._starts[-1]
 
     def read(self, start: int, stop: int) -> Ids:
-        """Ids start..stop - 1 across shard borders: (stop - start,). Raises UserError for a damaged block, OSError."""
+        """Return ids start..stop - 1, also across shards: (stop - start,). Raises UserError for damage, OSError."""
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"tokens {start}:{stop} of {len(self)}")
         result, done = np.empty(stop - start, self.dtype), 0
@@ -66,11 +67,11 @@ class Shards:
         return result
 
     def _size(self, shard: int, block: int) -> int:
-        """Ids of a block."""
+        """Return the number of ids in a block."""
         return min(BLOCK_TOKENS, self._entries[shard].count - block * BLOCK_TOKENS)
 
     def _block(self, shard: int, block: int) -> Ids:
-        """The ids of a block, checked."""
+        """Return the ids of a block. Raises UserError where their checksum is wrong."""
         entry, start = self._entries[shard], block * BLOCK_TOKENS
         ids = self._ids(shard, start, self._size(shard, block))
         if zlib.crc32(ids.data) != entry.crc32[block]:
@@ -80,7 +81,7 @@ class Shards:
         return ids
 
     def _ids(self, shard: int, start: int, count: int) -> Ids:
-        """Ids of a shard as the disk has them."""
+        """Return ids of a shard, unchecked."""
         path, ids = self.folder / self._entries[shard].file, np.empty(count, self.dtype)
         with path.open("rb") as file:
             file.seek(HEADER.size + start * self.dtype.itemsize)
@@ -89,12 +90,12 @@ class Shards:
         return ids
 
     def fingerprint(self) -> str:
-        """16 hexadecimal digits of the ids: of each shard's count and checksums."""
+        """Return 16 hexadecimal digits of the ids: of each shard's count and checksums."""
         facts = [(entry.count, entry.crc32) for entry in self._entries]
         return sha256(repr((self.dtype.name, facts)).encode()).hexdigest()[:16]
 
     def verify(self) -> None:
-        """Read everything and compare checksums. Raises UserError for ids that are not the ones written."""
+        """Read everything and compare the checksums. Raises UserError where one is wrong."""
         self._checked.clear()
         for shard, entry in enumerate(self._entries):
             for block in range(len(entry.crc32)):
@@ -102,7 +103,7 @@ class Shards:
 
 
 class Span:
-    """Ids start..stop - 1 of shards, as if they were all there are."""
+    """A part of shards as a sequence of its own: ids start..stop - 1."""
 
     def __init__(self, shards: Shards, start: int, stop: int) -> None:
         self.dtype, self._shards, self._start, self._stop = shards.dtype, shards, start, stop
@@ -111,7 +112,7 @@ class Span:
         return self._stop - self._start
 
     def read(self, start: int, stop: int) -> Ids:
-        """Ids start..stop - 1 of the span: (stop - start,). Raises UserError for a damaged block."""
+        """Return ids start..stop - 1 of the span: (stop - start,). Raises UserError for damage, OSError."""
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"tokens {start}:{stop} of {len(self)}")
         return self._shards.read(self._start + start, self._start + stop)

@@ -1,4 +1,4 @@
-"""Writing token shards: ids are appended, and count once they are sealed."""
+"""Writes token shards: ids are appended, and exist for readers once they are sealed."""
 
 import zlib
 from collections.abc import Collection
@@ -30,10 +30,10 @@ from picogpt.tokenizers.base import Ids
 
 
 class ShardWriter:
-    """Writes a folder of shards. As a context manager it seals at the end, or drops the unsealed on an error."""
+    """Writes a folder of shards. As a context manager it seals at the end, and drops what is not sealed on an error."""
 
     def __init__(self, folder: Path, dtype: npt.DTypeLike, fingerprint: str, signature: str) -> None:
-        """`fingerprint` is the tokenizer's, `signature` the corpus'. Raises FileExistsError when `folder` exists."""
+        """fingerprint: the tokenizer's. signature: the corpus'. Raises FileExistsError where `folder` exists."""
         make_folder(folder.parent)
         folder.mkdir()
         sync_folder(folder.parent)
@@ -41,9 +41,9 @@ class ShardWriter:
 
     @classmethod
     def resume(cls, folder: Path, fingerprint: str, sources: Collection[Source | None]) -> "ShardWriter":
-        """Go on after the sealed shards made from these sources (None: from no one in particular); others are deleted.
+        """Continue after the sealed shards that were made from these sources; others are deleted.
 
-        Raises UserError for a damaged index, or one that names what is gone.
+        sources: None for shards without one. Raises UserError for a damaged index, and for missing shards.
         """
         index = read_index(folder / INDEX, fingerprint)
         shards = tuple(entry for entry in index.shards if entry.source in sources)
@@ -55,7 +55,7 @@ class ShardWriter:
         writer = cls.__new__(cls)
         writer._begin(folder, cut)
         if cut != index:
-            writer._write_index()  # first, for what an index names has to be there
+            writer._write_index()  # first, because what an index names has to exist
         for path in folder.glob("*.bin"):
             if path.name not in {entry.file for entry in shards}:
                 path.unlink()
@@ -73,13 +73,13 @@ class ShardWriter:
 
     @property
     def tokens(self) -> int:
-        """Ids in sealed shards."""
+        """The number of ids in sealed shards."""
         return sum(entry.count for entry in self._sealed)
 
     def append(self, ids: Ids, source: Source | None = None) -> None:
         """Add ids (n,) of the writer's dtype to the shard being written; a full shard is sealed.
 
-        source: what they were made from. Readers see them only when it was sealed.
+        source: what they were made from. Readers see them once it is sealed.
         """
         self._source = source
         if ids.dtype != self._index.dtype:
@@ -94,7 +94,7 @@ class ShardWriter:
     def _write(self, ids: Ids) -> None:
         if self._file is None:
             self._file = self._next_path().open("xb")
-            self._file.write(bytes(HEADER.size))  # no magic, so no shard until it is sealed
+            self._file.write(bytes(HEADER.size))  # without magic it is no shard until it is sealed
         elif self._count % BLOCK_TOKENS == 0:
             self._crc32.append(0)
         self._file.write(ids.data)
@@ -105,14 +105,14 @@ class ShardWriter:
         return self.folder / f"{len(self._sealed):05d}.bin"
 
     def seal(self, source: Source | None = None) -> None:
-        """Make everything appended so far durable, and visible to readers. source: one that all was appended of."""
+        """Make all that was appended durable and visible to readers. source: the one that is complete with it."""
         if self._file is not None:
             self._file.seek(0)
             self._file.write(header_bytes(self._index.dtype, self._count, self._index.fingerprint))
             self._file.flush()
             flush(self._file.fileno())
             self._file.close()
-            sync_folder(self.folder)  # first, for what an index names has to be there
+            sync_folder(self.folder)  # first, because what an index names has to exist
             self._sealed.append(ShardEntry(self._next_path().name, self._count, tuple(self._crc32), self._source))
             self._file = None
             self._clear()
@@ -121,7 +121,7 @@ class ShardWriter:
         self._write_index()
 
     def _write_index(self) -> None:
-        index = {
+        index: dict[str, object] = {
             "version": VERSION,
             "dtype": self._index.dtype.name,
             "tokenizer": self._index.fingerprint,
@@ -142,15 +142,15 @@ class ShardWriter:
             self.drop()
 
     def drop(self) -> None:
-        """Forget what is not sealed, and the full shards of a source that is not."""
+        """Delete what is not sealed, and the full shards of a source that is not."""
         if self._file is not None:
             self._file.close()
             self._file = None
             self._clear()
             self._next_path().unlink()
-        begun = [entry for entry in self._sealed if entry.source is not None and entry.source not in self.sources]
-        if begun:
-            self._sealed = [entry for entry in self._sealed if entry not in begun]
-            self._write_index()  # first, for what an index names has to be there
-            for entry in begun:
+        unfinished = [entry for entry in self._sealed if entry.source is not None and entry.source not in self.sources]
+        if unfinished:
+            self._sealed = [entry for entry in self._sealed if entry not in unfinished]
+            self._write_index()  # first, because what an index names has to exist
+            for entry in unfinished:
                 (self.folder / entry.file).unlink()

@@ -1,1 +1,1 @@
-"""Where text comes from: files, the hub, and what it is stored in."""
+"""Sources of text: files, the hub, and the formats they are stored in."""

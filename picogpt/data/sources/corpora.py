@@ -1,4 +1,4 @@
-"""A name or a path -> documents, in a fixed order."""
+"""Finds the text that a name or a path stands for: files of documents, in a fixed order."""
 
 import os
 import re
@@ -9,6 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from picogpt.config import DataConfig
+from picogpt.data.encoding import Join
 from picogpt.data.sources.formats import KNOWN, TEXT, Columns, Document, documents, kind_of
 from picogpt.data.sources.hub import dataset_named
 from picogpt.data.sources.remote import download
@@ -24,11 +25,8 @@ _SAMPLE_PLACES = (
 )
 
 _SHAKESPEARE_BASE = "https://raw.githubusercontent.com/karpathy/char-rnn/master"
-
 _SHAKESPEARE_FILE = "data/tinyshakespeare/input.txt"
-
 _SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
-
 _SHAKESPEARE_SIZE = 1_115_394
 
 _NAMES = (
@@ -41,63 +39,47 @@ class Corpus:
     """Files of text in a fixed order."""
 
     name: str
-    """Fit for a folder's name."""
+    """A name that a folder can have."""
     source: str
-    """What it is, for people."""
+    """A description for users."""
     files: tuple[Path, ...]
     signature: str
-    """Changes when the text may have changed: a hash of paths, sizes, times and columns."""
+    """A hash of paths, sizes, times and columns, which changes when the text may have changed."""
     columns: Columns = TEXT
 
     @property
     def size(self) -> int:
-        """Bytes on the disk."""
+        """The bytes on the disk."""
         return sum(path.stat().st_size for path in self.files)
 
     def documents(self, advance: Callable[[int], None] = lambda _: None) -> Iterator[Document]:
-        """Every document; each is to be read to its end before the next. advance: told how many bytes were read.
+        """Yield every document; each has to be read to its end before the next.
 
-        Raises UserError for a file that is not UTF-8, is damaged or cannot be read.
+        advance: called with the bytes read since the last call. Raises UserError for a file that is not UTF-8, is
+        damaged or cannot be read.
         """
         for path in self.files:
             yield from documents(path, self.columns, advance)
 
     def text(self, advance: Callable[[int], None] = lambda _: None) -> Iterator[str]:
-        """All documents as one text, in pieces of about a megabyte."""
+        """Yield all documents as one text, in pieces of about a megabyte."""
         join = Join()
         for document in self.documents(advance):
             yield from join(document)
 
 
-class Join:
-    """Puts a blank line between documents that follow each other."""
-
-    def __init__(self) -> None:
-        self._end = ""
-
-    def __call__(self, document: Document) -> Iterator[str]:
-        """The document's pieces, after what has to stand before them."""
-        apart = not self._end
-        for piece in document:
-            if not apart:
-                yield "\n" if self._end == "\n" else "\n\n"
-                apart = True
-            yield piece
-            self._end = piece[-1]
-
-
 def _text_files(folder: Path) -> list[Path]:
-    """All files of a known kind with anything in them below `folder`, hidden ones skipped, in one order everywhere."""
+    """Return all files of a known kind below `folder` in a fixed order, without hidden and empty ones."""
 
     def stop(error: OSError) -> None:
         raise UserError(f"{error.filename} cannot be read: {error.strerror}")
 
-    found = []
+    files: list[Path] = []
     for parent, folders, names in os.walk(folder, onerror=stop):
         folders[:] = [name for name in folders if not name.startswith(".")]
         paths = (Path(parent, name) for name in names if not name.startswith("."))
-        found += [path for path in paths if kind_of(path) and path.is_file() and path.stat().st_size]
-    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+        files += [path for path in paths if kind_of(path) and path.is_file() and path.stat().st_size]
+    return sorted(files, key=lambda path: path.relative_to(folder).as_posix())
 
 
 def _corpus(name: str, source: str, files: list[Path], columns: Columns = TEXT) -> Corpus:
@@ -107,7 +89,7 @@ def _corpus(name: str, source: str, files: list[Path], columns: Columns = TEXT) 
 
 
 def sample() -> Corpus:
-    """The embedded articles."""
+    """Return the embedded articles."""
     for path in _SAMPLE_PLACES:
         if path.is_file():
             return _corpus("sample", "the embedded sample", [path])
@@ -115,6 +97,7 @@ def sample() -> Corpus:
 
 
 def _shakespeare(dataset_dir: Path) -> Corpus:
+    """Return tiny Shakespeare, downloaded where it is not there yet. Raises UserError where that fails."""
     path = dataset_dir / "tinyshakespeare.txt"
     if not path.exists():
         base = os.environ.get("PICOGPT_SHAKESPEARE_URL", _SHAKESPEARE_BASE)
@@ -125,10 +108,10 @@ def _shakespeare(dataset_dir: Path) -> Corpus:
 
 
 def _files_at(path: Path) -> list[Path]:
-    """The files of text that a path names. Raises UserError for none."""
+    """Return the files of text that a path names. Raises UserError for none."""
     if path.is_dir():
-        if found := _text_files(path):
-            return found
+        if files := _text_files(path):
+            return files
         raise UserError(f"{path} has no file with text in it ({KNOWN}): put some there, or name another folder")
     if not path.exists():
         raise UserError(f"there is no {path}: --data takes {_NAMES}")
@@ -140,7 +123,7 @@ def _files_at(path: Path) -> list[Path]:
 
 
 def _input(dataset_dir: Path) -> Path:
-    """Standard input as a file named after its content, so that the same text is tokenized once."""
+    """Write the standard input to a file with a hash of it as name, so that the same text is tokenized once."""
     if sys.stdin is None:
         raise UserError("there is no standard input: name a file")
     stream = sys.stdin.buffer
@@ -160,13 +143,13 @@ def _input(dataset_dir: Path) -> Path:
             os.replace(part, path)
         return path
     except OSError as error:
-        raise UserError(f"the input cannot be kept in {dataset_dir}: {error.strerror or error}") from error
+        raise UserError(f"the standard input cannot be saved in {dataset_dir}: {error.strerror or error}") from error
     finally:
         part.unlink(missing_ok=True)
 
 
 def open_corpus(data: DataConfig, dataset_dir: Path) -> Corpus:
-    """The files that `data` names. Downloads, and what comes from standard input, land in `dataset_dir`.
+    """Return the text that `data` names. Downloads and the standard input are saved in `dataset_dir`.
 
     Raises UserError for an unknown name or path, for no text, and for a download that fails.
     """
@@ -177,11 +160,13 @@ def open_corpus(data: DataConfig, dataset_dir: Path) -> Corpus:
         return _shakespeare(dataset_dir)
     for name in names:
         if name in ("sample", "shakespeare"):
-            raise UserError(f"{name} is a text by itself: give --data no other name beside it")
+            raise UserError(f"{name} is a text by itself: give --data no other name")
         if dataset_named(name):
-            raise UserError(f"{name} is a data set that is streamed, by train.py and picogpt prepare: name a text here")
+            raise UserError(
+                f"{name} is a data set that is streamed, which only train.py and picogpt prepare do: name a text here"
+            )
     if not all(names):
-        raise UserError(f"there is no corpus without a name: --data takes {_NAMES}")
+        raise UserError(f"--data has an empty name: it takes {_NAMES}")
     paths = [_input(dataset_dir) if name == "-" else Path(name) for name in names]
     files = [file for path in paths for file in _files_at(path)]
     count = f"{len(files)} text file{'s' * (len(files) > 1)}"
@@ -191,6 +176,6 @@ def open_corpus(data: DataConfig, dataset_dir: Path) -> Corpus:
 
 
 def columns_of(data: DataConfig) -> Columns:
-    """The fields of a row that are its text."""
+    """Return the fields of a row that are its text."""
     question, _, answer = (name.strip() for name in data.qa.partition(","))
     return Columns(data.text_field, (question, answer) if data.qa else None)

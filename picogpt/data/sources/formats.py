@@ -1,6 +1,6 @@
-"""Files -> documents: plain text, JSON lines and parquet, compressed or not.
+"""Reads documents from files: plain text, JSON lines and parquet, compressed or not.
 
-A document is an iterable of pieces of text, so that none is ever held whole that need not be.
+A document is an iterable of pieces of text, so that a long one need not be in memory as a whole.
 """
 
 import bz2
@@ -17,30 +17,23 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from picogpt.errors import UserError, shown
+from picogpt.errors import UserError, one_line, shown
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 _BLOCK = 1 << 20  # bytes read at once
-
-_LINE = 32 << 20  # bytes of a JSON line, which is held whole, and takes up to twenty times as much as objects
-
+_LINE = 32 << 20  # bytes of a JSON line: it is read whole, and its objects take up to twenty times as much
 _XZ_MEMORY = 256 << 20  # bytes for a dictionary; xz -9 takes 65 MB
-
-_PLAUSIBLE, _RATIO = 1 << 30, 1000  # bytes that anything may unpack to; beyond, text never shrinks to a thousandth
-
-_KEPT_FREE = 0.05  # of the disk
-
-_TABLE, _TABLE_RATIO = 64 << 20, 100  # the same for the columns of a parquet file, and the texts of what it says
-
-_ROWS = 16  # of a parquet file that are unpacked at once: a few bytes can stand for a text of many megabytes in each
-
-_FOOTER = 64 << 20  # bytes of a parquet file that say what is where
-
+_PLAUSIBLE, _RATIO = 1 << 30, 1000  # bytes that any file may unpack to; from more, text never shrinks to a thousandth
+_TABLE, _TABLE_RATIO = 64 << 20, 100  # the same for the columns of a parquet file, and for the texts of a row group
+_ROWS = 16  # of a parquet file, unpacked at once: a few bytes can stand for many megabytes of text in each
+_FOOTER = 64 << 20  # bytes at the end of a parquet file that say what is where
 _THRIFT = {"thrift_string_size_limit": 16 << 20, "thrift_container_size_limit": 200_000}  # of a footer
-
+_FREE_SHARE = 0.05  # of the disk, which always stays free
 _KINDS = (".txt", ".md", ".jsonl", ".parquet")
-
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
 KNOWN = f"{', '.join(_KINDS)}, or one of these compressed ({', '.join(_COMPRESSED)})"
@@ -49,12 +42,12 @@ Document = Iterable[str]
 
 
 class DamagedFileError(UserError):
-    """What is in the file is not what its format says."""
+    """The content of a file is not what its format says."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which fields of a row are its text: one, or a question and its answer."""
+    """The fields of a row that are its text: one, or a question and its answer."""
 
     text: str = "text"
     qa: tuple[str, str] | None = None
@@ -66,10 +59,11 @@ class Columns:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """The names of these fields."""
         return self.qa or (self.text,)
 
-    def document(self, row: Sequence[Any]) -> str:
-        """The text of a row's fields, "" where one is missing; questions and answers in PicoGPT's marks."""
+    def document(self, row: Sequence[object]) -> str:
+        """Return the text of a row's fields, "" where one is missing; a question and its answer in PicoGPT's marks."""
         values = [value if isinstance(value, str) else "" for value in row]
         if self.qa is None:
             return values[0]
@@ -80,13 +74,13 @@ TEXT = Columns()
 
 
 def kind_of(path: Path) -> str:
-    """The suffix that says what is in the file, without that of its compression; "" for one that is not known."""
+    """Return the suffix of a file without that of its compression; "" for one that is not known."""
     suffix = Path(path.stem).suffix if path.suffix.lower() in _COMPRESSED else path.suffix
     return suffix.lower() if suffix.lower() in _KINDS else ""
 
 
 def documents(path: Path, columns: Columns, advance: Callable[[int], None] = lambda _: None) -> Iterator[Document]:
-    """The documents of one file. advance: told how many bytes of the file were read.
+    """Yield the documents of one file. advance: called with the bytes of the file read since the last call.
 
     Raises UserError for a file that cannot be read, is damaged, is not UTF-8 or has no such field.
     """
@@ -94,19 +88,19 @@ def documents(path: Path, columns: Columns, advance: Callable[[int], None] = lam
         counted = _Counted(raw, advance)
         kind = kind_of(path)
         if kind == ".jsonl":
-            found: Iterator[Document] = ((text,) for text in _json_lines(path, file, columns))
+            texts: Iterator[Document] = ((text,) for text in _json_lines(path, file, columns))
         elif kind == ".parquet":
-            found = ((text,) for text in _parquet(path, file, columns))
+            texts = ((text,) for text in _parquet(path, file, columns))
         else:
-            found = iter([_pieces(path, file, counted)])
-        for document in found:
+            texts = iter([_pieces(path, file, counted)])
+        for document in texts:
             yield document
             counted()
 
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """What goes wrong with a file is told with its name."""
+    """Turn the exceptions of reading a file into UserError with its name."""
     try:
         yield
     except (EOFError, zlib.error, lzma.LZMAError) as error:
@@ -116,7 +110,7 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 class _Counted:
-    """Tells how far a file has been read since the last time."""
+    """Calls `advance` with the bytes of a file that were read since the last call."""
 
     def __init__(self, raw: BinaryIO, advance: Callable[[int], None]) -> None:
         self._raw, self._advance, self._last = raw, advance, 0
@@ -128,7 +122,8 @@ class _Counted:
 
 
 def _decompressed(path: Path, raw: BinaryIO) -> BinaryIO:
-    file: Any
+    """Return the file itself, or what it unpacks to, by its suffix."""
+    file: io.BufferedIOBase
     match path.suffix.lower():
         case ".gz":
             file = gzip.GzipFile(fileobj=raw)
@@ -146,7 +141,7 @@ def _decompressed(path: Path, raw: BinaryIO) -> BinaryIO:
 
 
 class _Xz(io.RawIOBase):
-    """What `lzma.LZMAFile` reads, with a bound on the memory for it."""
+    """Reads as `lzma.LZMAFile` does, with a limit on the memory."""
 
     def __init__(self, raw: BinaryIO) -> None:
         self._raw, self._packed = raw, b""
@@ -155,8 +150,8 @@ class _Xz(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: Any) -> int:
-        data = b""
+    def readinto(self, buffer: "WriteableBuffer") -> int:
+        view, data = memoryview(buffer), b""
         while not data:
             if self._decompressor.needs_input or self._decompressor.eof:
                 self._packed = self._packed or self._raw.read(_BLOCK)
@@ -169,32 +164,32 @@ class _Xz(io.RawIOBase):
                 self._decompressor = lzma.LZMADecompressor(memlimit=_XZ_MEMORY)
             elif self._decompressor.needs_input and not self._packed:
                 raise EOFError("the compressed data end too early")
-            data = self._decompressor.decompress(self._packed, len(buffer))
+            data = self._decompressor.decompress(self._packed, len(view))
             self._packed = self._decompressor.unused_data
-        buffer[: len(data)] = data
+        view[: len(data)] = data
         return len(data)
 
 
 class _Bounded(io.RawIOBase):
-    """An unpacked file; one that unpacks to more than any text does is refused."""
+    """An unpacked file. It is refused once it has unpacked to more than any text does."""
 
-    def __init__(self, path: Path, file: Any) -> None:
-        self._path, self._file, self._come = path, file, 0
+    def __init__(self, path: Path, file: io.BufferedIOBase) -> None:
+        self._path, self._file, self._count = path, file, 0
         self._most = max(_PLAUSIBLE, _RATIO * path.stat().st_size)
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: Any) -> int:
-        count = int(self._file.readinto(buffer))
-        self._come += count
-        if self._come > self._most:
+    def readinto(self, buffer: "WriteableBuffer") -> int:
+        count = self._file.readinto(buffer)
+        self._count += count
+        if self._count > self._most:
             raise DamagedFileError(f"{self._path} unpacks to more than {self._most / 1e9:.1f} GB: that is no text")
         return count
 
 
 def _pieces(path: Path, file: BinaryIO, counted: Callable[[], None]) -> Iterator[str]:
-    """The file's text in pieces of at least one character: UTF-8, a byte order mark dropped, every line end as \\n."""
+    """Yield a UTF-8 file in pieces of at least one character, without a byte order mark, every line end as \\n."""
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     start, pending, first = 0, b"", True  # start: offset of the first byte that is not decoded yet
     while True:
@@ -221,6 +216,7 @@ def _pieces(path: Path, file: BinaryIO, counted: Callable[[], None]) -> Iterator
 
 
 def _json_lines(path: Path, file: BinaryIO, columns: Columns) -> Iterator[str]:
+    """Yield the text of every line that has one. Raises UserError for a line that is no object with these fields."""
     for number, line in enumerate(iter(lambda: file.readline(_LINE + 1), b""), start=1):
         if len(line) > _LINE:
             raise UserError(f"{path} has more than {_LINE >> 20} MB in line {number:,}: give each text a line")
@@ -229,7 +225,7 @@ def _json_lines(path: Path, file: BinaryIO, columns: Columns) -> Iterator[str]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
-            raise UserError(f"{path} has no JSON in line {number:,}: mend that line") from None
+            raise UserError(f"{path} has no JSON in line {number:,}: correct or delete that line") from None
         missing = [name for name in columns.names if not isinstance(row, dict) or name not in row]
         if missing:
             there = _names(row) if isinstance(row, dict) else "no object"
@@ -241,6 +237,7 @@ def _json_lines(path: Path, file: BinaryIO, columns: Columns) -> Iterator[str]:
 
 
 def _parquet(path: Path, file: BinaryIO, columns: Columns) -> Iterator[str]:
+    """Yield the documents of all row groups. Raises UserError as `open_parquet` and `row_group` do."""
     with _seekable(path, file) as seekable:
         table = open_parquet(str(path), seekable, columns)
         for group in range(table.num_row_groups):
@@ -249,24 +246,29 @@ def _parquet(path: Path, file: BinaryIO, columns: Columns) -> Iterator[str]:
 
 @contextmanager
 def _seekable(path: Path, file: BinaryIO) -> Iterator[BinaryIO]:
-    """The file itself, or a copy on the disk of one that can only be read from its beginning."""
+    """Return the file itself, or a copy on the disk of one that can only be read from its beginning."""
     if path.suffix.lower() not in _COMPRESSED:
         yield file
         return
     with tempfile.TemporaryFile() as copy:
         while block := file.read(_BLOCK):
-            usage = shutil.disk_usage(tempfile.gettempdir())
-            if usage.free - len(block) < _KEPT_FREE * usage.total:
+            if not has_room(tempfile.gettempdir(), len(block)):
                 raise UserError(f"there is no room in {tempfile.gettempdir()} to unpack {path}: unpack it elsewhere")
             copy.write(block)
         yield cast(BinaryIO, copy)
 
 
-def open_parquet(name: str, file: Any, columns: Columns, buffer_size: int = 0) -> Any:
-    """A pyarrow ParquetFile that has these columns as text. Raises DamagedFileError for another file, UserError without
-    them.
+def has_room(folder: Path | str, size: int) -> bool:
+    """Return whether a twentieth of the disk stays free after so many bytes more."""
+    usage = shutil.disk_usage(folder)
+    return usage.free - size >= _FREE_SHARE * usage.total
 
-    buffer_size: bytes of a column read at once; 0: all there are in a row group.
+
+def open_parquet(name: str, file: BinaryIO | io.RawIOBase, columns: Columns, buffer_size: int = 0) -> Any:
+    """Return a pyarrow ParquetFile that has these columns as text.
+
+    buffer_size: bytes of a column read at once; 0: all there are in a row group. Raises DamagedFileError for what is no
+    parquet file, UserError for one without these columns.
     """
     import pyarrow
     from pyarrow import parquet
@@ -295,40 +297,36 @@ def open_parquet(name: str, file: Any, columns: Columns, buffer_size: int = 0) -
 
 
 def row_group(name: str, table: Any, group: int, columns: Columns) -> Iterator[str]:
-    """The documents of one row group. Raises DamagedFileError."""
-    come, most = 0, max(_PLAUSIBLE, _TABLE_RATIO * size_of(table, group))
+    """Yield the documents of one row group. Raises DamagedFileError."""
+    count, most = 0, max(_PLAUSIBLE, _TABLE_RATIO * size_of(table, group))
     with _damage(f"{name} is damaged in row group {group}"):
         for batch in table.iter_batches(batch_size=_ROWS, row_groups=[group], columns=list(columns.names)):
             for row in zip(*(batch.column(column).to_pylist() for column in columns.names), strict=True):
                 if text := columns.document(row):
-                    come += len(text)
-                    if come > most:
+                    count += len(text)
+                    if count > most:
                         raise DamagedFileError(f"{name} unpacks to more than {most / 1e9:.1f} GB: that is no text")
                     yield text
 
 
 def size_of(table: Any, group: int) -> int:
-    """Bytes that a row group takes when it is unpacked, as its file says."""
+    """Return the bytes that a row group unpacks to, as its file says."""
     return max(0, int(table.metadata.row_group(group).total_byte_size))
 
 
 @contextmanager
 def _damage(what: str) -> Iterator[None]:
-    """pyarrow's exceptions as DamagedFileError."""
+    """Turn the exceptions of pyarrow into DamagedFileError."""
     import pyarrow
 
     try:
         yield
     except (pyarrow.ArrowException, ValueError, MemoryError, OSError) as error:
-        if isinstance(error, OSError) and error.errno:  # the system's word, not the library's
+        if isinstance(error, OSError) and error.errno:  # raised by the system, not by the library
             raise
-        raise DamagedFileError(f"{what} ({_line(error)}): get it again") from None
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:120]
+        raise DamagedFileError(f"{what} ({one_line(error)}): get it again") from None
 
 
 def _names(names: Iterable[str]) -> str:
-    """The first few of a file's names, which may be any text."""
+    """Return the first few of a file's names, which may be any text."""
     return shown(", ".join(islice(names, 8)))[1:-1]

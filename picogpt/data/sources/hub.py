@@ -1,6 +1,6 @@
-"""Data sets of the Hugging Face hub: which parquet files they are made of, and where those lie.
+"""Data sets of the Hugging Face hub: the parquet files they consist of, and their addresses.
 
-HF_ENDPOINT names another hub, HF_TOKEN opens what is not public, HF_HUB_OFFLINE forbids all requests.
+HF_ENDPOINT names another hub, HF_TOKEN gives access to what is not public, HF_HUB_OFFLINE forbids all requests.
 """
 
 import json
@@ -9,7 +9,6 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
 from picogpt.data.sources.remote import MissingError, RemoteFile, Web, is_address
@@ -17,26 +16,24 @@ from picogpt.errors import UserError, shown
 
 _WIKIPEDIA, _SNAPSHOT = "wikimedia/wikipedia", "20231101"
 
-# The files of the two editions that have a name of their own, for a hub that lists nothing; a smaller one is one file.
+# The files of the two editions that have a name here, for a hub that lists nothing; a smaller edition is one file.
 _SHARDS = {f"{_SNAPSHOT}.en": 41, f"{_SNAPSHOT}.simple": 1}
 
 _PAGES = 1000  # of a listing, each of a thousand files
-
 _LARGEST = 1 << 50  # bytes of a file
-
 _TRUE = ("1", "on", "yes", "true")
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set of the hub: `owner/name`, and the configuration of it, "" for all there is."""
+    """A data set of the hub: `owner/name`, and its configuration, "" for all of it."""
 
     repo: str
     config: str = ""
 
     @property
     def name(self) -> str:
-        """Fit for a folder's name."""
+        """A name that a folder can have."""
         return re.sub(r"[^\w.-]+", "-", f"{self.repo}-{self.config}" if self.config else self.repo)
 
     def __str__(self) -> str:
@@ -44,7 +41,7 @@ class Dataset:
 
 
 def dataset_named(data: str) -> Dataset | None:
-    """wiki, wiki-simple, wiki:<lang> or hf:<owner>/<name>[:<config>]; None for any other name.
+    """Return the data set of wiki, wiki-simple, wiki:<lang> or hf:<owner>/<name>[:<config>]; None for other names.
 
     Raises UserError for a name that begins like one of these and is none.
     """
@@ -53,7 +50,7 @@ def dataset_named(data: str) -> Dataset | None:
     if data.startswith("wiki:"):
         language = data.removeprefix("wiki:")
         if not re.fullmatch(r"[a-z][a-z0-9_-]*", language):
-            raise UserError(f"{data!r} names no language: write --data wiki:de, for one")
+            raise UserError(f"{data!r} names no language: write --data wiki:de, for example")
         return Dataset(_WIKIPEDIA, f"{_SNAPSHOT}.{language}")
     if data.startswith("hf:"):
         match = re.fullmatch(r"hf:([\w.-]+/[\w.-]+)(?::([\w./-]+))?", data)
@@ -64,7 +61,7 @@ def dataset_named(data: str) -> Dataset | None:
 
 
 def only_dataset(names: Sequence[str]) -> Dataset | None:
-    """The data set that these names mean, None where none of them means one.
+    """Return the data set that these names mean, None where none of them means one.
 
     Raises UserError for a data set beside other names.
     """
@@ -75,6 +72,7 @@ def only_dataset(names: Sequence[str]) -> Dataset | None:
 
 
 def is_offline() -> bool:
+    """Return whether HF_HUB_OFFLINE forbids all requests."""
     return os.environ.get("HF_HUB_OFFLINE", "").lower() in _TRUE
 
 
@@ -87,24 +85,25 @@ class HubFile:
 
 
 class Hub:
-    """The hub that the environment names. waiting: told in a line why a request is about to be repeated."""
+    """The hub that the environment names."""
 
-    def __init__(self, waiting: Callable[[str], None]) -> None:
+    def __init__(self, notify: Callable[[str], None]) -> None:
+        """notify: gets a line before a request is repeated. Raises UserError where HF_ENDPOINT is no address."""
         self.endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
         if not is_address(self.endpoint):
             raise UserError(f"HF_ENDPOINT is {self.endpoint!r}: set it to an address such as https://huggingface.co")
-        self._web = Web(waiting, self.endpoint, _token())
+        self._web = Web(notify, self.endpoint, _token())
 
     def files(self, dataset: Dataset) -> list[HubFile]:
-        """The parquet files of a data set, in the order of their names. Raises UserError where there are none."""
+        """Return the parquet files of a data set, sorted by name. Raises UserError where there are none."""
         refused = None
         for listing in (self._folder, self._tree, self._siblings, self._known):
             try:
-                if found := _of_config(listing(dataset), dataset.config):
-                    return found
+                if files := _of_config(listing(dataset), dataset.config):
+                    return files
             except MissingError:
                 continue
-            except UserError as error:  # a hub may keep its listings to itself
+            except UserError as error:  # a hub may refuse one kind of listing
                 refused = error
         raise refused or UserError(
             f"{self.endpoint} has no parquet files of {dataset}: look at the name, "
@@ -112,25 +111,27 @@ class Hub:
         )
 
     def open(self, dataset: Dataset, file: HubFile) -> RemoteFile:
-        """Raises MissingError where the hub has no such file."""
+        """Return a file of a data set, opened. Raises MissingError where the hub has no such file."""
         return RemoteFile(self._web, f"{self.endpoint}/datasets/{dataset.repo}/resolve/main/{quote(file.path)}")
 
     def _folder(self, dataset: Dataset) -> list[HubFile]:
-        """A configuration is most often a folder: a short list, where that of everything may have many pages."""
+        """List the folder that a configuration usually is: a short list, while that of everything may be long."""
         return self._tree(dataset, f"/{quote(dataset.config)}") if dataset.config else []
 
     def _tree(self, dataset: Dataset, folder: str = "") -> list[HubFile]:
+        """List a folder of a data set with everything in it."""
         url = f"{self.endpoint}/api/datasets/{dataset.repo}/tree/main{folder}?recursive=true"
-        found: list[HubFile] = []
+        files: list[HubFile] = []
         for _ in range(_PAGES):
             body, headers = self._web.hub(url)
-            found += _files(body)
-            url = _next(url, headers.get("Link", ""))
+            files += _files(body)
+            url = _next_page(url, headers.get("Link", ""))
             if not url:
-                return found
+                return files
         raise UserError(f"{self.endpoint} lists {dataset} without end: name a configuration, as hf:OWNER/NAME:CONFIG")
 
     def _siblings(self, dataset: Dataset) -> list[HubFile]:
+        """List what the description of a data set names."""
         body, _ = self._web.hub(f"{self.endpoint}/api/datasets/{dataset.repo}")
         match _json(body):
             case {"siblings": list(entries)}:
@@ -139,12 +140,13 @@ class Hub:
         return []
 
     def _known(self, dataset: Dataset) -> list[HubFile]:
+        """List what is known of Wikipedia without asking."""
         count = _SHARDS.get(dataset.config, 1) if dataset.repo == _WIKIPEDIA else 0
         return [HubFile(f"{dataset.config}/train-{i:05d}-of-{count:05d}.parquet", 0) for i in range(count)]
 
 
 def _token() -> str:
-    """HF_TOKEN, or what `hf auth login` left."""
+    """Return HF_TOKEN, or what `hf auth login` wrote; "" without either."""
     if token := os.environ.get("HF_TOKEN", "").strip():
         return token
     home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
@@ -155,42 +157,44 @@ def _token() -> str:
 
 
 def _of_config(files: list[HubFile], config: str) -> list[HubFile]:
-    """The parquet files of a configuration, of its training split where it has one."""
-    found = sorted((file for file in files if file.path.endswith(".parquet")), key=lambda file: file.path)
+    """Return the parquet files of a configuration, of its training split where it has one."""
+    parquet = sorted((file for file in files if file.path.endswith(".parquet")), key=lambda file: file.path)
     if config:
-        inside = [file for file in found if f"/{file.path}".find(f"/{config}/") >= 0]
-        found = inside or [file for file in found if file.path.rsplit("/", 1)[-1].startswith(config)]
-    training = [file for file in found if re.search(r"(^|[/_-])train([/_.-]|$)", file.path)]
-    return training or found
+        inside = [file for file in parquet if f"/{config}/" in f"/{file.path}"]
+        parquet = inside or [file for file in parquet if file.path.rsplit("/", 1)[-1].startswith(config)]
+    training = [file for file in parquet if re.search(r"(^|[/_-])train([/_.-]|$)", file.path)]
+    return training or parquet
 
 
-def _json(body: bytes) -> Any:
+def _json(body: bytes) -> object:
+    """Return the JSON of an answer, None for anything else."""
     try:
-        return json.loads(body)
+        value: object = json.loads(body)
     except (ValueError, RecursionError):
         return None
+    return value
 
 
 def _files(body: bytes) -> list[HubFile]:
-    """The files of a page of a listing, what is not empty and could be one."""
-    content, found = _json(body), []
+    """Return the files on a page of a listing, without empty ones and names that no file can have."""
+    content, files = _json(body), []
     for entry in content if isinstance(content, list) else []:
         match entry:
             case {"type": "file", "path": str(path), "size": size} if (
                 _is_path(path) and type(size) is int and 0 < size < _LARGEST
             ):
-                found.append(HubFile(path, size))
-    return found
+                files.append(HubFile(path, size))
+    return files
 
 
 def _is_path(name: str) -> bool:
-    """Whether it can be the path of a file within a data set."""
+    """Return whether it can be the path of a file within a data set."""
     fits = len(name) <= 1000 and name.isprintable()
     return fits and not any(part in ("", ".", "..") for part in name.split("/"))
 
 
-def _next(url: str, link: str) -> str:
-    """The address of the page after this one, "" for none. Raises UserError where it is not the hub's."""
+def _next_page(url: str, link: str) -> str:
+    """Return the address of the page after this one, "" for none. Raises UserError where it is not the hub's."""
     more = re.search(r'<([^<>]+)>;\s*rel="next"', link)
     if more is None:
         return ""
@@ -199,5 +203,5 @@ def _next(url: str, link: str) -> str:
     except ValueError:
         target = ""
     if not is_address(target) or urlsplit(target)[:2] != urlsplit(url)[:2]:
-        raise UserError(f"the listing at {url} goes on at {shown(more[1])}, another place: look at HF_ENDPOINT")
+        raise UserError(f"the listing at {url} continues at {shown(more[1])}, another place: look at HF_ENDPOINT")
     return target

@@ -1,4 +1,4 @@
-"""HTTP: files fetched whole, and ranges of files that are too large for that."""
+"""HTTP: whole files, and ranges of files that are too large for that."""
 
 import io
 import os
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -20,31 +20,24 @@ from urllib3.util import parse_url
 from picogpt.errors import UserError, shown
 from picogpt.system.files import flush
 
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
 _BLOCK = 1 << 16
-
 _TIMEOUT = urllib3.Timeout(connect=10.0, read=30.0)  # seconds to a connection; seconds without a byte
-
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 10.0  # seconds before a request is repeated: doubled each time
-
-_SLOW_SECONDS, _SLOW_BYTES = 20.0, 20_000  # a response that brings less is asked for anew
-
+_SLOW_SECONDS, _SLOW_BYTES = 20.0, 20_000  # a response that brings less is requested again
 _LONGEST_ADDRESS = 16_000  # characters; signed ones have about a thousand
-
-_MOST_REDIRECTS = 10  # before they are taken for a circle
-
-_MOST_REJECTIONS = 3  # of a signed address, before it is more than its time being over
-
+_MOST_REDIRECTS = 10  # from more on, they are taken for a circle
+_MOST_REJECTIONS = 3  # of a signed address; from more on, it did not just expire
 _LISTING = 32 << 20  # bytes of an answer that is not a file's
-
 _REDIRECTS = (301, 302, 303, 307, 308)
-
-_COUNT = "[0-9]{1,18}"  # as a header has it
-
-_EXPIRED = (400, 401, 403, 404, 410)  # what a signed address answers when its time is over
+_COUNT = "[0-9]{1,18}"  # in a header
+_EXPIRED = (400, 401, 403, 404, 410)  # answers of a signed address that has expired
 
 
 class TroubleError(Exception):
-    """A request failed in a way that may pass. retry_after: seconds the server asks to wait, 0 where it does not."""
+    """A request failed in a way that may pass. retry_after: seconds that the server asks to wait, or 0."""
 
     def __init__(self, reason: str, retry_after: float = 0.0) -> None:
         super().__init__(reason)
@@ -52,26 +45,24 @@ class TroubleError(Exception):
 
 
 class MissingError(Exception):
-    """There is no such address."""
+    """There is nothing at an address."""
 
 
 class ChangedError(Exception):
-    """The file is another one than when it was first read."""
+    """A file is not the one that was read before."""
 
 
 class Web:
-    """GET requests over connections that are kept open.
+    """Sends GET requests, over connections that stay open."""
 
-    waiting: told in a line why a request is about to be repeated, and when. token: sent to `home` and no other address.
-    """
-
-    def __init__(self, waiting: Callable[[str], None], home: str = "", token: str = "") -> None:
-        self._waiting, self._home, self._token = waiting, home, token
+    def __init__(self, notify: Callable[[str], None], home: str = "", token: str = "") -> None:
+        """notify: gets a line before a request is repeated. token: sent to `home` and to no other address."""
+        self._notify, self._home, self._token = notify, home, token
         self._pools: dict[str, urllib3.PoolManager] = {}  # by the proxy they go through, "" for none
 
     @contextmanager
     def get(self, url: str, headers: Mapping[str, str] | None = None) -> Iterator[urllib3.BaseHTTPResponse]:
-        """One response, its body not yet read; errors on the way are TroubleError, also while the body is read."""
+        """Yield one response with its body not yet read. Failures, also in reading the body, raise TroubleError."""
         try:
             response = self._pool(url).request(
                 "GET",
@@ -82,7 +73,7 @@ class Web:
                 decode_content=False,
             )
         except (LocationValueError, LocationParseError, ProxySchemeUnknown) as error:
-            raise UserError(f"{url} cannot be asked for: {_reason(error)}") from None
+            raise UserError(f"{url} cannot be requested: {_reason(error)}") from None
         except (HTTPError, OSError, ValueError) as error:
             raise TroubleError(f"{_host(url)}: {_reason(error)}") from None
         try:
@@ -90,23 +81,22 @@ class Web:
                 raise TroubleError(f"{_host(url)} answers {response.status}", _retry_after(response.headers))
             yield response
             if response.length_remaining is not None and response.length_remaining < _BLOCK:
-                response.drain_conn()  # and so the connection can be used again
+                response.drain_conn()  # so that the connection can be used again
         except (HTTPError, OSError) as error:
             raise TroubleError(f"{_host(url)}: {_reason(error)}") from None
         finally:
             response.close()
 
     def _pool(self, url: str) -> urllib3.PoolManager:
-        """The connections to use for a url: through a proxy where the environment or the system names one for it."""
+        """Return the connections for a url: through the proxy that the environment or the system names for it."""
         parts = urlsplit(url)
         proxy = "" if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme, "")
         if proxy not in self._pools:
-            options: Any = {"timeout": _TIMEOUT, "retries": False}
-            self._pools[proxy] = _through(proxy, options) if proxy else urllib3.PoolManager(**options)
+            self._pools[proxy] = _proxied(proxy) if proxy else urllib3.PoolManager(timeout=_TIMEOUT, retries=False)
         return self._pools[proxy]
 
     def persistently(self, action: Callable[[], bool]) -> None:
-        """Repeat the action until it returns that all is done; after TroubleError with a pause, longer each time."""
+        """Repeat the action until it returns that it is done; after TroubleError with a pause, longer each time."""
         pause = _FIRST_PAUSE
         while True:
             try:
@@ -115,12 +105,12 @@ class Web:
                 pause = _FIRST_PAUSE
             except TroubleError as trouble:
                 delay = max(pause, trouble.retry_after)
-                self._waiting(f"{trouble}; trying again in {delay:.0f} s")
+                self._notify(f"{trouble}; trying again in {delay:.0f} s")
                 time.sleep(delay)
                 pause = min(_LONGEST_PAUSE, 2 * pause)
 
     def hub(self, url: str) -> tuple[bytes, Mapping[str, str]]:
-        """Body and headers of a small answer of the hub. Raises MissingError, and UserError where it refuses."""
+        """Return body and headers of a small answer of the hub. Raises MissingError, UserError where it refuses."""
         answer: list[tuple[bytes, Mapping[str, str]]] = []
         address, redirects = url, 0
 
@@ -142,11 +132,11 @@ class Web:
         return {"Authorization": f"Bearer {self._token}"} if at_home else {}
 
 
-def _through(proxy: str, options: dict[str, Any]) -> urllib3.ProxyManager:
-    """Connections through a proxy; its address may hold a name and a password."""
+def _proxied(proxy: str) -> urllib3.ProxyManager:
+    """Return connections through a proxy; its address may hold a name and a password."""
     auth = parse_url(proxy).auth
     headers = urllib3.make_headers(proxy_basic_auth=unquote(auth)) if auth else None
-    return urllib3.ProxyManager(proxy, proxy_headers=headers, **options)
+    return urllib3.ProxyManager(proxy, proxy_headers=headers, timeout=_TIMEOUT, retries=False)
 
 
 def refuse(status: int, url: str) -> None:
@@ -162,7 +152,7 @@ def refuse(status: int, url: str) -> None:
 
 
 def is_address(url: str) -> bool:
-    """Whether a request can be sent there."""
+    """Return whether a request can be sent there."""
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -173,7 +163,7 @@ def is_address(url: str) -> bool:
 
 
 def redirected(url: str, headers: Mapping[str, str]) -> str:
-    """Where an answer of a redirect leads to. Raises UserError where no request can be sent there."""
+    """Return where a redirect leads to. Raises UserError where no request can be sent there."""
     location = headers.get("Location", "")
     try:
         target = urljoin(url, location) if location else ""
@@ -185,6 +175,7 @@ def redirected(url: str, headers: Mapping[str, str]) -> str:
 
 
 def _body(response: urllib3.BaseHTTPResponse, url: str) -> bytes:
+    """Return the body of a small answer. Raises UserError for one that is too large."""
     body = bytearray()
     while piece := response.read1(_BLOCK):
         body += piece
@@ -194,22 +185,23 @@ def _body(response: urllib3.BaseHTTPResponse, url: str) -> bytes:
 
 
 class RemoteFile(io.RawIOBase):
-    """A file of the hub as a seekable file: each read is a range request, repeated until all of it has come.
+    """A file of the hub as a seekable file: each read is a range request, repeated until all bytes have arrived.
 
     The hub's address redirects to a signed one, which is used until it expires. What arrived before a connection broke
-    is kept. Raises MissingError, ChangedError, and UserError where the hub refuses.
+    is not fetched again. Raises MissingError, ChangedError, and UserError where the hub refuses.
     """
 
     def __init__(self, web: Web, url: str) -> None:
         self._web, self._url = web, url
         self._signed = ""
-        self._redirects = self._rejections = 0  # since the last answer that made sense
+        self._redirects = self._rejections = 0  # since the last valid answer
         self._position = 0
         self._identity: tuple[int, str] | None = None  # bytes, and the server's name for this version
         self.fetch(0, 1)
 
     @property
     def size(self) -> int:
+        """The bytes of the file."""
         assert self._identity is not None
         return self._identity[0]
 
@@ -226,14 +218,15 @@ class RemoteFile(io.RawIOBase):
         self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}[whence]
         return self._position
 
-    def readinto(self, buffer: Any) -> int:
-        data = self.fetch(self._position, min(self._position + len(buffer), self.size))
-        buffer[: len(data)] = data
+    def readinto(self, buffer: "WriteableBuffer") -> int:
+        view = memoryview(buffer)
+        data = self.fetch(self._position, min(self._position + len(view), self.size))
+        view[: len(data)] = data
         self._position += len(data)
         return len(data)
 
     def fetch(self, start: int, stop: int) -> bytes:
-        """Bytes start..stop - 1."""
+        """Return bytes start..stop - 1."""
         got = bytearray()
 
         def more() -> bool:
@@ -250,7 +243,7 @@ class RemoteFile(io.RawIOBase):
         return bytes(got[: stop - start])
 
     def _get(self, start: int, stop: int, got: bytearray) -> None:
-        """One request for what is still missing; what comes of it is in `got` even if it fails."""
+        """Request what is still missing. What arrives is added to `got`, even if the request fails."""
         address = self._signed or self._url
         begin = start + len(got)
         with self._web.get(address, {"Range": f"bytes={begin}-{stop - 1}"}) as response:
@@ -261,7 +254,7 @@ class RemoteFile(io.RawIOBase):
             if response.status in _EXPIRED and self._signed and self._rejections < _MOST_REJECTIONS:
                 self._signed, self._rejections = "", self._rejections + 1
                 raise TroubleError("the signed address has expired")
-            if response.status == 416:  # there is less of it than there was, or nothing at all
+            if response.status == 416:  # the file is shorter than it was, or empty
                 raise ChangedError(f"{self._url} has changed") if self._identity else MissingError(self._url)
             refuse(response.status, self._url)
             self._redirects = self._rejections = 0
@@ -270,18 +263,18 @@ class RemoteFile(io.RawIOBase):
             _read(response, skip, stop - begin, got)
 
     def _recognise(self, response: urllib3.BaseHTTPResponse, begin: int) -> None:
-        """Raises ChangedError for another file than at first, TroubleError for an answer that makes no sense."""
+        """Check that it is the same file. Raises ChangedError for another, TroubleError for an invalid answer."""
         if response.status == 206:
-            said = response.headers.get("Content-Range", "")
-            content = re.fullmatch(rf"bytes ({_COUNT})-{_COUNT}/({_COUNT})", said)
+            header = response.headers.get("Content-Range", "")
+            content = re.fullmatch(rf"bytes ({_COUNT})-{_COUNT}/({_COUNT})", header)
             if content is None or int(content[1]) != begin:
-                raise TroubleError(f"the server sends another range ({shown(said)[1:-1]})")
+                raise TroubleError(f"the server sends another range ({shown(header)[1:-1]})")
             size = int(content[2])
         else:
-            said = response.headers.get("Content-Length", "")
-            if not re.fullmatch(_COUNT, said):
-                raise TroubleError(f"the server sends a file without its size ({shown(said)[1:-1]})")
-            size = int(said)
+            header = response.headers.get("Content-Length", "")
+            if not re.fullmatch(_COUNT, header):
+                raise TroubleError(f"the server sends a file without its size ({shown(header)[1:-1]})")
+            size = int(header)
         identity = size, response.headers.get("ETag", "")
         if self._identity is None:
             self._identity = identity
@@ -290,20 +283,20 @@ class RemoteFile(io.RawIOBase):
 
 
 def _read(response: urllib3.BaseHTTPResponse, skip: int, wanted: int, got: bytearray) -> None:
-    """Add `wanted` bytes after the first `skip` to `got`. Raises TroubleError for a body that ends early or crawls."""
-    left, came, since = wanted, 0, time.monotonic()
+    """Add `wanted` bytes after the first `skip` to `got`. Raises TroubleError where it ends early or is slow."""
+    left, arrived, since = wanted, 0, time.monotonic()
     while left:
         piece = response.read1(min(_BLOCK, left + skip))
         if not piece:
             raise TroubleError("the connection ended early")
-        came += len(piece)
+        arrived += len(piece)
         dropped = min(skip, len(piece))
         got += piece[dropped:]
         left, skip = left - (len(piece) - dropped), skip - dropped
         if time.monotonic() - since > _SLOW_SECONDS:
-            if came < _SLOW_BYTES:
+            if arrived < _SLOW_BYTES:
                 raise TroubleError("the connection is very slow")
-            came, since = 0, time.monotonic()
+            arrived, since = 0, time.monotonic()
 
 
 def _host(url: str) -> str:
@@ -311,7 +304,7 @@ def _host(url: str) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """What went wrong in the innermost of nested exceptions, without the library's objects."""
+    """Return what the innermost of nested exceptions says, without the library's objects."""
     for inner in error.args:
         if isinstance(inner, BaseException):
             return _reason(inner)
@@ -320,22 +313,22 @@ def _reason(error: BaseException) -> str:
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds of a Retry-After header, which holds seconds or a date; 0 without a sensible one."""
+    """Return the seconds of a Retry-After header, which holds seconds or a date; 0 without a valid one."""
     value = headers.get("Retry-After", "")
     try:
         seconds = float(value)
     except ValueError:
         try:
             seconds = parsedate_to_datetime(value).timestamp() - time.time()
-        except (ValueError, OverflowError):  # the second for a year or a zone beyond all sense
+        except (ValueError, OverflowError):  # the second for a year or a zone that is too large
             return 0.0
     return min(3600.0, seconds) if seconds > 0 else 0.0
 
 
 def download(url: str, path: Path, checksum: str, size: int) -> None:
-    """Fetch the `size` bytes whose sha256 is `checksum` to `path`, which holds all of them or is not made.
+    """Download the `size` bytes whose sha256 is `checksum` to `path`, which gets all of them or is not made.
 
-    Raises UserError with the alternatives when offline, refused, or answered with something else.
+    Raises UserError with the alternatives when offline, refused, or sent something else.
     """
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:

@@ -16,41 +16,38 @@ from picogpt.data.streaming.process import StreamProcess
 from picogpt.errors import UserError
 from picogpt.rng import generator
 
-_LOOK_SECONDS = 0.5  # between two looks at the stream
-
-_PATIENCE = 2.0  # seconds that a run waits for the first row group, unless there is trouble
-
 OFFLINE = "HF_HUB_OFFLINE is set: nothing is fetched"
-
 SAMPLE, _STREAM = "sample", "stream"
 
+_LOOK_SECONDS = 0.5  # between two looks at the stream
+_PATIENCE = 2.0  # seconds that a run waits for the first row group, unless there is trouble
 
 FeedState = dict[str, str | int]
-"""Where a feed stands, fit for JSON: what a checkpoint keeps of it."""
+"""The part that a feed reads, fit for JSON, as a checkpoint stores it."""
 
 
 @dataclass(frozen=True)
 class StreamPart:
-    """Tokens start..stop - 1 of a text, read once from position `first` on."""
+    """A part of a text: tokens start..stop - 1, read once from position `first` on."""
 
     text: str
-    """Whether it is of the embedded sample or of the stream."""
+    """sample (the embedded one) or stream."""
     number: int
-    """How many parts were read before it."""
+    """The number of parts that were read before it."""
     first: int
     """The position of the run at which it begins."""
     start: int
     stop: int
     validation: int
-    """Tokens of the text kept for validation that validation windows are taken from."""
+    """The tokens of the validation text that windows are taken from."""
 
     def to_dict(self, fingerprint: str) -> FeedState:
-        """Fit for JSON. fingerprint: of the text that it is a part of."""
+        """Return the part as a checkpoint stores it. fingerprint: of the text that it is a part of."""
         return {"of": fingerprint, **asdict(self)}
 
     @classmethod
     def from_dict(cls, state: FeedState | None) -> "StreamPart":
-        """Inverse of `to_dict`. Raises ValueError for what it does not make."""
+        """Return the part that `to_dict` described. Raises ValueError for anything else."""
         match state:
             case {
                 "of": str(),
@@ -67,25 +64,26 @@ class StreamPart:
 
 
 class StreamFeed:
-    """A data set that arrives while it is read: a `Feed` (data/feed.py), which says what its methods do."""
+    """A data set that arrives while it is read: a `Feed` (data/feed.py), which describes its methods."""
 
     def __init__(
         self, plan: Plan, sample: Prepared, context: int, seed: int, windows: int, state: FeedState | None
     ) -> None:
-        """sample: stands in until text arrives. windows: to validate with. state: of a run that goes on."""
+        """sample: read until text arrives. windows: how many to validate with. state: of a run that is resumed."""
         self.source, self.tokenizer, self.fingerprint = str(plan.dataset), sample.tokenizer, plan.folder.name
         self.text = self.warning = ""
         self._plan, self._context, self._seed, self._windows = plan, context, seed, windows
-        self._stand_in = sample.train, sample.val
+        self._sample = sample.train, sample.val
         self._stream, self._shards = StreamProcess(plan), shards_of(plan)
         self._looked, self._seen = 0.0, StreamStatus("working", f"asking for {plan.dataset}")
         if state and state.get("of") == self.fingerprint:
             self.restore(state)
-        else:  # another text's is for the run to refuse
-            train, val = self._stand_in
+        else:  # the run refuses the state of another text
+            train, val = self._sample
             self._enter(StreamPart(SAMPLE, 0, 0, 0, len(train), len(val)))
 
     def describe(self) -> str:
+        """See `Feed`."""
         if self._part.text == _STREAM and self._shards:
             return f"{self.source}: {sum(map(len, self._shards)):,} tokens so far"
         return f"{self.source}: nothing of it here yet"
@@ -93,7 +91,7 @@ class StreamFeed:
     def begin(self, position: int) -> list[str]:
         """Start the stream, and wait a moment for the first row group unless there is trouble.
 
-        Raises UserError where the data set cannot be had at all.
+        Raises UserError where the data set cannot be fetched at all.
         """
         if not is_offline():
             self._stream.start()
@@ -102,12 +100,12 @@ class StreamFeed:
             time.sleep(0.05)
             notices += self.look(position, at_once=True)
         if self._part.text == SAMPLE:
-            how = OFFLINE if is_offline() else "it is asked for again and again"
-            self.warning = f"training on the embedded sample until text of {self.source} arrives: {how}"
+            reason = OFFLINE if is_offline() else "it is requested again and again"
+            self.warning = f"training on the embedded sample until text of {self.source} arrives: {reason}"
         return notices
 
     def look(self, position: int, at_once: bool = False) -> list[str]:
-        """Raises UserError where there is nothing to hope for but the sample."""
+        """See `Feed`. Raises UserError where no text will ever take the place of the sample."""
         now = time.monotonic()
         if now - self._looked < _LOOK_SECONDS and not at_once:
             return []
@@ -129,21 +127,23 @@ class StreamFeed:
         return notices
 
     def status(self) -> str:
+        """See `Feed`."""
         if self._part.text == SAMPLE:
             return "ON THE SAMPLE: " + self._seen.text
         return f"{self._seen.tokens / 1e6:,.0f}M tokens here" if self._seen.state == "working" else self._seen.text
 
     def batch(self, position: int, count: int) -> Batch:
+        """See `Feed`."""
         before = self._part
         try:
             x, y = (np.concatenate(side) for side in zip(*self._batches(position, count), strict=True))
         except (OSError, UserError):
-            self._enter(before)  # it is asked for this position again, or saved as it was
+            self._enter(before)  # the caller repeats this position, or saves the state as it was
             raise
         return x, y
 
     def _batches(self, position: int, count: int) -> Iterator[Batch]:
-        """The batch in pieces: it may go over the end of a part."""
+        """Yield the batch in pieces: it may go across the end of a part."""
         while count:
             left = count
             if self._part.text == _STREAM:
@@ -157,39 +157,42 @@ class StreamFeed:
 
     @property
     def state(self) -> FeedState | None:
+        """See `Feed`."""
         return self._part.to_dict(self.fingerprint)
 
     def restore(self, state: FeedState | None) -> None:
+        """See `Feed`."""
         try:
             self._enter(StreamPart.from_dict(state))
         except ValueError:
             raise UserError(f"the run does not say which part of {self.source} it was reading: use --fresh") from None
 
     def close(self) -> None:
+        """See `Feed`."""
         self._stream.close()
 
     def _arrived(self) -> bool:
-        """Whether there is enough of the text to train on and to validate with."""
+        """Look again, and return whether there is enough text to train on and to validate with."""
         self._shards = shards_of(self._plan)
         return self._shards is not None and all(len(shards) > self._context for shards in self._shards)
 
     def _next(self, position: int) -> StreamPart:
-        """The part after one that was read to its end."""
+        """Return the part after one that was read to its end."""
         assert self._shards is not None
-        if not self._plan.folder.is_dir():  # not damaged: it may be a network's, and come back
-            raise FileNotFoundError(ENOENT, "its folder has gone", str(self._plan.folder))
+        if not self._plan.folder.is_dir():  # not damaged: on a network it may come back
+            raise FileNotFoundError(ENOENT, "its folder is gone", str(self._plan.folder))
         part, train = self._part, self._shards[0].refresh()
         start = part.stop if train - part.stop > self._context else 0
         return replace(part, number=part.number + 1, first=position, start=start, stop=train)
 
     def _enter(self, part: StreamPart) -> None:
-        """Read from this part on."""
+        """Read this part from now on. Raises UserError where its text is gone."""
         if part.text == _STREAM:
             shards = self._shards
             if shards is None or len(shards[0]) < part.stop or len(shards[1]) < part.validation:
                 raise UserError(f"{self._plan.folder} has lost text this run was reading: start it over with --fresh")
         else:
-            shards = self._stand_in
+            shards = self._sample
         train, val = shards
         seed = int(generator(self._seed, "part", part.number).integers(1 << 31)) if part.number > 1 else self._seed
         self._loader = Loader(Span(train, part.start, part.stop), self._context, seed)

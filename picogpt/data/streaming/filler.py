@@ -1,8 +1,8 @@
-"""A data set of the hub -> token shards, by a process in the background, while they are trained on.
+"""Makes token shards of a data set of the hub, in a background process, while a run trains on them.
 
 Row groups come in a random order over all files, always the same one, so that what has arrived is at any time a uniform
 sample of the whole. Each is fetched by range, tokenized, and sealed as a shard of its own before the next is begun: an
-interruption costs the one in hand. Nothing else touches the disk.
+interruption costs at most one row group. Nothing else is written to the disk.
 """
 
 import os
@@ -20,40 +20,36 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
+from picogpt.data.encoding import DocumentEncoder
 from picogpt.data.shards.index import INDEX, Source
 from picogpt.data.shards.reader import Shards
 from picogpt.data.shards.writer import ShardWriter
-from picogpt.data.sources.formats import DamagedFileError, open_parquet, row_group, size_of
+from picogpt.data.sources.formats import DamagedFileError, has_room, open_parquet, row_group, size_of
 from picogpt.data.sources.hub import Hub, HubFile
 from picogpt.data.sources.remote import ChangedError, MissingError
 from picogpt.data.streaming.plan import Plan, StreamStatus, write_status
 from picogpt.data.token_folder import PARTS, read_tokenizer
 from picogpt.errors import UserError
 from picogpt.rng import generator
-from picogpt.tokenizers.base import Ids, Tokenizer
+from picogpt.tokenizers.base import Tokenizer
 
 _SEED = 0  # of the order: one for all runs, so that they share what was fetched
-
-_KEPT_FREE = 0.05  # of the disk
-
 _READ = 8 << 20  # bytes of a column fetched at once
-
-_OPEN_FILES = 64  # parquet files whose footer is kept
-
+_OPEN_FILES = 64  # parquet files whose footer stays in memory
 _ATTEMPTS = 3  # to read a row group that seems damaged
 
 
-def fill(plan: Plan, tell: Callable[[StreamStatus], None], busy: Callable[[], None] = lambda: None) -> None:
-    """Stream until the limit, the end of the data set or of the disk's free space. It never gives up on a network.
+def fill(plan: Plan, report: Callable[[StreamStatus], None], busy: Callable[[], None] = lambda: None) -> None:
+    """Stream up to the limit, the end of the data set or a full disk. It never stops trying to reach the network.
 
-    tell: after every row group, before every pause, and at the end. busy: called before it waits for another process
-    that fills the same folder. Raises UserError for what no repetition mends.
+    report: called after every row group, before every pause, and at the end. busy: called before it waits for another
+    process that fills the same folder. Raises UserError where trying again would not help.
     """
     tokenizer = read_tokenizer(plan.folder)
     fingerprint = tokenizer.fingerprint()
     with _locked(plan.folder / "lock", busy):
         folders = [plan.folder / part for part in PARTS]
-        if not all((folder / INDEX).exists() for folder in folders):  # begun and never sealed, or taken away
+        if not all((folder / INDEX).exists() for folder in folders):  # never sealed, or deleted
             for folder in folders:
                 shutil.rmtree(folder, ignore_errors=True)
                 with ShardWriter(folder, tokenizer.dtype, fingerprint, str(plan.dataset)):
@@ -61,11 +57,12 @@ def fill(plan: Plan, tell: Callable[[StreamStatus], None], busy: Callable[[], No
         # A row group counts from the moment the index of `train` names it, which is written last.
         done = Shards(plan.folder / "train", fingerprint).sources
         train, val = (ShardWriter.resume(plan.folder / part, fingerprint, done) for part in PARTS)
-        tell(_working(plan, train, val))
-        _Filling(plan, tokenizer, train, val, tell).run()
+        report(_working(plan, train, val))
+        _Filling(plan, tokenizer, train, val, report).run()
 
 
 def _working(plan: Plan, train: ShardWriter, val: ShardWriter, missing: int = 0) -> StreamStatus:
+    """Return the status of a stream that is working. missing: files that are left out."""
     tokens = train.tokens + val.tokens
     without = f", without {missing} files that are missing or empty" if missing else ""
     return StreamStatus(
@@ -75,6 +72,7 @@ def _working(plan: Plan, train: ShardWriter, val: ShardWriter, missing: int = 0)
 
 @contextmanager
 def _locked(path: Path, busy: Callable[[], None]) -> Iterator[None]:
+    """Hold a lock. busy: called before it waits for another process."""
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
@@ -88,7 +86,7 @@ def _locked(path: Path, busy: Callable[[], None]) -> Iterator[None]:
 
 
 class _Filling:
-    """One pass of `fill`."""
+    """A call of `fill`, which holds the lock of its folder."""
 
     def __init__(
         self,
@@ -96,33 +94,36 @@ class _Filling:
         tokenizer: Tokenizer,
         train: ShardWriter,
         val: ShardWriter,
-        tell: Callable[[StreamStatus], None],
+        report: Callable[[StreamStatus], None],
     ) -> None:
-        self._plan, self._tokenizer, self._train, self._val, self._tell = plan, tokenizer, train, val, tell
-        self._hub = Hub(lambda reason: tell(self._waiting(reason)))
+        self._plan, self._train, self._val, self._report = plan, train, val, report
+        self._encoder = DocumentEncoder(tokenizer, plan.columns.is_marked)
+        self._token_bytes = tokenizer.dtype.itemsize
+        self._hub = Hub(lambda reason: report(self._waiting(reason)))
         self._tables: dict[str, Any] = {}
         self._failures: dict[Source, int] = {}
         self._groups: dict[str, int] = {}  # row groups of a file, where that is known
 
     def run(self) -> None:
+        """Fetch one row group after the other until there is a reason to stop."""
         files = self._hub.files(self._plan.dataset)
-        while not (reason := self._full(0)):
+        while not (reason := self._reason_to_stop(0)):
             source = self._draw(files)
             if source is None:
                 if not self._train.sources:
-                    raise UserError(f"{self._hub.endpoint} has no sound file of {self._plan.dataset}")
+                    raise UserError(f"{self._hub.endpoint} has no undamaged file of {self._plan.dataset}: try another")
                 reason = "all of it is here"
                 break
-            if reason := self._full(size_of(self._tables[source[0]], source[1])):
+            if reason := self._reason_to_stop(size_of(self._tables[source[0]], source[1])):
                 break
             try:
                 self._add(source)
-            except MissingError:  # by its next draw it is known to have none
+            except MissingError:  # the next draw finds that it has no row groups
                 self._forget(source[0])
             except (DamagedFileError, ChangedError) as error:
-                self._damaged(source, error)
+                self._retry_or_skip(source, error)
         done = self._working()
-        self._tell(replace(done, state="complete", text=f"{done.text}; {reason}"))
+        self._report(replace(done, state="complete", text=f"{done.text}; {reason}"))
 
     def _waiting(self, reason: str) -> StreamStatus:
         return replace(self._working(), state="waiting", text=reason)
@@ -130,17 +131,18 @@ class _Filling:
     def _working(self) -> StreamStatus:
         return _working(self._plan, self._train, self._val, list(self._groups.values()).count(0))
 
-    def _full(self, more: int) -> str:
-        """Why so many bytes more do not fit, or nothing. The first row group may be larger than the limit."""
-        tokens = self._train.tokens + self._val.tokens
-        held = tokens * self._tokenizer.dtype.itemsize
-        if held >= self._plan.limit or (held and held + more > self._plan.limit):
+    def _reason_to_stop(self, more: int) -> str:
+        """Return why so many bytes more do not fit, or "". The first row group may be larger than the limit."""
+        size = (self._train.tokens + self._val.tokens) * self._token_bytes
+        if size >= self._plan.limit or (size and size + more > self._plan.limit):
             return f"the limit of {self._plan.limit / 1e9:.3g} GB is reached (--data-limit)"
-        usage = shutil.disk_usage(self._plan.folder)
-        return "the disk is nearly full" if usage.free - more < _KEPT_FREE * usage.total else ""
+        return "" if has_room(self._plan.folder, more) else "the disk is nearly full"
 
     def _draw(self, files: list[HubFile]) -> Source | None:
-        """The next row group, which the number of those before it decides: a file by its size, then any left of it."""
+        """Return the next row group, None after the last: a random file by its size, then any row group left of it.
+
+        The number of row groups so far decides which it is.
+        """
         done: dict[str, set[int]] = {}
         for path, group in self._train.sources:
             done.setdefault(path, set()).add(group)
@@ -149,13 +151,13 @@ class _Filling:
         while left:
             sizes = np.array([file.size or 1 for file in left], np.float64)
             file = left.pop(int(rng.choice(len(left), p=sizes / sizes.sum())))
-            rest = sorted(set(range(self._groups_of(file))) - done.get(file.path, set()))
-            if rest:
-                return file.path, int(rest[rng.integers(len(rest))])
+            groups = sorted(set(range(self._groups_of(file))) - done.get(file.path, set()))
+            if groups:
+                return file.path, int(groups[rng.integers(len(groups))])
         return None
 
     def _groups_of(self, file: HubFile) -> int:
-        """Row groups of a file, none where the hub does not have it."""
+        """Return the number of row groups of a file, 0 where the hub does not have it."""
         if self._groups.get(file.path) != 0 and file.path not in self._tables:
             try:
                 self._groups[file.path] = self._table(file).num_row_groups
@@ -167,18 +169,19 @@ class _Filling:
         self._tables.pop(path, None)
         self._groups.pop(path, None)
 
-    def _damaged(self, source: Source, error: Exception) -> None:
-        """What came over the wire may be better the next time; what is damaged at its source is left out."""
+    def _retry_or_skip(self, source: Source, error: Exception) -> None:
+        """Pause before a damaged row group is fetched again, or leave it out after the last attempt."""
         self._forget(source[0])
         self._failures[source] = self._failures.get(source, 0) + 1
         if self._failures[source] < _ATTEMPTS:
-            self._tell(self._waiting(str(error)))
+            self._report(self._waiting(str(error)))
             time.sleep(self._failures[source])
             return
         self._val.seal(source)
         self._train.seal(source)
 
     def _table(self, file: HubFile) -> Any:
+        """Return the pyarrow ParquetFile of a file, opened where it is not open yet."""
         if file.path not in self._tables:
             while len(self._tables) >= _OPEN_FILES:
                 del self._tables[next(iter(self._tables))]
@@ -186,13 +189,13 @@ class _Filling:
         return self._tables[file.path]
 
     def _opened(self, file: HubFile) -> Any:
-        """Raises MissingError where the hub has no such file, or what it has is no parquet file."""
+        """Open a file. Raises MissingError where the hub has no such file, or it is no parquet file."""
         for attempt in range(_ATTEMPTS):
             remote = self._hub.open(self._plan.dataset, file)
             try:
                 return open_parquet(file.path, remote, self._plan.columns, _READ)
             except (DamagedFileError, ChangedError) as error:
-                self._tell(self._waiting(str(error)))
+                self._report(self._waiting(str(error)))
                 time.sleep(attempt)
         raise MissingError(file.path)
 
@@ -200,38 +203,32 @@ class _Filling:
         """Fetch, tokenize and seal one row group."""
         path, group = source
         rng = generator(_SEED, "split", len(self._train.sources))
-        first = not self._train.sources
+        is_first = not self._train.sources
         try:
             for number, text in enumerate(row_group(path, self._tables[path], group, self._plan.columns)):
                 # The very first row group has to have something to validate with.
-                kept = rng.random() < self._plan.val_fraction or (first and number == 1)
-                (self._val if kept else self._train).append(self._encode(text), source)
+                validates = rng.random() < self._plan.val_fraction or (is_first and number == 1)
+                (self._val if validates else self._train).append(self._encoder.whole(text), source)
             self._val.seal(source)
             self._train.seal(source)
         except BaseException:
             self._val.drop()
             self._train.drop()
             raise
-        self._tell(self._working())
-
-    def _encode(self, text: str) -> Ids:
-        """The ids of a document, and what comes before the next."""
-        encode = self._tokenizer.encode_marked if self._plan.columns.is_marked else self._tokenizer.encode
-        if (end := self._tokenizer.end_of_text) is None:
-            return encode(f"{text}\n\n")
-        return np.concatenate([encode(text), np.array([end], self._tokenizer.dtype)])
+        self._report(self._working())
 
 
 def _end_with_parent() -> None:
-    while os.read(0, 1):  # not sys.stdin, whose lock would be in the way at the end
+    """End this process when its standard input ends, which happens when the process that started it ends."""
+    while os.read(0, 1):  # not sys.stdin: its lock would block the interpreter at the end
         pass
     os._exit(0)
 
 
 def main(argv: Iterable[str]) -> None:
-    """The process in the background. What goes wrong ends in its folder's status."""
+    """Run the background process. The status in its folder says what went wrong."""
     plan = Plan.from_json(next(iter(argv)))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run, which ends this when it is through
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run, which ends this process when it is done
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if hasattr(os, "nice"):
         os.nice(5)

@@ -1,4 +1,4 @@
-"""What a stream fetches and where to, and how it tells of itself."""
+"""The plan of a stream: what it fetches, where to, and the file with its status."""
 
 import json
 import os
@@ -21,28 +21,27 @@ from picogpt.data.token_folder import PARTS, read_tokenizer, require_known, val_
 from picogpt.errors import UserError
 from picogpt.system.files import make_folder
 from picogpt.tokenizers.base import Tokenizer
-from picogpt.tokenizers.characters import PicoTokenizer
+from picogpt.tokenizers.registry import TOKENIZERS
 
-_DEFAULT_LIMIT = 20 * 1000**3  # bytes of tokens, where nothing else is asked for
-
-_STATUS_LIMIT = 100_000  # bytes of a status; ours have a few hundred
+_DEFAULT_LIMIT = 20 * 1000**3  # bytes of tokens
+_STATUS_LIMIT = 100_000  # bytes of a status; it usually has a few hundred
 
 StreamState = Literal["working", "waiting", "complete", "failed"]
 
 
 @dataclass(frozen=True)
 class StreamStatus:
-    """How a stream is doing. text: a line for people."""
+    """The status of a stream. text: a line for users."""
 
     state: StreamState
     text: str
     tokens: int = 0
-    mark: str = ""  # another one each time it is written
+    mark: str = ""  # differs each time it is written
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to stream, and where to."""
+    """What a stream fetches, and where to."""
 
     dataset: Dataset
     columns: Columns
@@ -51,10 +50,12 @@ class Plan:
     limit: int  # bytes of tokens
 
     def to_json(self) -> str:
+        """Return the plan as the argument of a process."""
         return json.dumps(asdict(self), default=str)
 
     @classmethod
     def from_json(cls, text: str) -> "Plan":
+        """Return the plan that `to_json` wrote."""
         plan = json.loads(text)
         qa = plan["columns"]["qa"]
         columns = Columns(plan["columns"]["text"], tuple(qa) if qa else None)
@@ -62,14 +63,15 @@ class Plan:
 
 
 def plan_for(dataset: Dataset, data: DataConfig, tokenizer: Tokenizer | None, dataset_dir: Path) -> Plan:
-    """The plan of a data set, its folder made. tokenizer: that of a model to fine-tune; PicoGPT's where it is None.
+    """Return the plan of a data set, after making its folder. tokenizer: that of a model to fine-tune, or None.
 
-    Raises UserError where the text would have to be known before the first token, or the disk refuses.
+    Raises UserError for a tokenizer that has to know the text before the first token, and where the disk refuses.
     """
     require_known(data, tokenizer)
-    if tokenizer is None and data.tokenizer != PicoTokenizer.name:
+    kind = TOKENIZERS[data.tokenizer]
+    if tokenizer is None and kind.origin != "fixed":
         raise UserError(f"{dataset} is streamed, so its characters are not known beforehand: use --tokenizer picogpt")
-    tokenizer = tokenizer or PicoTokenizer()
+    tokenizer = tokenizer or kind.from_corpus(())
     share, columns = data.val_fraction or val_share(data, sys.maxsize), columns_of(data)
     facts = (dataset, columns, share, tokenizer.fingerprint())
     folder = dataset_dir / "tokens" / f"{dataset.name}-{sha256(repr(facts).encode()).hexdigest()[:12]}"
@@ -84,7 +86,7 @@ def plan_for(dataset: Dataset, data: DataConfig, tokenizer: Tokenizer | None, da
 
 
 def shards_of(plan: Plan) -> tuple[Shards, Shards] | None:
-    """The shards to train on and to validate with, None before there are any. Raises UserError for damaged ones."""
+    """Return the shards to train on and to validate with, None before there are any. Raises UserError for damage."""
     tokenizer = read_tokenizer(plan.folder)
     folders = [plan.folder / part for part in PARTS]
     if not all((folder / INDEX).exists() for folder in folders):
@@ -94,20 +96,21 @@ def shards_of(plan: Plan) -> tuple[Shards, Shards] | None:
 
 
 def write_status(folder: Path, status: StreamStatus) -> None:
+    """Write the status of a stream in one step, for `read_status` in another process."""
     part = folder / "status.part"
     part.write_text(json.dumps(asdict(replace(status, mark=secrets.token_hex(8)))), encoding="utf-8")
-    with suppress(PermissionError):  # Windows, while it is being read: the next one will do
+    with suppress(PermissionError):  # on Windows, while it is being read: the next one will follow
         os.replace(part, folder / "status.json")
 
 
 def read_status(folder: Path) -> StreamStatus | None:
-    """None for one that is missing, or damaged."""
+    """Return the status of a stream, None where it is missing or damaged."""
     try:
         with (folder / "status.json").open("rb") as file:
-            found = json.loads(file.read(_STATUS_LIMIT))
+            content: object = json.loads(file.read(_STATUS_LIMIT))
     except (OSError, ValueError, RecursionError):
         return None
-    match found:
+    match content:
         case {"state": str(state), "text": str(text), "tokens": tokens, "mark": str(mark)} if (
             state in get_args(StreamState) and type(tokens) is int and 0 <= tokens < 1 << 63
         ):

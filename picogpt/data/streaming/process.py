@@ -1,4 +1,4 @@
-"""The background process that fills a stream's folder, as the run that started it sees it."""
+"""The background process that fills a stream's folder, from the view of the run that started it."""
 
 import subprocess
 import time
@@ -6,55 +6,59 @@ from contextlib import suppress
 from dataclasses import replace
 
 from picogpt.data.streaming.plan import Plan, StreamStatus, read_status
+from picogpt.errors import one_line
 from picogpt.system.processes import start
 
-_AFTER_DYING, _AFTER_FAILING = 10.0, 60.0  # seconds before it is begun again
+_AFTER_DYING, _AFTER_FAILING = 10.0, 60.0  # seconds before it is started again
 
 
 class StreamProcess:
-    """The process in the background, as the run that started it sees it."""
+    """Starts the background process of a stream, reads its status, and starts it again when it died."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self._process: subprocess.Popen[bytes] | None = None
         self._began = 0.0
-        self._left = read_status(plan.folder)  # by an earlier run; no clock says so, for clocks are set back
+        self._stale = read_status(plan.folder)  # of an earlier run; not judged by time, since clocks are set back
 
     def start(self) -> None:
-        """Begin, or begin again. Raises OSError where the system has no process to give."""
+        """Start it, also again. Raises OSError where the system cannot start a process."""
         self._began = time.monotonic()
         with (self.plan.folder / "stream.err").open("wb") as errors:
-            # The end of its standard input tells it that we are gone.
+            # It ends when its standard input ends, which happens also when this process is killed.
             process = start("picogpt.data.streaming.filler", self.plan.to_json(), stdin=subprocess.PIPE, stderr=errors)
         self.close()
         self._process = process
 
     def status(self) -> StreamStatus:
-        """The newest. A process that died is started again, some time later."""
-        found = read_status(self.plan.folder)
-        fresh = found if found and found != self._left else StreamStatus("working", f"asking for {self.plan.dataset}")
-        if self._process is None or self._process.poll() is None or fresh.state == "complete":
-            return fresh
-        failed = fresh.state == "failed"
+        """Return the newest status. A process that died is started again, some time later."""
+        status = read_status(self.plan.folder)
+        if status is None or status == self._stale:
+            status = StreamStatus("working", f"asking for {self.plan.dataset}")
+        if self._process is None or self._process.poll() is None or status.state == "complete":
+            return status
+        failed = status.state == "failed"
         if time.monotonic() - self._began > (_AFTER_FAILING if failed else _AFTER_DYING):
             try:
                 self.start()
             except OSError as error:
-                return replace(fresh, state="waiting", text=f"the stream cannot be started ({error.strerror or error})")
+                text = f"the stream cannot be started ({error.strerror or error})"
+                return replace(status, state="waiting", text=text)
         if failed:
-            return fresh
-        return replace(fresh, state="waiting", text=f"the stream ended by itself ({self._last_words()}); begun anew")
+            return status
+        return replace(status, state="waiting", text=f"the stream ended by itself ({self._cause()}); it is restarted")
 
-    def _last_words(self) -> str:
+    def _cause(self) -> str:
+        """Return the last line that the process wrote to its standard error, else its exit status."""
         with suppress(OSError):
             lines = (self.plan.folder / "stream.err").read_text(encoding="utf-8", errors="replace").splitlines()
             if lines:
-                return lines[-1][:120]
+                return one_line(lines[-1])
         assert self._process is not None
         return f"status {self._process.returncode}"
 
     def close(self) -> None:
-        """End it. What it has not sealed is fetched again another time."""
+        """End the process. What it has not sealed is fetched again by the next one."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()

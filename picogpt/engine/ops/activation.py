@@ -14,7 +14,7 @@ from picogpt.engine.tensor import Tensor, apply
 
 
 def relu(x: Tensor) -> Tensor:
-    """max(x, 0)."""
+    """Return max(x, 0)."""
     xp = array_module(x.data)
     zeros = xp.zeros(x.shape[-1:], x.data.dtype)  # a row of them: NumPy's maximum with a number is three times as slow
     y = xp.maximum(x.data, zeros, out=empty(x.shape, x.data))
@@ -26,12 +26,12 @@ def relu(x: Tensor) -> Tensor:
 
 
 def gelu(x: Tensor) -> Tensor:
-    """x Phi(x), Phi the normal distribution function: the exact form. D. Hendrycks, K. Gimpel, arXiv 1606.08415."""
+    """Return x Phi(x), Phi the normal distribution: the exact form. D. Hendrycks, K. Gimpel, arXiv 1606.08415."""
     return _smooth(x, _gelu_exact64 if x.data.dtype == np.float64 else _gelu_block, "gelu")
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
-    """GPT-2's tanh form of gelu: x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))."""
+    """Return GPT-2's tanh form of gelu: x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))."""
     return _smooth(x, _gelu_tanh_block, "gelu_tanh")
 
 
@@ -89,7 +89,7 @@ def _gelu_block(x: Array, y: Array, slope: Array | None) -> None:
 
 
 def _gelu_exact64(x: Array, y: Array, slope: Array | None) -> None:
-    """float64 is for gradient checks, which need every digit."""
+    """Compute gelu in float64, for gradient checks, which need every digit."""
     xp = array_module(x)
     phi = 0.5 * (1 + erf(x / sqrt(2)))
     xp.multiply(x, phi, out=y)

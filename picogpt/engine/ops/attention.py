@@ -24,7 +24,7 @@ def causal_attention(
     dropout: float = 0.0,
     rng: np.random.Generator | None = None,
 ) -> Tensor:  # (B, T, 3C) -> (B, T, C)
-    """softmax(scale Q K^T) V per head, each position seeing itself and the ones before it (the last `window`, if any).
+    """Return softmax(scale Q K^T) V per head; a position sees itself and those before it (the last `window`, if any).
 
     Queries go in blocks, each against only the keys it may see; the softmax stays unnormalised until the output, whose
     rows are divided by its sums (as in T. Dao et al., arXiv 2205.14135). `dropout` drops attention weights, with `rng`.
@@ -79,7 +79,7 @@ def causal_attention(
 def _unnormalised(
     q: Array, k: Array, rows: slice, keys: slice, window: int
 ) -> tuple[Array, Array]:  # (B, H, rows, D), (B, H, keys, D) -> (B, H, rows, keys), (B, H, rows, 1)
-    """exp(Q K^T) up to a factor a row, and one over its row sums. rows, keys: the positions of q and k."""
+    """Return exp(Q K^T) up to a factor a row, and one over its row sums. rows, keys: the positions of q and k."""
     xp = array_module(q)
     weights = empty((*q.shape[:3], k.shape[2]), q)
     ones = xp.ones((k.shape[2], 1), q.dtype)
@@ -99,7 +99,7 @@ def _unnormalised(
 
 
 def _gather(total: Array, a: Array, b: Array, fresh: bool) -> None:
-    """total = a @ b where it is fresh, else total += a @ b."""
+    """Compute total = a @ b where it is fresh, else total += a @ b."""
     xp = array_module(a)
     if fresh:
         xp.matmul(a, b, out=total)
@@ -110,7 +110,7 @@ def _gather(total: Array, a: Array, b: Array, fresh: bool) -> None:
 def cached_attention(
     qkv: Array, keys: Array, values: Array, length: int, n_head: int, scale: float, window: int = 0
 ) -> Array:  # (B, T, 3C), (B, H, S, D), (B, H, S, D) -> (B, T, C)
-    """causal_attention of T new positions after `length` cached ones; writes their keys and values to the caches."""
+    """Attend from T new positions to `length` cached ones and each other, and cache the new keys and values."""
     xp = array_module(qkv)
     B, T, C3 = qkv.shape
     q, k, v = _heads(qkv, 3, n_head)
@@ -131,7 +131,7 @@ def _heads(x: Array, parts: int, n_head: int) -> tuple[Array, ...]:  # (B, T, pa
 
 
 def _blocks(T: int, window: int) -> Iterator[tuple[slice, slice]]:
-    """Blocks of query rows of about equal height, each with the range of keys that any of its rows may see."""
+    """Yield blocks of query rows of about equal height, each with the range of keys that any of its rows may see."""
     count = -(-T // QUERY_BLOCK)
     height = -(-T // count)
     for start in range(0, T, height):
@@ -150,7 +150,7 @@ def _mask(scores: Array, rows: slice, keys: slice, window: int) -> None:
 
 @lru_cache(maxsize=256)
 def _hidden(rows: int, keys: int, offset: int, window: int) -> np.ndarray | None:  # -> (rows, keys), 0 or -inf
-    """The mask of rows at positions offset.. against keys at positions 0..; None where every key is seen."""
+    """Return the mask of rows at positions offset.. against keys at positions 0..; None if every key is seen."""
     distance = np.arange(rows)[:, None] + offset - np.arange(keys)
     visible = (distance >= 0) & (distance < window) if window else distance >= 0
     return None if visible.all() else np.where(visible, np.float32(0), np.float32(-np.inf))

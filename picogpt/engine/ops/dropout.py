@@ -18,6 +18,6 @@ def dropout(x: Tensor, probability: float, rng: np.random.Generator) -> Tensor:
 
 
 def dropout_mask(shape: tuple[int, ...], probability: float, rng: np.random.Generator, like: Array) -> Array:
-    """0 with this probability, else 1 / (1 - probability)."""
+    """Draw a mask: 0 with this probability, else 1 / (1 - probability)."""
     keep = to_device(rng.random(shape, dtype=np.float32) >= probability, like)  # drawn on the host: the same everywhere
     return array_module(like).multiply(keep, 1 / (1 - probability), dtype=like.dtype)

@@ -8,7 +8,7 @@ from picogpt.engine.tensor import Tensor, apply
 
 
 def embedding(ids: Array, table: Tensor) -> Tensor:  # (...) integers, (V, C) -> (..., C)
-    """table[ids]."""
+    """Return table[ids]."""
     C = table.shape[1]
     y = take_rows(table.data, ids, empty((*ids.shape, C), table.data))
 

@@ -1,6 +1,6 @@
-"""Linear layers, table look-ups and dropout.
+"""Linear layers.
 
-B batch   T positions   C width   N rows (all leading axes together)   K inputs   M outputs   V vocabulary
+N rows (all leading axes together)   K inputs   M outputs
 """
 
 from picogpt.engine.backend import Array, array_module, empty, sum_rows, times, times_transposed
@@ -10,7 +10,7 @@ from picogpt.engine.tensor import Tensor, apply
 def linear(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, replay: bool = False
 ) -> Tensor:  # (..., K), (M, K), (M,) -> (..., M)
-    """x @ weight.T + bias. In a replay, where nobody reads them, the values are left out: it only goes on the tape."""
+    """Return x @ weight.T + bias. A replay only records: nobody reads its values, so they are not computed."""
     xp = array_module(x.data)
     (M, K), lead = weight.shape, x.shape[:-1]
     rows = x.data.reshape(-1, K)

@@ -23,7 +23,7 @@ LOGITS_BLOCK = 16 * 1024 * 1024  # logits at a time: few additions of the weight
 def cross_entropy(
     hidden: Tensor, weight: Tensor | None, bias: Tensor | None, targets: Array, total: int | None = None
 ) -> Tensor:  # (..., C), (V, C), (V,), (...) integers -> ()
-    """Sum over all rows of -log softmax(hidden @ weight.T + bias)[target], divided by `total` (default: the rows).
+    """Return the sum over rows of -log softmax(hidden @ weight.T + bias)[target], divided by `total` (default: rows).
 
     Without a weight the hidden states are the logits. The logits of a block of rows exist only while their gradients
     are made: the loss is a scalar, so the forward pass can finish them and the backward pass only scales. With a
@@ -69,7 +69,7 @@ def cross_entropy(
 
 
 class _Gradients:
-    """Those of the hidden states, the table and the bias that are wanted, from the gradient of the logits."""
+    """The gradients of the hidden states, the table and the bias, as far as wanted, from that of the logits."""
 
     def __init__(self, hidden: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
         self.hidden, self.weight, self.bias = hidden, weight, bias
@@ -79,7 +79,7 @@ class _Gradients:
         self.dbias: Array = None
 
     def add(self, p: Array, block: slice) -> None:  # (n, V)
-        """The share of these rows."""
+        """Add the share of these rows."""
         self._add_states(p, block)
         if self.weight is not None and self.weight.node is not None:
             if self.dweight is None:
@@ -89,7 +89,7 @@ class _Gradients:
                 add_product(self.dweight, p.T, self.rows[block])
 
     def at_once(self, p: Array) -> tuple[Array | None, ...]:  # (N, V)
-        """From all rows; what the table has gathered already grows where it is."""
+        """Return the gradients from all rows; what the table has gathered already grows in place."""
         self._add_states(p, slice(0, len(p)))
         if self.weight is not None and (node := self.weight.node) is not None:
             if node.gathered is None:
@@ -99,13 +99,14 @@ class _Gradients:
         return self._of_inputs()
 
     def scaled(self, dy: Array) -> tuple[Array | None, ...]:
+        """Return the sums of all shares times dy."""
         for gradient in (self.dhidden, self.dweight, self.dbias):
             if gradient is not None:
                 gradient *= dy
         return self._of_inputs()
 
     def _add_states(self, p: Array, block: slice) -> None:
-        """Of the hidden states and the bias."""
+        """Add the share of these rows to the gradients of the hidden states and the bias."""
         if self.bias is not None and self.bias.node is not None:
             db = sum_rows(p)
             self.dbias = db if self.dbias is None else self.dbias + db
@@ -123,7 +124,7 @@ class _Gradients:
 
 
 def _loss_to_gradient(logits: Array, ids: Array) -> Array:  # (n, V), (n,) -> ()
-    """The summed loss; `logits` becomes its gradient, softmax - onehot."""
+    """Return the summed loss; `logits` becomes its gradient, softmax - onehot."""
     xp = array_module(logits)
     n = xp.arange(len(ids))
     logits -= logits.max(axis=1, keepdims=True)

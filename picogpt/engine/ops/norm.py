@@ -8,7 +8,7 @@ from picogpt.engine.tensor import Tensor, apply
 
 
 def layer_norm(x: Tensor, gain: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:  # (..., C), (C,), (C,) -> (..., C)
-    """(x - mean) / sqrt(variance + eps) * gain + bias, over the last axis. J. L. Ba et al., arXiv 1607.06450."""
+    """Return (x - mean) / sqrt(variance + eps) * gain + bias over the last axis. J. L. Ba et al., arXiv 1607.06450."""
     xp = array_module(x.data)
     C = x.shape[-1]
     rows = x.data.reshape(-1, C)

@@ -1,1 +1,1 @@
-"""A model as an ONNX file: the graph, what is written beside it, and the session that runs it."""
+"""A model as an ONNX file: the graph, its weights and metadata, and the session that runs it."""

@@ -1,21 +1,23 @@
-"""The two dialects of the graph (see graph.py for the letters)."""
+"""The graph in ONNX Runtime's own operators, which fuse several steps (see graph.py for the letters)."""
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 from onnx import TensorProto, helper
 
-from picogpt.inference.onnx.graph import EPSILON, LOCAL, MICROSOFT, Graph, spans
+from picogpt.engine.backend import Array
+from picogpt.inference.onnx.graph import LOCAL, MICROSOFT, Graph, cached_head_size, spans
 from picogpt.inference.onnx.initializers import row_blocks
 from picogpt.inference.onnx.quantize import block_of, packed, quantize
+from picogpt.model.layers import NORM_EPSILON
 
 Floats = npt.NDArray[np.float32]
 
 
 class FusedGraph(Graph):
-    """ONNX Runtime's own operators."""
+    """The dialect for ONNX Runtime: fused attention, norms and activations, and matrices in 8 or 4 bits."""
 
     opset: ClassVar = {"": 21, MICROSOFT: 1}
 
@@ -24,13 +26,10 @@ class FusedGraph(Graph):
             self.input(f"{span}seqlens_k", TensorProto.INT32, "B")
             self.input(f"{span}total_sequence_length", TensorProto.INT32, 1)
 
-    @property
-    def cached_head(self) -> int:
-        return -(-self.config.head_size // 8) * 8  # the attention operator takes no other sizes
-
-    def array(self, name: str) -> Any:
-        """Heads filled up with zeros to the size in the cache, which change no score and no sum."""
-        weight, (H, D, E) = super().array(name), (self.config.n_head, self.config.head_size, self.cached_head)
+    def array(self, name: str) -> Array:
+        """Return a parameter with its heads filled up with zeros to the size in the cache: no result changes."""
+        weight, H, D = super().array(name), self.config.n_head, self.config.head_size
+        E = cached_head_size(self.config, portable=False)
         if E == D or ".attn." not in name or name.endswith("c_proj.bias"):
             return weight
         array = np.asarray(weight)
@@ -45,17 +44,17 @@ class FusedGraph(Graph):
     def add_and_norm(self, x: str, branch: str, bias: str, norm: str) -> tuple[str, str]:
         gain, shift = self.parameter(f"{norm}.weight"), self.parameter(f"{norm}.bias")
         if not branch:
-            return x, self.node("LayerNormalization", x, gain, shift, axis=-1, epsilon=EPSILON)
+            return x, self.node("LayerNormalization", x, gain, shift, axis=-1, epsilon=NORM_EPSILON)
         inputs = [x, branch, gain, shift, *([self.parameter(bias)] if bias in self.arrays else [])]
         outputs = [f"{norm}.normed", "", "", f"{norm}.sum"]
         operator = "SkipLayerNormalization"
-        self.nodes.append(helper.make_node(operator, inputs, outputs, domain=MICROSOFT, epsilon=EPSILON))
+        self.nodes.append(helper.make_node(operator, inputs, outputs, domain=MICROSOFT, epsilon=NORM_EPSILON))
         return outputs[3], outputs[0]
 
     def attention(self, x: str, layer: int) -> str:
         name, H = f"h.{layer}.attn.c_attn", self.config.n_head
         qkv = self.biased(self.linear(x, f"{name}.weight"), f"{name}.bias")
-        *past, key, value = self.caches(layer, self.cached_head)
+        *past, key, value = self.caches(layer, cached_head_size(self.config, portable=False))
         window = self.config.window_of(layer)
         span = LOCAL if window else ""
         inputs = [qkv, "", "", *past, f"{span}seqlens_k", f"{span}total_sequence_length"]
@@ -79,15 +78,15 @@ class FusedGraph(Graph):
         operator = "FastGelu" if activation == "gelu_tanh" else "BiasGelu" if biased else "Gelu"
         return self.node(operator, x, *([self.parameter(bias)] if biased else []), domain=MICROSOFT)
 
-    def quantized_product(self, x: str, name: str, weight: Any, out: str) -> str:
+    def quantized_product(self, x: str, name: str, weight: Array, out: str) -> str:
         (M, K), block = weight.shape, block_of(self.config.n_embd)
         scales: list[Floats] = []
 
         def integers() -> Iterator[npt.NDArray[np.uint8]]:
             for rows in row_blocks(weight):
-                some, scale = quantize(rows, self.bits, block)
+                quantized, scale = quantize(rows, self.bits, block)
                 scales.append(scale)
-                yield packed(some, self.bits)
+                yield packed(quantized, self.bits)
 
         shape = M, -(-K // block), block * self.bits // 8
         return self.node(

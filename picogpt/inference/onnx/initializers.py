@@ -1,6 +1,6 @@
-"""A model's weights on their way into an ONNX file: one tensor at a time, in blocks of rows.
+"""Write a model's weights into an ONNX file: one tensor at a time, in blocks of rows.
 
-Where they are many they go into a file beside the graph as they are made, and nothing of them stays in memory.
+The weights of a large model go into a file beside the graph as they are computed, so none of them stays in memory.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -11,21 +11,21 @@ import numpy as np
 import numpy.typing as npt
 from onnx import TensorProto
 
-Arrays = Mapping[str, Any]
-"""By name, arrays in float32, or what has their shape and turns into one: a matrix in `blocks()` of rows, as `Kept`."""
+from picogpt.engine.backend import Array
+
+Arrays = Mapping[str, Array]
+"""Weights by name: float32 arrays, or objects with their shape and their rows in `blocks()`, as `MappedMatrix` has."""
 
 Store = Callable[[TensorProto, Iterable[npt.NDArray[Any]]], None]
-"""Where the content of a tensor goes, which comes in pieces, in order."""
+"""A function that stores the content of a tensor, which comes in pieces, in order."""
 
 _BLOCK = 1 << 18  # weights of a block of rows
-
-_ALIGNED = 1 << 16  # where a part of a file may be mapped: on Windows so many bytes apart, elsewhere 4096
-
-_FEW = 1024  # entries of a tensor that is not worth a place of its own
+_ALIGNED = 1 << 16  # bytes; a part of a file can be mapped from a multiple of this (Windows), elsewhere of 4096
+_FEW = 1024  # entries; a tensor of fewer stays in the graph
 
 
-def row_blocks(weight: Any) -> Iterator[npt.NDArray[np.float32]]:  # (M, ...) -> (m, ...), as many as M takes
-    """All of a weight, some rows at a time, each block until the next one comes."""
+def row_blocks(weight: Array) -> Iterator[npt.NDArray[np.float32]]:  # (M, ...) -> (m, ...), ...
+    """Yield all of a weight, some rows at a time. A block is valid until the next one comes."""
     if hasattr(weight, "blocks"):
         yield from (floats for _, floats in weight.blocks())
         return
@@ -34,21 +34,22 @@ def row_blocks(weight: Any) -> Iterator[npt.NDArray[np.float32]]:  # (M, ...) ->
         yield weight[start : start + step]
 
 
-def inside(tensor: TensorProto, pieces: Iterable[npt.NDArray[Any]]) -> None:
-    """The store of small models: the tensor itself."""
+def store_inside(tensor: TensorProto, pieces: Iterable[npt.NDArray[Any]]) -> None:
+    """Store the content in the tensor itself, as small models do."""
     tensor.raw_data = b"".join(piece.tobytes() for piece in pieces)
 
 
-class Beside:
-    """A store in a file of its own, from which the runtime maps into memory what it reads."""
+class ExternalStore:
+    """A store in a file of its own (ONNX's external data), which the runtime maps into memory."""
 
     def __init__(self, file: BinaryIO, name: str) -> None:
-        """name: of the file, which lies beside that of the graph."""
+        """name: that of the file, which lies beside the file of the graph."""
         self._file, self._name = file, name
 
     def __call__(self, tensor: TensorProto, pieces: Iterable[npt.NDArray[Any]]) -> None:
+        """Append the content to the file, and note its place in the tensor."""
         if prod(tensor.dims) < _FEW:
-            return inside(tensor, pieces)
+            return store_inside(tensor, pieces)
         start = -(-self._file.tell() // _ALIGNED) * _ALIGNED
         self._file.seek(start)
         for piece in pieces:

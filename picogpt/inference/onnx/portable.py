@@ -1,24 +1,29 @@
-"""The graph in standard ONNX operators alone, for runtimes that know no others."""
+"""The graph in standard ONNX operators only, for runtimes that have no others."""
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 from onnx import TensorProto
 
-from picogpt.inference.onnx.graph import EPSILON, Graph, spans
+from picogpt.engine.backend import Array
+from picogpt.inference.onnx.graph import Graph, spans
 from picogpt.inference.onnx.initializers import row_blocks
 from picogpt.inference.onnx.quantize import block_of, quantize
+from picogpt.model.layers import NORM_EPSILON
 
 
 class PortableGraph(Graph):
-    """Standard operators alone. Every step goes over whole caches, which must hold no NaN where nothing was written."""
+    """The dialect of standard operators. Every step reads whole caches, so their unwritten part must hold no NaN."""
 
     opset: ClassVar = {"": 21}
 
     def prepare(self) -> None:
-        """For each span of attention: where new keys go, and a mask (P, N), zero where a key is seen and else -inf."""
+        """Make, for each span of attention, the rows where new keys go and a mask (P, N).
+
+        The mask is zero where a key is seen, else -inf.
+        """
         self._rows, self._masks = {}, {}
         for span, layer in spans(self.config).items():
             window = self.config.window_of(layer)
@@ -40,7 +45,7 @@ class PortableGraph(Graph):
         if branch:
             x = self.node("Add", x, self.biased(branch, bias))
         gain, shift = self.parameter(f"{norm}.weight"), self.parameter(f"{norm}.bias")
-        return x, self.node("LayerNormalization", x, gain, shift, axis=-1, epsilon=EPSILON)
+        return x, self.node("LayerNormalization", x, gain, shift, axis=-1, epsilon=NORM_EPSILON)
 
     def attention(self, x: str, layer: int) -> str:
         name, H, D = f"h.{layer}.attn.c_attn", self.config.n_head, self.config.head_size
@@ -65,12 +70,12 @@ class PortableGraph(Graph):
             return self.node("Relu", x)
         return self.node("Gelu", x, approximate="tanh" if self.config.activation == "gelu_tanh" else "none")
 
-    def quantized_product(self, x: str, name: str, weight: Any, out: str) -> str:
+    def quantized_product(self, x: str, name: str, weight: Array, out: str) -> str:
         (M, K), block = weight.shape, block_of(self.config.n_embd)
         table, scales, done = np.empty((K, M), np.int8), [], 0
         for rows in row_blocks(weight):
-            some, scale = quantize(rows, self.bits, block)
-            table[:, done : done + len(rows)] = some.reshape(len(rows), -1)[:, :K].T
+            quantized, scale = quantize(rows, self.bits, block)
+            table[:, done : done + len(rows)] = quantized.reshape(len(rows), -1)[:, :K].T
             scales.append(scale)
             done += len(rows)
         kind, pieces = (TensorProto.INT8, iter([table])) if self.bits == 8 else (TensorProto.INT4, _nibbles(table))
@@ -86,9 +91,12 @@ class PortableGraph(Graph):
 
 
 def _nibbles(table: npt.NDArray[np.int8]) -> Iterator[npt.NDArray[np.uint8]]:
-    """Two integers of 4 bits in a byte, the first lower, in pieces; the last is filled up."""
+    """Yield the bytes of a table of 4-bit integers, in pieces: two in a byte, the first one lower.
+
+    The last byte of an odd number of integers is filled up with zero.
+    """
     flat, step = table.reshape(-1).view(np.uint8), 1 << 20
     for start in range(0, flat.size, step):
-        some = np.zeros(min(step, -(-(flat.size - start) // 2) * 2), np.uint8)
-        some[: flat.size - start] = flat[start : start + step] & 15
-        yield np.bitwise_or(some[::2], np.left_shift(some[1::2], 4))
+        piece = np.zeros(min(step, -(-(flat.size - start) // 2) * 2), np.uint8)
+        piece[: flat.size - start] = flat[start : start + step] & 15
+        yield np.bitwise_or(piece[::2], np.left_shift(piece[1::2], 4))

@@ -1,7 +1,7 @@
-"""An exported model on ONNX Runtime.
+"""Run an exported model on ONNX Runtime.
 
-All that a step reads and writes is NumPy memory, bound once: ids, positions, caches, logits. The graph works in it, so
-a decoding step makes no array, and one of the fused dialect copies no cache (graph.py has the names).
+All that a step reads and writes is NumPy memory that is bound once: ids, positions, caches, logits. The graph works in
+it, so a decoding step allocates no array, and with the fused dialect copies no cache (graph.py has the names).
 
 B batch   T tokens   S slots   P positions   C width   V vocabulary
 """
@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from picogpt.config import ModelConfig, Precision
-from picogpt.errors import UserError
-from picogpt.inference.onnx.graph import LOCAL, spans
-from picogpt.inference.onnx.metadata import metadata
+from picogpt.errors import UserError, one_line
+from picogpt.inference.onnx.graph import LOCAL, cached_head_size, spans
+from picogpt.inference.onnx.metadata import read_metadata
 from picogpt.model.kv_cache import SlidingWindow
 from picogpt.tokenizers.base import LibraryMissingError, Tokenizer
 from picogpt.tokenizers.registry import from_dict
@@ -28,19 +28,18 @@ from picogpt.tokenizers.registry import from_dict
 Array = npt.NDArray[Any]
 
 Ports = dict[str, tuple[str, list[str | int]]]
-"""What goes in or out of a graph: type and shape by name, as the runtime tells them."""
+"""The inputs or outputs of a graph: type and shape by name, as the runtime gives them."""
 
 _INT64, _INT32, _FLOAT = "tensor(int64)", "tensor(int32)", "tensor(float)"
-
 _DTYPES = {_INT64: np.int64, _INT32: np.int32, _FLOAT: np.float32}
 
-_LARGE = 4 << 20  # bytes
-
-_PLACES = {"positions": 1, "seqlens_k": 1, "total_sequence_length": 0}  # in a cache; how far behind its filled part
+_PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+_LARGE = 4 << 20  # bytes; larger arrays are mapped
+_PLACES = {"positions": 1, "seqlens_k": 1, "total_sequence_length": 0}  # inputs: the end of the cache less this number
 
 
 def why_unavailable() -> str:
-    """Why ONNX Runtime cannot be used on this machine; empty where it can."""
+    """Return why ONNX Runtime cannot be used on this machine, or "" where it can."""
     from numpy._core._multiarray_umath import __cpu_features__  # type: ignore[import-not-found]
 
     if platform.machine() in ("x86_64", "AMD64") and not __cpu_features__.get("AVX", True):
@@ -48,58 +47,67 @@ def why_unavailable() -> str:
     try:
         import onnxruntime  # noqa: F401
     except ImportError as error:
-        return f"onnxruntime cannot be loaded ({' '.join(str(error).split())[:120]})"
+        return f"onnxruntime cannot be loaded ({one_line(error)})"
     return ""
 
 
 class OnnxModel:
-    """A file that `export` wrote: the graph, loaded, and what is written beside it."""
+    """A file that `export` wrote: the loaded graph and the metadata."""
 
     def __init__(self, path: Path, threads: int, spin: bool = True) -> None:
-        """threads: that compute. spin: they wait for work without sleeping, which only an idle machine affords.
+        """Open a file. Raises UserError where it is missing, damaged, or not one that `export` wrote.
 
-        Raises UserError for a file that is missing or none of ours.
+        threads: how many compute. spin: they wait for work without sleeping, which is quick if the machine is idle.
         """
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.log_severity_level = 4  # what is wrong comes as an exception too
-        # Denormals stay what they are: the switch that flushes them would change the caller's arithmetic as well.
+        options.log_severity_level = 4  # errors come as exceptions too
+        # Denormals are not flushed to zero: that switch would change the arithmetic of the calling thread as well.
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
         try:
-            self._describe(metadata(path))
+            self._take_metadata(read_metadata(path))
         except LibraryMissingError:
             raise
         except (OSError, KeyError, ValueError, RecursionError, UserError) as error:
-            raise _foreign(path, error) from None
+            raise _not_exported(path, error) from None
         try:
             self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the runtime's exceptions have no other class in common
-            raise _foreign(path, error) from None
+            raise _not_exported(path, error) from None
         sides = self.session.get_inputs(), self.session.get_outputs()
         for side, expected in zip(sides, _ports(self.config, self.portable), strict=True):
             found = {port.name: (port.type, port.shape) for port in side}
             for name in sorted(found.keys() | expected.keys()):
                 if found.get(name) != expected.get(name):
-                    raise _foreign(path, ValueError(f"{name[:80]} is {found.get(name)}, not {expected.get(name)}"))
+                    problem = ValueError(f"{name[:80]} is {found.get(name)}, not {expected.get(name)}")
+                    raise _not_exported(path, problem)
 
-    def _describe(self, written: dict[str, str]) -> None:
-        """Take what is written beside the graph. Raises KeyError, ValueError, RecursionError or UserError."""
-        about: dict[str, Any] = {name: json.loads(value) for name, value in written.items()}
-        self.config = ModelConfig.from_dict(about["config"])
-        self.tokenizer: Tokenizer = from_dict(about["tokenizer"])
-        self.precision: Precision = about["precision"]
-        self.portable, self.source = about["portable"], about["source"]
-        self.rolls: bool | None = about.get("rolls")  # files of before do not say
-        if self.precision not in get_args(Precision) or type(self.portable) is not bool or type(self.source) is not str:
-            raise ValueError("its precision, portable or source is none")
-        if self.rolls not in (True, False, None):
-            raise ValueError("its rolls is none")
+    def _take_metadata(self, metadata: dict[str, str]) -> None:
+        """Take the model's description. Raises KeyError, ValueError, RecursionError or UserError where it is wrong."""
+        fields: dict[str, object] = {name: json.loads(value) for name, value in metadata.items()}
+        self.config = ModelConfig.from_dict(fields["config"])
+        self.tokenizer: Tokenizer = from_dict(fields["tokenizer"])
+        self.precision = _precision(fields["precision"])
+        portable, source, rolls = fields["portable"], fields["source"], fields.get("rolls")
+        if not isinstance(portable, bool) or not isinstance(source, str):
+            raise ValueError("its portable or source is of another type")
+        if not isinstance(rolls, bool | None):  # older files do not say
+            raise ValueError("its rolls is of another type")
+        self.portable, self.source, self.rolls = portable, source, rolls
+
+
+def _precision(value: object) -> Precision:
+    """Return a precision from a file. Raises ValueError for one that does not exist."""
+    for precision in _PRECISIONS:
+        if value == precision:
+            return precision
+    raise ValueError("its precision does not exist")
 
 
 def _ports(config: ModelConfig, portable: bool) -> tuple[Ports, Ports]:
-    """What goes in and what comes out of the graph of a model (graph.py has the letters)."""
+    """Return the inputs and the outputs of the graph of a model (graph.py has the letters)."""
     inputs: Ports = {"ids": (_INT64, ["B", "T"])}
     outputs: Ports = {"logits": (_FLOAT, ["B", config.vocab_size])}
     if not config.n_layer:
@@ -113,31 +121,29 @@ def _ports(config: ModelConfig, portable: bool) -> tuple[Ports, Ports]:
             inputs[f"{span}positions"] = _INT64, ["P"]
         else:
             inputs |= {f"{span}seqlens_k": (_INT32, ["B"]), f"{span}total_sequence_length": (_INT32, [1])}
-    head = config.head_size if portable else -(-config.head_size // 8) * 8
     for kind, layer in product(("key", "value"), range(config.n_layer)):
-        shape: list[str | int] = ["B", config.n_head, config.cache_of(layer), head]
+        shape: list[str | int] = ["B", config.n_head, config.cache_of(layer), cached_head_size(config, portable)]
         inputs[f"past_{kind}.{layer}"] = outputs[f"present_{kind}.{layer}"] = _FLOAT, shape
     return inputs, outputs
 
 
-def _foreign(path: Path, error: Exception) -> UserError:
-    said = str(error.strerror or error) if isinstance(error, OSError) else str(error)
-    reason = repr(" ".join(said.split())[:160])[1:-1]  # a forged file may have its own words in it
+def _not_exported(path: Path, error: Exception) -> UserError:
+    reason = one_line((error.strerror or error) if isinstance(error, OSError) else error, 160)
     return UserError(f"{path} is not a model that picogpt exported ({reason}): picogpt export makes one")
 
 
 class OnnxReader:
-    """A `WindowReader` (decoding.py) over an exported model."""
+    """A `WindowReader` (inference/windows.py) over an exported model."""
 
     def __init__(self, model: OnnxModel, batch: int = 1) -> None:
-        """Raises UserError where so many streams do not fit into memory."""
+        """Allocate the memory for `batch` streams. Raises UserError where they do not fit."""
         self.config, self.batch, self._session = model.config, batch, model.session
         one = {"B": batch, "T": 1, "S": 0, "P": 1}  # a token in the middle of a window
         ports = self._session.get_inputs()
         try:
             inputs = {i.name: _zeros([one.get(d, d) for d in i.shape], _DTYPES[i.type]) for i in ports}
             self._logits = _zeros([batch, self.config.vocab_size], np.float32)
-        except (MemoryError, OSError, ValueError, OverflowError):  # the last two for more than an address can say
+        except (MemoryError, OSError, ValueError, OverflowError):  # the last two for sizes beyond any address
             raise UserError(f"{batch} streams of this model do not fit into memory: take fewer --samples") from None
         self._ids, self._sum = inputs["ids"], inputs.get("running_sum")
         self._places = [
@@ -155,12 +161,13 @@ class OnnxReader:
         self.begin(None)
 
     def begin(self, context: Array | None) -> None:  # (B, C)
+        """Start an empty window, as every WindowReader does."""
         self._context, self._length, self._local.length = context, 0, 0
         if self._sum is not None:
             self._sum[...] = 0
 
     def read(self, ids: Array) -> Array:  # (B, T) -> (B, V)
-        """As every WindowReader; the logits are overwritten by the next call."""
+        """Read T more tokens. Returns the logits of the one after them, which the next call overwrites."""
         while ids.shape[1]:
             slot = bool(self._length == 0 and self._sum is not None)
             count = self._local.make_room(ids.shape[1] + slot) - slot
@@ -169,7 +176,7 @@ class OnnxReader:
         return self._logits
 
     def _read(self, ids: Array, slot: bool) -> None:  # (B, T)
-        """The next tokens, for which there is room everywhere."""
+        """Read the next tokens, for which all caches have room."""
         starts, new = (self._length, self._local.length), ids.shape[1] + slot
         self._length, self._local.length = starts[0] + new, starts[1] + new
         for places, start in zip(self._places, starts, strict=True):
@@ -180,15 +187,17 @@ class OnnxReader:
             self._run(self._step)
         elif starts[0] == 0 or self.batch == 1:
             self._prefill(ids, starts, slot, slice(None))
-        else:  # the attention operator goes on with several streams by one token only
+        else:  # within a window, the attention operator takes one token at a time of several streams
             for stream in range(self.batch):
                 self._prefill(ids, starts, slot, slice(stream, stream + 1))
 
     def mean(self) -> Array:  # -> (B, C)
+        """Return the mean of the window's output vectors so far."""
         assert self._sum is not None, "mean: a model without a context slot"
         return self._sum / self._length
 
     def _prefill(self, ids: Array, starts: tuple[int, int], slot: bool, streams: slice) -> None:
+        """Read several tokens of some streams in one pass, with inputs of their own size."""
         arrays: dict[str, Array] = {"ids": ids[streams].astype(np.int64)}
         for span, start in zip(("", LOCAL), starts, strict=True):
             arrays[f"{span}positions"] = np.arange(start, start + ids.shape[1] + slot)
@@ -205,11 +214,12 @@ class OnnxReader:
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:  # as in OnnxModel
-            reason = repr(" ".join(str(error).split())[:160])[1:-1]
-            raise UserError(f"the ONNX file cannot be run ({reason}): picogpt export makes another") from None
+            raise UserError(
+                f"the ONNX file cannot be run ({one_line(error, 160)}): picogpt export makes another"
+            ) from None
 
     def _bound(self, inputs: dict[str, Any], logits: Array) -> Any:
-        """What is read and written bound to its memory; caches and sums are written where they are read."""
+        """Bind all inputs and outputs to their memory; caches and sums are written where they are read."""
         binding = self._session.io_binding()
         for name, value in inputs.items():
             binding.bind_ortvalue_input(name, value)
@@ -219,10 +229,10 @@ class OnnxReader:
 
 
 def _zeros(shape: list[int], dtype: type) -> Array:
-    """Zeros that take memory where something is written, page by page.
+    """Return zeros that take memory page by page, as they are written.
 
-    For arrays as large as the caches of a large model NumPy asks for pages of 2 MB. Each head's part of a cache begins
-    in others, so that the first token would bring all of them.
+    For large arrays, such as the caches of a large model, NumPy asks for pages of 2 MB. Each head's part of a cache
+    begins in another page, so the first token would make all of them take memory.
     """
     size = prod(shape) * np.dtype(dtype).itemsize
     if size < _LARGE:
@@ -231,7 +241,7 @@ def _zeros(shape: list[int], dtype: type) -> Array:
 
 
 def _wrapped(array: Array) -> Any:
-    """The array's own memory, as the runtime wants it."""
+    """Return the array's own memory as a value of the runtime's."""
     import onnxruntime
 
     return onnxruntime.OrtValue.ortvalue_from_numpy(array)

@@ -1,9 +1,9 @@
 """The families of models that Hugging Face's folders can hold. Another one is a class here and an entry in FAMILIES.
 
-    GPT-2     h.0.attn.c_attn.weight (C, 3C), and all matrices of the blocks (inputs, outputs): the transpose of ours
-    GPT-Neo   h.0.attn.attention.{q,k,v,out}_proj.weight (C, C), q, k and v without biases, (outputs, inputs) as ours
+    GPT-2     h.0.attn.c_attn.weight (C, 3C), and all matrices of the blocks (inputs, outputs)
+    GPT-Neo   h.0.attn.attention.{q,k,v,out}_proj.weight (C, C), q, k and v without biases, (outputs, inputs)
 
-C is the width, n_embd.
+C is the width, n_embd. picogpt's own matrices are (outputs, inputs).
 """
 
 import re
@@ -14,8 +14,8 @@ from itertools import islice
 from picogpt.config import AttentionSpan, ModelConfig
 from picogpt.errors import UserError, shown
 from picogpt.interop.foreign_model import refuse, shortest_pattern
+from picogpt.interop.huggingface.base import HEAD, Family, Names, SizeKeys
 from picogpt.interop.huggingface.config_file import ConfigFile
-from picogpt.interop.huggingface.family import HEAD, Family, Names, SizeKeys
 
 _GPT2_MATRIX = re.compile(r"h\.\d+\.(attn|mlp)\.c_\w+\.weight")
 

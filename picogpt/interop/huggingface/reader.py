@@ -4,11 +4,11 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from picogpt.errors import UserError
-from picogpt.interop.foreign_model import ForeignModel, Pieces, few, plain, require_weights
+from picogpt.errors import UserError, one_line
+from picogpt.interop.foreign_model import ForeignModel, Pieces, few, require_weights
+from picogpt.interop.huggingface.base import HEAD, Family, Names
 from picogpt.interop.huggingface.config_file import ConfigFile, read_json
 from picogpt.interop.huggingface.families import family_of_config
-from picogpt.interop.huggingface.family import HEAD, Family, Names
 from picogpt.tensorfiles.lazy_tensor import LazyTensor
 from picogpt.tensorfiles.safetensors import read_safetensors
 from picogpt.tensorfiles.torch_files import read_torch
@@ -59,7 +59,7 @@ def _bare(file: Path, tensors: Mapping[str, LazyTensor], family: Family) -> dict
     for name, tensor in tensors.items():
         bare = _WRAPPERS.sub("", name).removeprefix(family.prefix)
         if bare in found:
-            raise UserError(f"{file} has {plain(bare)} twice, with and without a prefix: get it again")
+            raise UserError(f"{file} has {one_line(bare, 80)} twice, with and without a prefix: get it again")
         if not family.masks.search(bare):
             found[bare] = tensor
     return found
@@ -110,7 +110,8 @@ def _sharded(index: Path) -> dict[str, LazyTensor]:
     for name in files:
         for key, tensor in _tensors(index.with_name(name)).items():
             if places.get(key) != name:
-                raise UserError(f"{index.with_name(name)} has {plain(key)}, which {index.name} does not expect there")
+                unexpected = one_line(key, 80)
+                raise UserError(f"{index.with_name(name)} has {unexpected}, which {index.name} does not expect there")
             tensors[key] = tensor
     if missing := places.keys() - tensors:
         raise UserError(f"the files {index} names lack {few(missing)}: get them again")

@@ -11,8 +11,8 @@ import numpy.typing as npt
 from picogpt.config import ModelConfig
 from picogpt.engine.backend import Array
 from picogpt.interop.foreign_model import common_kind, in_kind
+from picogpt.interop.huggingface.base import HEAD, Family
 from picogpt.interop.huggingface.families import family_of_model
-from picogpt.interop.huggingface.family import HEAD, Family
 from picogpt.interop.huggingface.reader import CONFIG, FILES
 from picogpt.system.files import new_folder
 from picogpt.tensorfiles.safetensors import write_safetensors
@@ -41,7 +41,7 @@ class _Renamed(Mapping[str, npt.NDArray[Any]]):
 
     def __init__(self, arrays: Mapping[str, Array], config: ModelConfig, family: Family, kind: np.dtype[Any]) -> None:
         self._arrays, self._family, self._kind = arrays, family, kind
-        # Their name -> ours, and which of how many pieces of ours it is.
+        # The family's name -> picogpt's name, and which of how many pieces of that weight it is.
         self._places: dict[str, tuple[str, int, int]] = {}
         for ours, theirs in family.names(config).items():
             for piece, name in enumerate(theirs):

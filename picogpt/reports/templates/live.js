@@ -1,5 +1,5 @@
 
-// Every two seconds the state of the run; its report only when there is another.
+// Asks for the state of the run every two seconds, and for its report only when there is a new one.
 const live = document.getElementById("live"), report = document.getElementById("report");
 const lost = document.getElementById("lost");
 
@@ -9,7 +9,7 @@ async function get(name) {
   return [await answer.text(), answer.headers.get("Report-Version")];
 }
 
-async function look() {
+async function refresh() {
   try {
     const [now, version] = await get("live");
     live.innerHTML = now;
@@ -26,6 +26,6 @@ async function look() {
   } catch {
     lost.hidden = false;
   }
-  setTimeout(look, 2000);
+  setTimeout(refresh, 2000);
 }
-setTimeout(look, 2000);
+setTimeout(refresh, 2000);

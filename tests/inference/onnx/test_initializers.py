@@ -167,7 +167,7 @@ def test_what_it_will_take_is_known_before(
     tensors = onnx.load(tmp_path / "model.onnx").graph.initializer
     size = sum(len(tensor.raw_data) for tensor in tensors)
     # Rows of few bits are filled up to blocks of 32, which is much for rows of 20 alone.
-    assert 0.6 * size < export_module._size(config, lively_arrays(config), precision) < 2 * size
+    assert 0.6 * size < export_module._size(config, precision, portable) < 2 * size
     assert {tensor.data_location for tensor in tensors} == {TensorProto.DEFAULT}
     assert all(numpy_helper.to_array(tensor).size == prod(tensor.dims) for tensor in tensors)
 

@@ -1,4 +1,4 @@
-"""Several runs on a terminal: a table of their figures, what is to be known of it, and a plot of their losses."""
+"""The view of several runs on a terminal: a table of their figures, notes on it, and a plot of their losses."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,15 +9,14 @@ from rich.table import Table
 from rich.text import Text
 
 from picogpt.reports.comparison import common_axis, difference, notes
-from picogpt.reports.figures import clock, count, number, signed
 from picogpt.reports.line_plot import Line, LinePlot
+from picogpt.reports.number_format import count, duration, number, signed
 from picogpt.reports.picture import draw, draw_comparison
 from picogpt.reports.summary import Summary
 from picogpt.system.terminal import visible
 
 _STYLES = ("bold yellow", "cyan", "magenta", "green", "blue", "red")
-
-_NARROW, _WIDE = 72, 100  # columns of a terminal on which numbers do not fit, or have room
+_NARROW, _WIDE = 72, 100  # columns of a terminal below which numbers do not fit, and from which they have room
 
 LEGEND = (
     "train and val: the losses at the last evaluation, in nats a token; best: the lowest of val; "
@@ -26,21 +25,21 @@ LEGEND = (
 
 
 def columns(runs: Sequence[Summary]) -> list[str]:
-    """Titles of the table, and those of `row`."""
+    """Return the titles of the table's columns."""
     units = {run.unit for run in runs}
     bits = f"bits/{units.pop()}" if len(units) == 1 else "bits"
     return ["run", "params", "tokens", "time", "train", "val", "best", bits, "vs first", "tokens/s", "MB"]
 
 
 def row(run: Summary, runs: Sequence[Summary]) -> list[str]:
-    """A run's line of the table."""
+    """Return a run's row of the table: a cell for each of the `columns`."""
     mixed = len({run.unit for run in runs}) > 1
     best = run.best
     return [
         run.name,
         count(run.parameters),
         count(run.tokens),
-        clock(run.seconds),
+        duration(run.seconds),
         number(run.train_loss, ".4f"),
         number(run.val_loss, ".4f"),
         number(best and best[1], ".4f"),
@@ -52,36 +51,25 @@ def row(run: Summary, runs: Sequence[Summary]) -> list[str]:
 
 
 def axis_in_words(runs: Sequence[Summary]) -> str:
-    """What the losses are drawn over, and why."""
+    """Return what the losses are drawn over, and why."""
     axis = common_axis(runs)
     if axis == "tokens" and len(runs) > 1:
-        return "validation loss over tokens, as a step is not equally many of them in each run"
+        return "validation loss over tokens, as the runs differ in tokens a step"
     if axis == "evaluation":
         return "validation loss over evaluations, as a log without steps has no other measure"
     return f"validation loss over {axis}s"
 
 
-class Comparison:
-    """The whole, for a terminal."""
+class ComparisonView:
+    """The table, the notes and the plot of several runs, for rich to print."""
 
     def __init__(self, runs: Sequence[Summary]) -> None:
         self._runs = runs
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        runs, lettered = self._runs, list(zip(ascii_letters, self._runs, strict=False))
-        wide, titles = options.max_width >= _WIDE, columns(runs)
-        table = Table(box=None, pad_edge=False, padding=(0, 2 if wide else 1, 0, 0))
-        shown = [i for i, title in enumerate(titles) if wide or title != "best"]  # names need the room
-        for title in (titles[i] for i in shown):
-            named, whole = title == "run", title != "run" and options.max_width >= _NARROW
-            folded = title.replace(" ", "\n").replace("/", "/\n")
-            table.add_column(folded, justify="left" if named else "right", no_wrap=whole, overflow="fold")
-        for i, (letter, run) in enumerate(lettered):
-            cells = [Text(visible(cell, options.encoding)) for cell in row(run, runs)]
-            cells[0] = Text.assemble((letter, _style(i)), " ", cells[0])
-            table.add_row(*(cells[i] for i in shown))
-        yield table
-        yield Text(LEGEND if wide else LEGEND.replace("best: the lowest of val; ", ""), "dim")
+        runs = self._runs
+        yield self._table(options)
+        yield Text(LEGEND if options.max_width >= _WIDE else LEGEND.replace("best: the lowest of val; ", ""), "dim")
         for note in notes(runs):
             yield Text(f"note: {visible(note, options.encoding)}", "yellow")
         yield Text("")
@@ -89,13 +77,30 @@ class Comparison:
         axis = common_axis(runs)
         lines = [
             Line(run.name, run.curve("val_loss", axis), _style(i), letter, lettered=True)
-            for i, (letter, run) in enumerate(lettered)
+            for i, (letter, run) in enumerate(zip(ascii_letters, runs, strict=False))
         ]
         yield LinePlot(axis, lines)
 
+    def _table(self, options: ConsoleOptions) -> Table:
+        wide, titles = options.max_width >= _WIDE, columns(self._runs)
+        table = Table(box=None, pad_edge=False, padding=(0, 2 if wide else 1, 0, 0))
+        shown = [i for i, title in enumerate(titles) if wide or title != "best"]  # else names have no room
+        for title in (titles[i] for i in shown):
+            is_name, whole = title == "run", title != "run" and options.max_width >= _NARROW
+            folded = title.replace(" ", "\n").replace("/", "/\n")
+            table.add_column(folded, justify="left" if is_name else "right", no_wrap=whole, overflow="fold")
+        for i, (letter, run) in enumerate(zip(ascii_letters, self._runs, strict=False)):
+            name, *figures = (visible(cell, options.encoding) for cell in row(run, self._runs))
+            folded_figures = (
+                figure if wide else figure.replace(", ", ",\n") for figure in figures
+            )  # of days and hours
+            cells = [Text.assemble((letter, _style(i)), " ", name), *map(Text, folded_figures)]
+            table.add_row(*(cells[i] for i in shown))
+        return table
+
 
 def draw_runs(runs: Sequence[Summary], path: Path) -> None:
-    """The picture that belongs to it, or that of a run alone. Raises OSError."""
+    """Draw the picture of one run, or the comparison of several. Raises OSError if it cannot be written."""
     if len(runs) == 1:
         draw(runs[0].log, runs[0].name, path)
         return

@@ -14,13 +14,12 @@ import numpy as np
 from picogpt.config import Activation, ModelConfig
 from picogpt.errors import UserError, shown
 from picogpt.interop.huggingface.config_file import ConfigFile
+from picogpt.model.layers import NORM_EPSILON
 
 HEAD = "lm_head.weight"
 
 Names = dict[str, tuple[str, ...]]
 """picogpt's name of a weight -> the names of the weights it is made of, which lie one under the other in it."""
-
-_EPSILON = 1e-5  # of picogpt's layer norms
 
 _ACTIVATIONS: Mapping[str, Activation] = {
     "relu": "relu",
@@ -91,7 +90,7 @@ class Family(Protocol):
 
     def read_config(self, config: ConfigFile) -> ModelConfig:
         """Return the model that a config.json describes. Raises UserError for one that picogpt does not have."""
-        config.require("layer_norm_epsilon", _EPSILON)
+        config.require("layer_norm_epsilon", NORM_EPSILON)
         width = config.positive_integer(self.keys.n_embd)
         if config.get(self.keys.mlp_width) is not None:
             config.require(self.keys.mlp_width, 4 * width)
@@ -115,7 +114,7 @@ class Family(Protocol):
             "architectures": [self.architecture],
             "vocab_size": model.vocab_size,
             "activation_function": _WRITTEN_ACTIVATIONS[model.activation],
-            "layer_norm_epsilon": _EPSILON,
+            "layer_norm_epsilon": NORM_EPSILON,
             "tie_word_embeddings": model.tied_head,
             "bos_token_id": end_of_text,
             "eos_token_id": end_of_text,

@@ -1,4 +1,4 @@
-"""What a machine's matrix multiplication allows: the roof that training is measured against.
+"""Upper bounds of training speed: what a machine's matrix multiplication allows.
 
 N rows   C width   V vocabulary   P positions of a window   H heads   D head size (C = H D)   B sequences
 """
@@ -23,16 +23,16 @@ Operands = tuple[Array, Array, Array]  # left, right, out
 
 
 def sgemm_on(threads: int) -> float:
-    """Billions of float32 operations a second of this many BLAS threads in a large matrix product."""
+    """Measure a large matrix product on this many BLAS threads, in billions of float32 operations a second."""
     with threadpool_limits(threads, user_api="blas"):
         return sgemm_gflops(SGEMM_SIZE, 5)
 
 
 class MatmulBound:
-    """The matrix products of a forward and backward pass over one micro-batch, and nothing else, on every lane.
+    """Runs only the matrix products of a forward and backward pass over one micro-batch, on every lane.
 
-    The dense layers, the head, and attention as T x T products a head, none of them skipped for being causal; the
-    operands are used again by every layer and window. `shapes` says how often each product comes in one pass.
+    They are the dense layers, the head, and attention as T x T products a head, of which none is skipped for being
+    causal. Every layer and window uses the same operands. `shapes` says how often each product comes in one pass.
     """
 
     def __init__(self, config: RunConfig, micro_batch: int, lanes: Lanes) -> None:
@@ -40,20 +40,21 @@ class MatmulBound:
         windows = config.context // config.window
         self._times = [windows * config.model.n_layer, windows]  # of a block's products, of the head's
         model = replace(config.model, context_len=config.window)
-        self._make = cache(lambda: _products(model, micro_batch))  # once a lane, when it is wanted
+        self._make = cache(lambda: _products(model, micro_batch))  # once a lane, at first use
         self._on_lanes = lanes.task(self._run)
 
     @property
     def shapes(self) -> list[tuple[tuple[int, ...], tuple[int, ...], int]]:
-        """Of the left side, of the right side, and how often."""
+        """The shape of the left side, that of the right side, and how often, for each product."""
         groups = zip(self._make(), self._times, strict=True)
         return [(left.shape, right.shape, times) for group, times in groups for left, right, _ in group]
 
     def tokens_per_second(self, seconds: float) -> float | None:
-        """Measured for about so many seconds, at least one pass; None where the model has no matrix product."""
+        """Measure for about so many seconds, at least one pass. Returns None where the model has no matrix product."""
         return sum(self._on_lanes(range(self.lanes.count), seconds)) if self.shapes else None
 
     def _run(self, lane: int, _: int, seconds: float) -> float:
+        """Measure on one lane. Returns tokens a second."""
         groups = self._make()
         began, passes = time.perf_counter(), 0
         while passes == 0 or time.perf_counter() - began < seconds:
@@ -66,7 +67,7 @@ class MatmulBound:
 
 
 def _products(config: ModelConfig, B: int) -> tuple[list[Operands], list[Operands]]:
-    """One block's products, and the head's: forward, then backward."""
+    """Return the operands of one block's products and of the head's: forward, then backward."""
     if config.n_layer == 0:
         return [], []  # a bigram table is looked up
     C, P, rng = config.n_embd, config.n_position, generator(0, "bound")
@@ -82,7 +83,7 @@ def _products(config: ModelConfig, B: int) -> tuple[list[Operands], list[Operand
 
 
 def _linear(filled: Callable[..., Array], N: int, K: int, M: int) -> Iterator[Operands]:
-    """y = x W^T, dx = dy W, dW = dy^T x. x (N, K), W (M, K), y (N, M)."""
+    """Yield the operands of y = x W^T, dx = dy W, dW = dy^T x. x (N, K), W (M, K), y (N, M)."""
     x, weight, y = filled(N, K), filled(M, K), filled(N, M)
     yield x, weight.T, y
     yield y, weight, np.empty_like(x)
@@ -90,7 +91,7 @@ def _linear(filled: Callable[..., Array], N: int, K: int, M: int) -> Iterator[Op
 
 
 def _attention(filled: Callable[..., Array], B: int, H: int, P: int, D: int) -> Iterator[Operands]:
-    """The scores, their product with V, and the gradients of V, the weights, Q and K."""
+    """Yield the operands of the scores, their product with V, and the gradients of V, the weights, Q and K."""
     q, k, v = filled(B, H, P, D), filled(B, H, P, D), filled(B, H, P, D)
     weights, result = filled(B, H, P, P), np.empty((B, H, P, D), np.float32)
     yield q, k.swapaxes(2, 3), weights

@@ -1,4 +1,4 @@
-"""What a checkpoint says beside its arrays, as a record: the one place where a field is added, and checked."""
+"""What a checkpoint holds beside its arrays, as a record: the one place where a field is added and checked."""
 
 from dataclasses import asdict, dataclass
 
@@ -7,26 +7,26 @@ from picogpt.data.streaming.feed import FeedState
 from picogpt.errors import UserError
 from picogpt.runs.log import DivergenceEvent
 
-_LARGEST = 1e300  # what a float can hold, with some room
+_LARGEST = 1e300  # a little below the largest float
 
 
 @dataclass(frozen=True)
 class DivergenceState:
-    """How a run deals with steps whose loss or gradient is not finite (training/divergence.py)."""
+    """How far a run has diverged, and what was done about it (training/divergence.py)."""
 
     rate: float = 1.0
-    """Share of the configured learning rates."""
+    """The share of the configured learning rates that it trains with."""
     skipped: int = 0
     """Steps in a row that were left out."""
     returns: int = 0
-    """Times it went back since an evaluation behind all that diverged."""
+    """How often it went back since the last evaluation that is later than `furthest`."""
     furthest: int = 0
     """The last step that sent the run back; the first is 1."""
 
 
 @dataclass(frozen=True)
 class MachineSettings:
-    """What the last bits of a run depend on beside its configuration."""
+    """How a machine trains: what the last bits depend on, beside the configuration."""
 
     device: str
     tf32: bool
@@ -39,47 +39,47 @@ class MachineSettings:
 
 @dataclass(frozen=True)
 class CheckpointMeta:
-    """What a checkpoint says beside its arrays: where the run stands, and all that going on to the same bits takes.
+    """What a checkpoint holds beside its arrays: all that the run needs to continue to the same bits.
 
-    A new field gets a default, so that the checkpoints of before can still be read.
+    A new field gets a default, so that older checkpoints can still be read.
     """
 
     config: RunConfig
     tokenizer: dict[str, object]
-    """What `tokenizers.registry.from_dict` makes the tokenizer of."""
+    """The tokenizer, as `tokenizers.registry.from_dict` reads it."""
     data: str
-    """Fingerprint of the text it was trained on; "" for another program's model, as it was imported."""
+    """Fingerprint of the training text; "" for a model of another program, as it was imported."""
     feed: FeedState | None = None
     text: str = ""
-    """Which text the losses are of, where that may change; else ""."""
+    """Which text the losses are measured on, where that may change; else ""."""
     val_loss: float | None = None
-    """Of the evaluation at this step, in nats a token."""
+    """Validation loss at this step, in nats a token."""
     evaluated: bool = False
-    """Whether there was one: a run that diverges can go back to it."""
+    """Whether there was an evaluation at this step: a run that diverges can go back to it."""
     seconds: float = 0.0
-    """Spent training."""
+    """Time spent training."""
     recent: tuple[float, int] = (0.0, 0)
     """Sum and number of the training losses since the last evaluation."""
     machine: MachineSettings | None = None
     divergence: DivergenceState = DivergenceState()
     events: tuple[DivergenceEvent, ...] = ()
-    """What the log says about divergence."""
+    """What the log has about divergence."""
 
     @property
     def is_imported(self) -> bool:
-        """Whether it is another program's model, as it was imported."""
+        """Whether it is a model of another program, as it was imported."""
         return self.data == ""
 
     @property
     def rolls(self) -> bool:
-        """Whether the model was trained to go from window to window with the mean.
+        """Whether the model was trained to carry the mean from window to window.
 
-        PicoGPT's own logs hold such models alone, and of the imported ones those alone have a slot.
+        Of the imported models, those of PicoGPT's logs were, and no other has a slot.
         """
         return self.config.rolls or (self.is_imported and self.config.model.can_roll)
 
     def to_dict(self) -> dict[str, object]:
-        """Return it as plain builtins, fit for JSON."""
+        """Return the fields as plain builtins, fit for JSON."""
         return {
             "config": self.config.to_dict(),
             "tokenizer": self.tokenizer,
@@ -96,7 +96,7 @@ class CheckpointMeta:
 
     @classmethod
     def from_dict(cls, fields: dict[str, object]) -> "CheckpointMeta":
-        """Inverse of `to_dict`, also after a trip through JSON. Raises ValueError for what it does not make."""
+        """Read what `to_dict` made, also after a trip through JSON. Raises ValueError for anything else."""
         divergence, events = _divergence(fields.get("divergence"))
         match fields:
             case {
@@ -109,26 +109,31 @@ class CheckpointMeta:
             } if all(abs(number) < _LARGEST for number in (seconds, total, count)):
                 rest = fields.get("text", ""), fields.get("val_loss"), fields.get("evaluated", False)
                 match rest:
-                    case str(text), int() | float() | None as val_loss, bool(evaluated):
+                    case str(text), int() | float() | None as val_loss, bool(evaluated) if not _is_too_large(val_loss):
                         return cls(
-                            _run_config(config),
-                            tokenizer,
-                            data,
-                            feed,
-                            text,
-                            val_loss,
-                            evaluated,
-                            float(seconds),
-                            (total, count),
-                            _machine(fields.get("way")),
-                            divergence,
-                            events,
+                            config=_run_config(config),
+                            tokenizer=tokenizer,
+                            data=data,
+                            feed=feed,
+                            text=text,
+                            val_loss=val_loss,
+                            evaluated=evaluated,
+                            seconds=float(seconds),
+                            recent=(total, count),
+                            machine=_machine(fields.get("way")),
+                            divergence=divergence,
+                            events=events,
                         )
-        raise ValueError("it is not what a run says of itself")
+        raise ValueError("its fields are not those of a run")
+
+
+def _is_too_large(value: object) -> bool:
+    """Return whether it is an int that a float cannot hold."""
+    return isinstance(value, int) and abs(value) >= _LARGEST
 
 
 def _run_config(fields: dict[str, dict[str, object]]) -> RunConfig:
-    """Raises ValueError."""
+    """Read a configuration. Raises ValueError."""
     try:
         return RunConfig.from_dict(fields)
     except UserError as error:
@@ -136,17 +141,17 @@ def _run_config(fields: dict[str, dict[str, object]]) -> RunConfig:
 
 
 def _machine(fields: object) -> MachineSettings | None:
-    """Raises ValueError."""
+    """Read the machine's settings, where there are any. Raises ValueError."""
     match fields:
         case None:
             return None
         case {"device": str(device), "tf32": bool(tf32), "lanes": int(lanes), "micro_batch": int(micro_batch)}:
             return MachineSettings(device, tf32, lanes, micro_batch)
-    raise ValueError("this is not how a machine trained")
+    raise ValueError("its machine settings are damaged")
 
 
 def _divergence(fields: object) -> tuple[DivergenceState, tuple[DivergenceEvent, ...]]:
-    """Raises ValueError."""
+    """Read the state of divergence and its events, where there are any. Raises ValueError."""
     match fields:
         case None:
             return DivergenceState(), ()
@@ -158,4 +163,4 @@ def _divergence(fields: object) -> tuple[DivergenceState, tuple[DivergenceEvent,
             "events": list(events),
         } if 0 < rate <= 1:
             return DivergenceState(rate, skipped, returns, furthest), tuple(map(DivergenceEvent.from_dict, events))
-    raise ValueError("this is not how a run deals with divergence")
+    raise ValueError("its state of divergence is damaged")
