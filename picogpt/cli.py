@@ -1,10 +1,12 @@
 """The `picogpt` command: runs the command that is named, and prints a problem the user can solve as one line."""
 
+import ast
 import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 
 from picogpt.errors import UserError
 
@@ -58,6 +60,12 @@ def _print_error(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
+def _summary(module: str) -> str:
+    """Return the docstring of a module, without importing it and all that it needs."""
+    path = Path(__file__).parents[1].joinpath(*module.split(".")).with_suffix(".py")
+    return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+
+
 def _usage() -> str:
-    lines = [f"  {name:10}{import_module(module).__doc__}" for name, module in COMMANDS.items()]
+    lines = [f"  {name:10}{_summary(module)}" for name, module in COMMANDS.items()]
     return "\n".join(["usage: picogpt COMMAND [options]    (each command has --help)", "", *lines])

@@ -30,7 +30,7 @@ def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
 def short_samples() -> Iterator[None]:
     """Evaluations write a few characters only."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("picogpt.evaluation.samples.SAMPLE", GenerateConfig(tokens=6))
+        patch.setattr("picogpt.evaluation.samples.SAMPLE_CONFIG", GenerateConfig(tokens=6))
         yield
 
 

@@ -13,7 +13,10 @@ from tests.support.paths import ROOT
 from tests.test_imports import FOLDERS
 
 README, WORKFLOW = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", ".github/workflows/ci.yml"))
-PAGES = {name: (ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("architecture.md", "CONTRIBUTING.md")}
+PAGES = {
+    name: (ROOT / "docs" / name).read_text(encoding="utf-8")
+    for name in ("architecture.md", "CONTRIBUTING.md", "extending.md")
+}
 SPAN = re.compile(r"`([^`]+)`")
 FILE = re.compile(r"[\w.-]+(?:/[\w.-]+)*(?:/|\.(?:py|md|yml|yaml|toml))")
 NAME = re.compile(r"[A-Za-z_]\w*(?:\.\w+)?")
@@ -52,12 +55,17 @@ def names_in(path: Path) -> frozenset[str]:
 
 
 def functions_in(text: str) -> Iterator[tuple[str, str]]:
-    """Each name that a page puts into a file, and this file: `FILE` `NAME`, `NAME`; or `NAME` in (or of) `FILE`."""
-    file = r"`(picogpt/[\w/]+\.py)`"
+    """Each name that a page puts into a file, and this file.
+
+    It says `FILE` `NAME`, `NAME`, or `NAME` in (or of) `FILE`, or has a row of a table that begins with `FILE`.
+    """
+    file = r"`((?:picogpt|tests)/[\w/]+\.py)`"
     for path, names in re.findall(rf"{file} (`{NAME.pattern}`(?:, `{NAME.pattern}`)*)", text):
         yield from ((path, name) for name in SPAN.findall(names) if NAME.fullmatch(name))
     for name, path in re.findall(rf"`({NAME.pattern})`,?\s(?:a Protocol )?(?:in|of)\s{file}", text):
         yield path, name
+    for path, row in re.findall(rf"^\| {file} \| (.+) \|$", text, re.M):
+        yield from ((path, name) for name in SPAN.findall(row) if NAME.fullmatch(name))
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -67,9 +75,10 @@ def test_what_a_page_names_is_there(page: str) -> None:
     assert [span for span, place in found if place is None] == []
 
 
-def test_what_the_architecture_puts_into_a_file_is_in_it() -> None:
-    found = list(functions_in(PAGES["architecture.md"]))
-    assert len(found) > 30
+@pytest.mark.parametrize(("page", "fewest"), [("architecture.md", 30), ("extending.md", 15)])
+def test_what_a_page_puts_into_a_file_is_in_it(page: str, fewest: int) -> None:
+    found = list(functions_in(PAGES[page]))
+    assert len(found) > fewest
     assert [f"{path}: {name}" for path, name in found if name not in names_in(ROOT / path)] == []
 
 
@@ -80,6 +89,8 @@ def test_what_is_not_there_is_found() -> None:
         ("picogpt/rng.py", "A.b"),
         ("picogpt/errors.py", "UserError"),
     ]
+    row = "| `tests/test_pages.py` | its line in `PAGES`, with `--a`, as `nowhere` has it |"
+    assert list(functions_in(row)) == [("tests/test_pages.py", "PAGES"), ("tests/test_pages.py", "nowhere")]
     assert "Tape.backward" in names_in(ROOT / "picogpt" / "engine" / "tape.py") >= {"Tape", "backward", "record"}
     assert "records" not in names_in(ROOT / "picogpt" / "engine" / "tape.py")
 

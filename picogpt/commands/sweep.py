@@ -19,7 +19,7 @@ from picogpt.runs.find import run_name
 from picogpt.runs.layout import DATASET, LOGS
 from picogpt.runs.lock import run_lock
 from picogpt.sweep.cases import EXERCISE, Budget, Case, exercise, seeded, varied, within
-from picogpt.sweep.result import COLUMNS, Result, markdown, notes, results, table
+from picogpt.sweep.result import COLUMNS, CaseResult, markdown, notes, results, table
 from picogpt.sweep.study import TABLE, Study
 from picogpt.sweep.worker import Order, Outcome, Worker
 from picogpt.system.files import make_folder, write_durably, write_error
@@ -134,7 +134,7 @@ def _train(study: Study, case: Case, seed: int, order: Order, stopped: Callable[
                 worker.answer(not study.should_prune(trial, *news))
 
 
-def _print_results(found: Sequence[Result], folder: Path) -> None:
+def _print_results(found: Sequence[CaseResult], folder: Path) -> None:
     """Print the table, its notes and the samples, and write them to table.md."""
     console = Console()
     titles, *rows = table(found)

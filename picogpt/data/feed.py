@@ -14,7 +14,8 @@ from picogpt.config import DataConfig, RunConfig
 from picogpt.data.loader import Batch, Loader, validation_windows
 from picogpt.data.prepare import Prepared, prepare
 from picogpt.data.sources.hub import only_dataset
-from picogpt.data.streaming.feed import FeedState, StreamFeed
+from picogpt.data.streaming.feed import StreamFeed
+from picogpt.data.streaming.part import StreamPart
 from picogpt.data.streaming.plan import plan_for
 from picogpt.tokenizers.base import Tokenizer
 
@@ -53,7 +54,7 @@ class Feed(Protocol):
         ...
 
     @property
-    def state(self) -> FeedState | None:
+    def state(self) -> StreamPart | None:
         """The part that is read, for a checkpoint; None where the position alone says enough."""
         ...
 
@@ -80,7 +81,7 @@ class Feed(Protocol):
         """
         ...
 
-    def restore(self, state: FeedState | None) -> None:
+    def restore(self, state: StreamPart | None) -> None:
         """Continue from the state of an earlier feed. Raises UserError for that of another text."""
         ...
 
@@ -94,7 +95,7 @@ class CorpusFeed:
 
     text = ""
     warning = ""
-    state: FeedState | None = None
+    state: StreamPart | None = None
 
     def __init__(self, data: Prepared, context: int, seed: int, windows: int) -> None:
         """windows: how many to validate with. Raises UserError where the text is too short for one."""
@@ -124,7 +125,7 @@ class CorpusFeed:
         """See `Feed`."""
         return self._loader.batch(position, count)
 
-    def restore(self, state: FeedState | None) -> None:
+    def restore(self, state: StreamPart | None) -> None:
         """See `Feed`: the position says enough."""
 
     def close(self) -> None:
@@ -137,7 +138,7 @@ def open_feed(
     notify: Callable[[str], None],
     tokenizer: Tokenizer | None,
     windows: int,
-    state: FeedState | None,
+    state: StreamPart | None,
 ) -> Feed:
     """Open the text that `config` names, ready to be read.
 

@@ -14,7 +14,7 @@ from picogpt.tokenizers.registry import TOKENIZERS, from_dict
 PARTS = ("train", "val")
 MANY_DOCUMENTS = 20  # from so many on, the share for validation is of documents, not of one text
 
-_TOKENIZER = "tokenizer.json"
+TOKENIZER = "tokenizer.json"
 _TOKENIZER_LIMIT = 16 << 20  # bytes; GPT-2's has about two million
 
 
@@ -26,7 +26,7 @@ def require_known(data: DataConfig, tokenizer: Tokenizer | None) -> None:
 
 def read_tokenizer(folder: Path) -> Tokenizer:
     """Return the tokenizer of a folder of tokens. Raises UserError where it is missing or damaged."""
-    path = folder / _TOKENIZER
+    path = folder / TOKENIZER
     try:
         if path.stat().st_size > _TOKENIZER_LIMIT:
             raise ValueError
@@ -37,10 +37,10 @@ def read_tokenizer(folder: Path) -> Tokenizer:
 
 def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
     """Write the tokenizer of a folder of tokens, durably and in one step."""
-    part = beside(folder / _TOKENIZER)
+    part = beside(folder / TOKENIZER)
     part.write_text(json.dumps(tokenizer.to_dict()), encoding="utf-8")
     sync_file(part)
-    os.replace(part, folder / _TOKENIZER)
+    os.replace(part, folder / TOKENIZER)
     sync_folder(folder)
 
 

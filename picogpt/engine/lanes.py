@@ -31,6 +31,7 @@ from picogpt.engine.backend import Array, array_module
 from picogpt.errors import UserError
 
 Result = TypeVar("Result")
+Answer = tuple[list[object], Exception | None]  # the results of a lane, or what it raised
 
 FORK = sys.platform == "linux"
 _ALIGN = 16  # elements: a cache line
@@ -82,7 +83,7 @@ class Lanes:
         self.count, self.blas_threads = count, blas_threads
         self._blas: Any = None  # the limits to restore; None outside the `with`
         self._begun = self._waiting = False
-        self._tasks: list[Callable[..., Any]] = []
+        self._tasks: list[Callable[..., object]] = []
         self._links: list[Connection] = []
         self._workers: list[Any] = []
 
@@ -116,7 +117,7 @@ class Lanes:
         number = len(self._tasks) - 1
         return lambda items, *args: self._call(number, list(items), args)
 
-    def _call(self, number: int, items: Sequence[Any], args: tuple[Any, ...]) -> list[Any]:
+    def _call(self, number: int, items: Sequence[object], args: tuple[object, ...]) -> list[Any]:
         self.begin()
         if self._waiting:
             raise RuntimeError("an earlier call was broken off: what lanes answer now could be meant for that one")
@@ -134,14 +135,14 @@ class Lanes:
                     raise error
                 finally:
                     del answers, error  # else the error would keep itself alive, and all that was in hand with it
-        results: list[Any] = [None] * len(items)
+        results: list[object] = [None] * len(items)
         for lane, (values, _) in enumerate(answers):
             results[lane :: self.count] = values
         return results
 
-    def _answer(self, lane: int) -> tuple[list[Any], Exception | None]:
+    def _answer(self, lane: int) -> Answer:
         with _in_reach(lane):
-            answer: tuple[list[Any], Exception | None] = self._links[lane - 1].recv()
+            answer: Answer = self._links[lane - 1].recv()
         return answer
 
     def begin(self) -> None:
@@ -181,14 +182,14 @@ class Lanes:
             except (EOFError, OSError):
                 return
 
-    def _work(self, lane: int, number: int, share: Sequence[Any], args: tuple[Any, ...]) -> Any:
+    def _work(self, lane: int, number: int, share: Sequence[object], args: tuple[object, ...]) -> Answer:
         with np.errstate(over="ignore", invalid="ignore"):  # the trainer looks at what comes out
             try:
                 return [self._tasks[number](lane, item, *args) for item in share], None
             except Exception as error:  # carried to the caller, which raises it
                 if lane:
                     error.add_note(f"in lane {lane}:\n{traceback.format_exc()}")
-                return None, error
+                return [], error
 
 
 @contextmanager

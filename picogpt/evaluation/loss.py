@@ -8,7 +8,6 @@ import numpy.typing as npt
 from picogpt.config import RunConfig
 from picogpt.data.shards.reader import Shards, Span
 from picogpt.errors import UserError
-from picogpt.inference.engines import Floats
 
 PASS_TOKENS = 1 << 20  # that are evaluated at once
 
@@ -26,7 +25,7 @@ class Evaluator(Protocol):
         ...
 
 
-def token_losses(logits: Floats, targets: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
+def token_losses(logits: npt.NDArray[np.floating], targets: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
     """Return the cross entropy of each token, in nats. (..., V), (...) -> (...)"""
     scores = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
     chosen = np.take_along_axis(scores, targets[..., None].astype(np.int64), axis=-1)[..., 0]

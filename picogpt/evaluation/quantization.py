@@ -6,7 +6,7 @@ from pathlib import Path
 
 from picogpt.data.feed import open_feed
 from picogpt.data.loader import Batch
-from picogpt.data.streaming.feed import SAMPLE
+from picogpt.data.streaming.part import SAMPLE
 from picogpt.errors import UserError
 from picogpt.evaluation.loss import token_losses
 from picogpt.inference.engines import open_onnx

@@ -9,14 +9,15 @@ from picogpt.model.gpt import GPT
 from picogpt.tokenizers.base import Tokenizer
 
 PROMPT = "He is a"
-SAMPLE = GenerateConfig(tokens=128, temperature=0.5)
+SAMPLE_CONFIG = GenerateConfig(tokens=128, temperature=0.5)
 
 
-def sample(model: GPT, tokenizer: Tokenizer, seed: int, rolls: bool, prompt: str = PROMPT) -> str:
+def write_sample(model: GPT, tokenizer: Tokenizer, seed: int, rolls: bool, prompt: str = PROMPT) -> str:
     """Return the prompt, as the tokenizer decodes it, and 128 tokens after it; without words the prompt is empty.
 
     rolls: whether the model is trained to carry the mean from window to window.
     """
     prompt = prompt if tokenizer.has_words else ""
     generator = Generator(model.config, tokenizer, lambda batch: NumpyReader(model, batch), rolls)
-    return tokenizer.decode(tokenizer.encode(prompt)) + "".join(generator.stream(prompt, replace(SAMPLE, seed=seed)))
+    continuation = generator.stream(prompt, replace(SAMPLE_CONFIG, seed=seed))
+    return tokenizer.decode(tokenizer.encode(prompt)) + "".join(continuation)

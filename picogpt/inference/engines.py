@@ -47,7 +47,7 @@ def open_generator(
     file, or it does not go with the engine or the precision.
     """
     if Path(run).suffix == ".onnx":
-        return _open_file(Path(run), engine, precision)
+        return _open_file(Path(run), engine, precision, notify)
     return use_checkpoint(run, lambda place: _open_checkpoint(place, engine, precision, notify), notify)
 
 
@@ -63,12 +63,16 @@ def _open_checkpoint(
     return model_of(read_model(place)).generator, "numpy"
 
 
-def _open_file(path: Path, engine: str, precision: Precision | Literal["auto"]) -> tuple[Generator, str]:
+def _open_file(
+    path: Path, engine: str, precision: Precision | Literal["auto"], notify: Callable[[str], None]
+) -> tuple[Generator, str]:
     if reason := why_unavailable() or ("--engine numpy needs a run" if engine == "numpy" else ""):
         raise UserError(f"{path} is an ONNX file: {reason}")
     model = open_onnx(path)
     if precision not in ("auto", model.precision):
         raise UserError(f"{path} is {model.precision}: export the run again for {precision}")
+    if model.rolls is None and model.config.can_roll:
+        notify(f"{path} does not say whether its model was trained to roll: plain windows are used; export it again")
     return onnx_generator(model), f"onnx {model.precision}"
 
 

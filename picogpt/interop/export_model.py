@@ -10,7 +10,7 @@ from picogpt.errors import UserError
 from picogpt.interop.dat import DataType, write_dat
 from picogpt.interop.foreign_model import common_kind
 from picogpt.interop.huggingface.writer import write_huggingface
-from picogpt.interop.picogpt_log import Log, write_log
+from picogpt.interop.picogpt_log import Log, write_picogpt_log
 from picogpt.runs.find import use_checkpoint
 from picogpt.runs.layout import LOG
 from picogpt.runs.log import read_log
@@ -33,7 +33,7 @@ def export_model(run: str, form: Format, out: Path, notify: Callable[[str], None
     if form == "picogpt":
         if not isinstance(tokenizer, PicoTokenizer):
             raise UserError(f"PicoGPT has one tokenizer, and this model's is {tokenizer.name}: choose another --format")
-        write_log(out, _log(found))
+        write_picogpt_log(out, _log(found))
         return
     tokenizer_json = tokenizer.tokenizer_json()
     if form == "dat":

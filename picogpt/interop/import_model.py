@@ -10,7 +10,7 @@ from picogpt.errors import UserError
 from picogpt.interop.dat import PROPERTIES, read_dat
 from picogpt.interop.foreign_model import ForeignModel, array_of
 from picogpt.interop.huggingface.reader import CONFIG, FILES, read_huggingface
-from picogpt.interop.picogpt_log import Log, read_log
+from picogpt.interop.picogpt_log import Log, read_picogpt_log
 from picogpt.model.parameters import parameter_count
 from picogpt.runs import checkpoints
 from picogpt.runs.checkpoint_meta import CheckpointMeta
@@ -39,7 +39,7 @@ def import_model(
     if picogpt_log := _find_picogpt_log(path):
         if tokenizer or rounded:
             raise UserError("a log of PicoGPT's has one tokenizer and float32: leave --tokenizer and --bfloat16 out")
-        return _import_log(read_log(picogpt_log, n_head), picogpt_log, run_dir, notify)
+        return _import_log(read_picogpt_log(picogpt_log, n_head), picogpt_log, run_dir, notify)
     found = read_dat(_folder(path)) if (_folder(path) / PROPERTIES).is_file() else read_huggingface(path)
     own_tokenizer = _find_tokenizer(found, _folder(tokenizer or path), tokenizer is not None, notify)
     config = RunConfig(found.model, DataConfig(tokenizer=own_tokenizer.name), TrainConfig(steps=1))

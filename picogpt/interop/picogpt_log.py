@@ -41,7 +41,7 @@ class Log:
     iterations: int
 
 
-def read_log(path: Path, n_head: int) -> Log:
+def read_picogpt_log(path: Path, n_head: int) -> Log:
     """Read a log of PicoGPT's. n_head: the heads of its model, which the weights do not tell.
 
     Raises UserError for a file of another kind, and for weights that are not a model's, with the names of those that
@@ -127,7 +127,7 @@ def _number(value: object) -> float | None:
     return None
 
 
-def write_log(path: Path, log: Log) -> None:
+def write_picogpt_log(path: Path, log: Log) -> None:
     """Write a log of PicoGPT's, which its inference.py and its --init_weight read.
 
     Raises UserError, and leaves nothing, for a model that PicoGPT does not have, where the file exists already, and

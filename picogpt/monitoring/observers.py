@@ -73,12 +73,8 @@ class Observers:
         self._info = info
         self._gauges = Gauges(info.config, info.work, lambda depth: _least_seconds(info, depth))
 
-        def notify(text: str) -> None:
-            self.notice(text)
-            info.log.notice(text)
-
         if self._config.tensorboard:
-            self._tensorboard = TensorBoardWriter(self._dir / TENSORBOARD, info.step, notify)
+            self._tensorboard = TensorBoardWriter(self._dir / TENSORBOARD, info.step, info.notify)
         self.screen.start()
 
     def step(self, info: StepInfo) -> None:
@@ -102,12 +98,14 @@ class Observers:
             self._sent = time.monotonic()
             self._page.send(status)
 
-    def evaluation(self, evaluation: Evaluation) -> bool:
+    def evaluation(self, evaluation: Evaluation) -> None:
         assert self._gauges is not None and self._info is not None
         config, eta = self._info.config, self._gauges.eta(evaluation.step, evaluation.seconds or 0.0)
         self.screen.evaluation(evaluation, config.train.steps, eta, unit_of(config.data.tokenizer))
         if self._tensorboard:
             self._tensorboard.evaluation(evaluation)
+
+    def should_continue(self, evaluation: Evaluation) -> bool:
         return self._should_continue(evaluation)
 
     def went_back(self, step: int) -> None:

@@ -189,7 +189,10 @@ def read_record(folder: Path) -> Record:
     try:
         meta = CheckpointMeta.from_dict(record["meta"])
     except ValueError as error:
-        raise DamageError(path, f"is no record of a run ({error})") from None
+        raise UserError(
+            f"{path} is of another version of picogpt, or of another program ({error}): "
+            "use that, give another run, or start over with --fresh"
+        ) from None
     return Record(record["step"], record["files"], meta)
 
 

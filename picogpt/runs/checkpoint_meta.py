@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 
 from picogpt.config import RunConfig
-from picogpt.data.streaming.feed import FeedState
+from picogpt.data.streaming.part import StreamPart
 from picogpt.errors import UserError
 from picogpt.runs.log import DivergenceEvent
 
@@ -49,7 +49,7 @@ class CheckpointMeta:
     """The tokenizer, as `tokenizers.registry.from_dict` reads it."""
     data: str
     """Fingerprint of the training text; "" for a model of another program, as it was imported."""
-    feed: FeedState | None = None
+    feed: StreamPart | None = None
     text: str = ""
     """Which text the losses are measured on, where that may change; else ""."""
     val_loss: float | None = None
@@ -84,7 +84,7 @@ class CheckpointMeta:
             "config": self.config.to_dict(),
             "tokenizer": self.tokenizer,
             "data": self.data,
-            "feed": self.feed,
+            "feed": self.feed and self.feed.to_dict(),
             "text": self.text,
             "val_loss": self.val_loss,
             "evaluated": self.evaluated,
@@ -105,7 +105,7 @@ class CheckpointMeta:
                 "data": str(data),
                 "seconds": int() | float() as seconds,
                 "recent": [int() | float() as total, int(count)],
-                "feed": dict() | None as feed,
+                "feed": feed,
             } if all(abs(number) < _LARGEST for number in (seconds, total, count)):
                 rest = fields.get("text", ""), fields.get("val_loss"), fields.get("evaluated", False)
                 match rest:
@@ -114,7 +114,7 @@ class CheckpointMeta:
                             config=_run_config(config),
                             tokenizer=tokenizer,
                             data=data,
-                            feed=feed,
+                            feed=None if feed is None else StreamPart.from_dict(feed),
                             text=text,
                             val_loss=val_loss,
                             evaluated=evaluated,

@@ -152,13 +152,17 @@ def newest_recorded(run_dir: Path) -> Path | None:
 def ranked(run_dir: Path) -> list[Path]:
     """Return the run's checkpoint folders in the order in which they should be tried for generating.
 
-    First those whose record is damaged, as nothing is known of them: a caller that tries one takes the next instead.
-    Then those with a loss of the same text, the lowest first, and then the rest, the newest first.
+    First those with a loss of the same text, the lowest first, and then the rest, the newest first. Nothing is known of
+    a folder whose record is damaged: one that is newer than all others comes before them, so that a caller who tries it
+    finds out, and any other comes last.
     """
     metas = _valid_metas(run_dir)
-    damaged = [folder for folder in _complete(run_dir / CHECKPOINTS) if folder not in metas]
+    newest_step = max(map(_step, metas), default=-1)
+    damaged = [folder for folder in _complete(run_dir / CHECKPOINTS)[::-1] if folder not in metas]
+    newer = [folder for folder in damaged if _step(folder) > newest_step]
     compared = [folder for _, folder in sorted(_comparable_losses(metas))]
-    return damaged + compared + [folder for folder in reversed(metas) if folder not in compared]
+    others = [folder for folder in [*reversed(metas), *damaged] if folder not in compared + newer]
+    return newer + compared + others
 
 
 def state_of(run_dir: Path) -> str:

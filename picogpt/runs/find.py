@@ -15,11 +15,6 @@ Result = TypeVar("Result")
 MOST_RUNS = 52  # a letter for each
 
 
-def find_checkpoint(run_or_path: str | Path) -> Path:
-    """Return the best checkpoint folder of a run, given by its name, its folder or its own path. Raises UserError."""
-    return _candidates(run_or_path)[0]
-
-
 def use_checkpoint(run_or_path: str | Path, use: Callable[[Path], Result], notify: Callable[[str], None]) -> Result:
     """Return what `use` makes of the best checkpoint that a name stands for; of the next best where that is damaged.
 
@@ -85,7 +80,7 @@ def find_logs(names: Sequence[str], logs: Path) -> list[Path]:
         if place is None:
             raise UserError(f"there is no log at {places[0]} or {places[1]}")
         path = place / LOG if place.is_dir() else place
-        inside = [] if path.exists() else sorted(place.glob("*/log.pkl"), key=lambda log: _natural_key(log.parent.name))
+        inside = [] if path.exists() else sorted(place.glob(f"*/{LOG}"), key=lambda log: _natural_key(log.parent.name))
         found += inside or [path]
     if len(found) > MOST_RUNS:
         raise UserError(f"{len(found)} runs are too many to tell apart: name {MOST_RUNS} at most")

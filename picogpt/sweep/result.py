@@ -29,7 +29,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Result:
+class CaseResult:
     """A case with its runs of all seeds."""
 
     case: Case
@@ -48,9 +48,9 @@ class Result:
         return [trial.outcome.figures for trial in self.trials if trial.outcome.figures is not None]
 
 
-def results(cases: Sequence[Case], trials: Sequence[Trial]) -> list[Result]:
+def results(cases: Sequence[Case], trials: Sequence[Trial]) -> list[CaseResult]:
     """Return the result of each case."""
-    return [Result(case, [trial for trial in trials if trial.case == case.name]) for case in cases]
+    return [CaseResult(case, [trial for trial in trials if trial.case == case.name]) for case in cases]
 
 
 def difference(value: Estimate | None, first: Estimate | None) -> float | None:
@@ -74,7 +74,7 @@ COLUMNS = ("case", "seeds", "params", "tokens", "min", "train", "val", "vs first
 PUBLISHED = ("published val (train)", "vs first there")
 
 
-def table(found: Sequence[Result]) -> list[list[str]]:
+def table(found: Sequence[CaseResult]) -> list[list[str]]:
     """Return the rows of the table: first the titles, COLUMNS and in a reproduced study PUBLISHED; then each case."""
     published = any(result.case.published for result in found)
     first = found[0].figure("val_loss")
@@ -102,7 +102,7 @@ def table(found: Sequence[Result]) -> list[list[str]]:
     return rows
 
 
-def notes(found: Sequence[Result]) -> list[str]:
+def notes(found: Sequence[CaseResult]) -> list[str]:
     """Return what a reader of the table should know, a sentence each."""
     lines = [
         "train and val: losses in nats a token at the end, over up to a million tokens: the mean over the seeds, and "
@@ -129,7 +129,7 @@ def notes(found: Sequence[Result]) -> list[str]:
     return lines
 
 
-def markdown(name: str, found: Sequence[Result], machine: str) -> str:
+def markdown(name: str, found: Sequence[CaseResult], machine: str) -> str:
     """Return table, notes and samples as a page in Markdown."""
     titles, *rows = table(found)
     lines = [f"# {name}", "", "| " + " | ".join(titles) + " |", "|" + " --- |" * len(titles)]

@@ -17,7 +17,7 @@ from picogpt.data.prepare import prepare
 from picogpt.data.shards.reader import Shards, Span
 from picogpt.errors import UserError
 from picogpt.evaluation.loss import full_loss
-from picogpt.evaluation.samples import sample
+from picogpt.evaluation.samples import write_sample
 from picogpt.model.gpt import GPT
 from picogpt.model.initialization import initial_arrays
 from picogpt.model.parameters import as_tensors, merged, parameter_count
@@ -188,9 +188,11 @@ def _train(link: Connection, order: Order) -> Outcome:
 
 def _measure(order: Order, run: Run) -> Figures:
     """Measure a run that is at its end: its losses over many tokens, and samples from before and after training."""
-    place = checkpoints.newest(order.run_dir)
-    assert place is not None
-    found, last = checkpoints.load(place, optimizer=False), run.log.evaluations[-1]
+    found, last = checkpoints.latest(order.run_dir), run.log.evaluations[-1]
+    if found is None or found.step != run.state.step:
+        raise UserError(
+            f"{order.run_dir}: its last checkpoint is damaged: the same command trains its last steps again"
+        )
     config, arrays = merged(run.config.model, found.model)
     tokenizer, seed = from_dict(found.meta.tokenizer), run.config.train.seed
     untrained = GPT(config, as_tensors(initial_arrays(config, seed)))
@@ -207,8 +209,8 @@ def _measure(order: Order, run: Run) -> Figures:
         seconds=run.state.seconds,
         tokens_per_second=median(entry.tokens_per_second or 0.0 for entry in run.log.evaluations),
         memory_mb=last.memory_mb,
-        before=sample(untrained, tokenizer, SAMPLE_SEED, order.config.rolls),
-        after=sample(GPT(config, as_tensors(arrays)), tokenizer, SAMPLE_SEED, order.config.rolls),
+        before=write_sample(untrained, tokenizer, SAMPLE_SEED, order.config.rolls),
+        after=write_sample(GPT(config, as_tensors(arrays)), tokenizer, SAMPLE_SEED, order.config.rolls),
     )
 
 

@@ -5,7 +5,7 @@ from math import isfinite, nan
 from picogpt.config import MonitoringConfig
 from picogpt.data.loader import Batch
 from picogpt.errors import UserError
-from picogpt.evaluation.samples import sample
+from picogpt.evaluation.samples import write_sample
 from picogpt.optim.schedule import learning_rate_factor
 from picogpt.rng import generator
 from picogpt.runs.log import Evaluation
@@ -133,7 +133,7 @@ class Loop:
             return
         seed = int(generator(self._train.seed, "sample", state.step).integers(1 << 31))
         memory = hardware.peak_memory() / 2**20
-        text = sample(trainer.replicas[0], self._feed.tokenizer, seed, self._config.rolls)
+        text = write_sample(trainer.replicas[0], self._feed.tokenizer, seed, self._config.rolls)
         state.seconds += self._clock.lap()
         evaluation = Evaluation(
             step=state.step,
@@ -150,8 +150,9 @@ class Loop:
         self._recovery.after_finite_evaluation()
         state.recent, state.evaluated, state.val_loss = (0.0, 0), state.step, val_loss
         self._session.log.evaluation(evaluation)
-        self._saver.save_evaluation()  # first: an observer may take its time to answer
-        self._is_ended = not self._observer.evaluation(evaluation)
+        self._observer.evaluation(evaluation)
+        self._saver.save_evaluation()
+        self._is_ended = not self._observer.should_continue(evaluation)
         state.seconds += self._clock.lap()
         self._clock.reset()
 

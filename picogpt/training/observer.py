@@ -17,6 +17,8 @@ class RunInfo:
     """Name of the training text, for people."""
     log: RunLog
     """The run's log so far, which grows while it trains."""
+    notify: Callable[[str], None]
+    """Shows a line to the user, and writes it to the log."""
     step: int
     """Steps that are already done."""
     work: Callable[[int], float]
@@ -83,8 +85,12 @@ class Observer(Protocol):
         """Receive why training pauses at the moment, or "" when it continues."""
         ...
 
-    def evaluation(self, evaluation: Evaluation) -> bool:
-        """Receive an evaluation, which is saved next. May wait. Returns whether training should continue."""
+    def evaluation(self, evaluation: Evaluation) -> None:
+        """Receive an evaluation, which is saved next."""
+        ...
+
+    def should_continue(self, evaluation: Evaluation) -> bool:
+        """Return whether training should continue after this evaluation, which is being saved. May wait."""
         ...
 
     def went_back(self, step: int) -> None:

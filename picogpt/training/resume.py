@@ -80,6 +80,20 @@ class Start:
     """What the user should know about it, a line each."""
 
 
+def _is_imported(run_dir: Path, fresh: bool) -> bool:
+    """Return whether a run is another program's model. Raises UserError for records that cannot be understood.
+
+    fresh: the user wants the run deleted, whatever its records say.
+    """
+    try:
+        own = checkpoints.newest_recorded(run_dir)
+        return own is not None and read_record(own).meta.is_imported
+    except UserError:
+        if fresh:
+            return False
+        raise
+
+
 def find_start(
     config: RunConfig,
     run_dir: Path,
@@ -89,15 +103,17 @@ def find_start(
     notify: Callable[[str], None],
 ) -> Start:
     """Find what a run starts with; arguments as those of `Run`. Raises UserError for what the user can put right."""
-    own = checkpoints.newest_recorded(run_dir)
-    if own and read_record(own).meta.is_imported:
+    if _is_imported(run_dir, fresh):
         raise UserError(
             f"run {run_dir.name} is an imported model: --init-from {run_dir.name} --run ANOTHER begins a run from it"
         )
     damages: list[str] = []
     resumed = None if fresh else checkpoints.latest(run_dir, damages.append, is_large(config.model))
     if damages and not resumed:
-        raise UserError(f"{damages[0]}, and there is no other to continue from: start over with --fresh")
+        raise UserError(
+            f"{damages[0]}, and there is no other to continue from: give another --run NAME, "
+            "or start over with --fresh, which deletes this run"
+        )
     if resumed and init_from:
         notify(f"run {run_dir.name} continues from its own checkpoint: --init-from was needed only once")
     origin, tokenizer = resumed, None

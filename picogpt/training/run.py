@@ -92,6 +92,7 @@ class Run:
                 state=self.state,
                 trainer=trainer,
                 observer=self._observer,
+                notify=self._notify,
                 stopped=stopped,
             )
             saver = self._prepare(session, lanes)
@@ -116,13 +117,13 @@ class Run:
         if resumed:
             self._observer.notice(f"continuing run {self.dir.name} after step {self.state.step}")
         if self.feed.warning:
-            self._observer.notice(self.feed.warning, loud=True)
-            self.log.notice(self.feed.warning)
+            self._notify(self.feed.warning, loud=True)
         self._observer.begin(
             RunInfo(
                 config=self.config,
                 source=self.feed.source,
                 log=self.log,
+                notify=self._notify,
                 step=self.state.step,
                 work=trainer.work(self.config.train.steps),
                 peak_gflops=peak_gflops(),
@@ -150,9 +151,9 @@ class Run:
         finally:
             self._observer.close(at_once)
 
-    def _notify(self, text: str) -> None:
+    def _notify(self, text: str, loud: bool = False) -> None:
         """Show a line to the user, and write it to the log."""
-        self._observer.notice(text)
+        self._observer.notice(text, loud)
         self.log.notice(text)
 
     def _conclude(self, is_stopped: bool, saved: int) -> None:

@@ -69,13 +69,10 @@ class Session:
     state: RunState
     trainer: Trainer
     observer: Observer
+    notify: Callable[[str], None]
+    """Shows a line to the user, and writes it to the log."""
     stopped: Callable[[], bool]
     """Returns whether the user asked to stop."""
-
-    def notify(self, text: str) -> None:
-        """Show a line to the user, and write it to the log."""
-        self.observer.notice(text)
-        self.log.notice(text)
 
     @property
     def progress(self) -> float:

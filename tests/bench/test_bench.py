@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from picogpt.bench import time_to_loss
@@ -17,17 +16,12 @@ from picogpt.config.presets import PRESETS, preset
 from picogpt.data.loader import validation_windows
 from picogpt.data.prepare import prepare
 from picogpt.data.shards.reader import Shards
-from picogpt.data.shards.writer import ShardWriter
 from picogpt.engine.lanes import Lanes
-from picogpt.evaluation import loss as loss_module
 from picogpt.evaluation.loss import full_loss
 from picogpt.model.flops import flops_per_token
-from picogpt.model.gpt import GPT
-from picogpt.model.parameters import as_tensors, parameter_shapes
-from picogpt.model.rolling_context import sequence_logits
+from picogpt.model.parameters import parameter_shapes
 from picogpt.runs import checkpoints
 from picogpt.training.trainer import Trainer
-from tests.support.models import lively_arrays
 from tests.support.running import EASY, config_for, open_run, status_of
 
 SHAPE = ["--context-len", "16", "--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--lanes", "2"]
@@ -120,31 +114,6 @@ def test_the_bound_of_many_windows() -> None:
 
 
 # time-to-loss
-
-
-def shards(folder: Path, ids: np.ndarray) -> Shards:
-    with ShardWriter(folder, np.uint8, "mine", "") as writer:
-        writer.append(ids.astype(np.uint8))
-    return Shards(folder, "mine")
-
-
-@pytest.mark.parametrize("count", [2, 5, 17, 64, 65, 66, 150])  # tokens; windows of 16, sequences of 32
-@pytest.mark.parametrize("pass_tokens", [1, 64, 1 << 20])
-def test_the_full_loss_counts_every_token_once(
-    count: int, pass_tokens: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(loss_module, "PASS_TOKENS", pass_tokens)
-    config = config_for(tmp_path, context=32, micro_batch=2)
-    arrays = lively_arrays(config.model)
-    ids = np.random.default_rng(count).integers(0, 88, count)
-    expected, model = 0.0, GPT(config.model, as_tensors(arrays))
-    for start in range(0, count - 1, 32):
-        x, y = ids[start : start + 32][: count - 1 - start], ids[start + 1 : start + 33]
-        logits = np.asarray(sequence_logits(model, x[None].astype(np.int32)).data[0], np.float64)
-        expected += float(np.sum(np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(y)), y]))
-    with Lanes(2) as lanes:
-        loss = full_loss(Trainer(config, arrays, lanes), shards(tmp_path / "val", ids))
-    assert loss == pytest.approx(expected / (count - 1), rel=1e-5)
 
 
 def test_an_easy_target_is_reached_early(text: Path, capsys: pytest.CaptureFixture[str]) -> None:

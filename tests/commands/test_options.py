@@ -1,6 +1,8 @@
 """The options of the command line: the help that lists them, and the run that they ask for."""
 
 import inspect
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import is_dataclass, replace
 from importlib import import_module
@@ -15,6 +17,7 @@ from picogpt.config.presets import PRESETS, preset
 from picogpt.monitoring.observers import Observers
 from picogpt.runs.checkpoint import Record
 from picogpt.runs.checkpoint_meta import CheckpointMeta
+from tests.support.commands import shell
 from tests.support.paths import ROOT
 from tests.support.running import status_of
 
@@ -247,3 +250,24 @@ def test_help_shows_the_settings_of_tuning(
     tuning(of_another_program(monkeypatch))
     assert status_of("train", "--init-from", "origin", "--run", "tuned", "--help") == 0
     assert "5e-05" in capsys.readouterr().out
+
+
+def test_what_a_command_does_not_need_is_not_loaded() -> None:
+    """The lists of commands and options come at once, and text is generated where onnx is not to be had."""
+    for program, unwanted in (
+        ("from picogpt import cli; cli.main(['--help'])", {"tyro", "rich", "onnx", "onnxruntime", "pyarrow"}),
+        ("import picogpt.commands.generate", {"onnx", "matplotlib", "pyarrow", "urllib3", "tokenizers", "optuna"}),
+        ("import picogpt.commands.train", {"onnx", "onnxruntime", "matplotlib", "pyarrow", "optuna"}),
+    ):
+        code = f"import sys; {program}; print(*({unwanted} & sys.modules.keys()), file=sys.stderr)"
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+        assert done.stderr.strip() == "", program
+
+
+def test_numpy_generates_where_onnx_cannot_be_loaded(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "stub").mkdir()
+    (tmp_path / "stub" / "onnx.py").write_text("raise ImportError('no onnx here')", encoding="utf-8")
+    words = ["inference.py", "--prompt", "she", "--tokens", "3", "--temperature", "0"]
+    for engine, notice in (("numpy", ""), ("onnx", "no onnx here; generating with NumPy")):
+        status, out, error = shell(home, *words, "--engine", engine, PYTHONPATH=str(tmp_path / "stub"))
+        assert status == 0 and out.startswith("she") and (notice in error if notice else error == "")

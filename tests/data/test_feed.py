@@ -17,6 +17,7 @@ from picogpt.data.shards.reader import Shards
 from picogpt.data.sources.hub import Dataset
 from picogpt.data.streaming import feed as feed_module
 from picogpt.data.streaming.feed import StreamFeed
+from picogpt.data.streaming.part import StreamPart
 from picogpt.data.streaming.plan import plan_for, shards_of
 from picogpt.errors import UserError
 from picogpt.monitoring.observers import Observers
@@ -71,7 +72,7 @@ def test_parts_visit_every_window_once_and_resume_to_the_same_bits(
     assert shards
     batches = [feed.batch(position, 7) for position in range(0, len(shards[0]) // 16 - 20, 7)]
     assert len({row for batch in batches for row in starts_of(batch)}) == 7 * len(batches)
-    state = json.loads(json.dumps(feed.state))
+    state = StreamPart.from_dict(json.loads(json.dumps(feed.state.to_dict())))
     position = 7 * len(batches)
     monkeypatch.delenv("HF_HUB_OFFLINE")
     filled(tmp_path)  # more has arrived meanwhile
@@ -79,8 +80,8 @@ def test_parts_visit_every_window_once_and_resume_to_the_same_bits(
     again = feed_of(tmp_path, state)
     expected = [feed.batch(position + i * 7, 7) for i in range(40)]
     assert all(starts_of(again.batch(position + i * 7, 7)) == starts_of(batch) for i, batch in enumerate(expected))
-    assert again.state == feed.state and feed.state and feed.state["number"] == 2
-    assert feed.state["start"] == state["stop"]  # what arrived comes before what was read
+    assert again.state == feed.state and feed.state and feed.state.number == 2
+    assert feed.state.start == state.stop  # what arrived comes before what was read
     assert np.array_equal(again.validation[0], feed.validation[0])
 
 
@@ -90,7 +91,7 @@ def test_without_anything_new_it_is_read_again(hub: Hub, tmp_path: Path, monkeyp
     feed = feed_of(tmp_path)
     feed.begin(0)
     orders = [starts_of(feed.batch(position, 100)) for position in range(0, 3000, 100)]
-    assert feed.state and feed.state["number"] >= 3 and feed.state["start"] == 0
+    assert feed.state and feed.state.number >= 3 and feed.state.start == 0
     assert orders[0] != orders[-1]
 
 
@@ -118,7 +119,7 @@ def test_a_read_that_fails_where_a_part_ends_changes_nothing(
             feed.batch(position, 7)
         assert feed.state == state
     assert starts_of(feed.batch(position, 7)) == starts_of(expected.batch(position, 7))
-    assert feed.state == expected.state and feed.state["number"] == 2
+    assert feed.state == expected.state and feed.state.number == 2
 
 
 def test_a_folder_that_goes_while_it_is_read_is_no_damage(
@@ -194,7 +195,7 @@ def test_train_on_a_hub(hub: Hub, tmp_path: Path) -> None:
     last = checkpoints.newest(tmp_path / "logs" / "w")
     assert last is not None
     meta = checkpoints.load(last).meta
-    assert meta.text == "stream" and meta.feed is not None and meta.feed["text"] == "stream"
+    assert meta.text == "stream" and meta.feed is not None and meta.feed.text == "stream"
     more = train(tmp_path, "--data", "wiki", "--steps", "40", "--run", "w", "--data-limit", "9MB", HF_HUB_OFFLINE="1")
     assert more.returncode == 0 and "continuing run w after step 30" in more.stdout
 
@@ -234,7 +235,7 @@ def test_losses_on_the_sample_are_no_best_of_the_real_text(
     run_dir = tmp_path / "logs" / "run"
     run = Run(config_of(), run_dir, tmp_path / "dataset", Observers(MonitoringConfig(), run_dir))
     runs.append(run)
-    monkeypatch.setattr("picogpt.training.loop.sample", lambda *_: "")
+    monkeypatch.setattr("picogpt.training.loop.write_sample", lambda *_: "")
     run.train()
     log = log_of(run)
     assert [entry["text"] for entry in log["evaluations"]] == ["sample", "stream", "stream"]

@@ -7,7 +7,7 @@ import numpy as np
 from picogpt.interop.dat import read_dat
 from picogpt.interop.foreign_model import shape_of
 from picogpt.interop.huggingface.reader import read_huggingface
-from picogpt.interop.picogpt_log import read_log, write_log
+from picogpt.interop.picogpt_log import read_picogpt_log, write_picogpt_log
 from picogpt.model.parameters import parameter_shapes
 from picogpt.tensorfiles.safetensors import read_safetensors, write_safetensors
 from tests.support.paths import GOLDEN
@@ -43,10 +43,10 @@ def picogpt_log(folder: Path, data: bytes) -> None:
     """What was read is written, and read again as it was."""
     path, again = folder / "log.pkl", folder / "again.pkl"
     path.write_bytes(data)
-    found = read_log(path, 2)
+    found = read_picogpt_log(path, 2)
     again.unlink(missing_ok=True)
-    write_log(again, found)
-    other = read_log(again, 2)
+    write_picogpt_log(again, found)
+    other = read_picogpt_log(again, 2)
     assert repr(other) == repr(found)
     for name, array in found.arrays.items():
         assert np.array_equal(array.view(np.uint32), other.arrays[name].view(np.uint32)), name
@@ -54,7 +54,7 @@ def picogpt_log(folder: Path, data: bytes) -> None:
 
 def picogpt_logs(folder: Path) -> list[bytes]:
     golden, again = GOLDEN / "picogpt_log.pkl", folder / "seed.pkl"
-    write_log(again, read_log(golden, 2))
+    write_picogpt_log(again, read_picogpt_log(golden, 2))
     seeds = [golden.read_bytes(), again.read_bytes()]
     again.unlink()
     return seeds

@@ -24,6 +24,7 @@ from picogpt.data.sources.formats import Columns, documents, open_parquet, row_g
 from picogpt.data.streaming.plan import StreamStatus, read_status
 from picogpt.data.token_folder import read_tokenizer
 from picogpt.errors import UserError
+from picogpt.inference.onnx.checksums import append_checksum, check_checksum
 from picogpt.inference.onnx.metadata import read_metadata
 from picogpt.reports.page import page
 from picogpt.reports.run_view import run_view
@@ -31,7 +32,7 @@ from picogpt.reports.summary import Summary
 from picogpt.runs import checkpoint, checkpoints
 from picogpt.runs.layout import CHECKPOINTS
 from picogpt.runs.log import Evaluation, RunLog, read_log
-from picogpt.system.checksums import append_checksum, check_checksum, with_checksum, without_checksum
+from picogpt.system.checksums import with_checksum, without_checksum
 from picogpt.tensorfiles.pickle_reader import loads
 from picogpt.tensorfiles.torch_files import read_torch
 from picogpt.tokenizers.bpe import BpeTokenizer

@@ -1,17 +1,13 @@
 """A run's ONNX file: made when it is first needed, made anew when the run has learnt more, and never in the way."""
 
-import re
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import picogpt
-from picogpt.evaluation import quantization
-from picogpt.evaluation.loss import token_losses
 from picogpt.inference import engines
 from picogpt.inference.onnx import export
 from picogpt.inference.onnx.session import OnnxModel, why_unavailable
@@ -204,41 +200,6 @@ def test_threads_are_the_cores_that_are_free(tmp_path: Path, home: Path, monkeyp
 
 
 # What an export says of itself
-
-
-@pytest.mark.parametrize("precision", ["int8", "int4"])
-def test_what_few_bits_lose_is_measured(precision: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert status_of("export", "--run", "pico-easy", "--precision", precision) == 0
-    out = capsys.readouterr().out
-    assert f"wrote {FILE}: {precision}" in out
-    losses = rf"{precision} (\S+), fp32 (\S+); {precision} loses (\S+) nats"
-    found = re.search(rf"loss over (\d+) tokens to validate with, of easy.txt: {losses}", out)
-    assert found, out
-    tokens, few, exact, lost = (float(number) for number in found.groups())
-    assert 200 <= tokens <= 234 and abs(few - exact - lost) < 2e-4 and abs(lost) < 0.05
-    assert status_of("export") == 0
-    assert "loses" not in capsys.readouterr().out
-
-
-def test_a_loss_that_matters_is_said(
-    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(quantization, "TOLERANCE", -1.0)
-    assert status_of("export", "--precision", "int8") == 0
-    assert "fp32 writes better" in capsys.readouterr().out
-
-
-def test_a_text_that_is_gone_is_replaced_by_the_sample(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("easy.txt").unlink()
-    assert status_of("export", "--precision", "int8") == 0
-    out = capsys.readouterr().out
-    assert "easy.txt" in out and "measuring on the embedded sample" in out
-    assert "of the embedded sample: int8" in out
-
-
-def test_token_losses() -> None:
-    logits = np.log(np.array([[[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]]], np.float32)) + 50
-    np.testing.assert_allclose(token_losses(logits, np.array([[1, 2]])), -np.log([[0.25, 0.8]]), rtol=1e-5)
 
 
 def test_weights_beside_the_file_count(

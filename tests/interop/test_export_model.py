@@ -13,11 +13,11 @@ from picogpt.errors import UserError
 from picogpt.inference import language_model
 from picogpt.interop import import_model
 from picogpt.interop.foreign_model import array_of
-from picogpt.interop.picogpt_log import read_log
+from picogpt.interop.picogpt_log import read_picogpt_log
 from picogpt.model import parameters
 from picogpt.runs import checkpoints
 from picogpt.runs import log as log_module
-from picogpt.runs.find import find_checkpoint, trained_runs
+from picogpt.runs.find import trained_runs, use_checkpoint
 from picogpt.runs.trained_model import read_model
 from picogpt.tensorfiles.safetensors import read_safetensors
 from picogpt.tokenizers.bpe import BpeTokenizer
@@ -74,7 +74,7 @@ def test_by_way_of_a_dat_folder(kind: str) -> None:
 def test_picogpts_log_comes_back() -> None:
     call("import", "--from", PICOGPT, "--run", "old", "--n-head", "2")
     call("export", "--run", "old", "--format", "picogpt", "--out", "log.pkl")
-    before, after = read_log(PICOGPT, 2), read_log(Path("log.pkl"), 2)
+    before, after = read_picogpt_log(PICOGPT, 2), read_picogpt_log(Path("log.pkl"), 2)
     assert all(np.array_equal(after.arrays[name], array) for name, array in before.arrays.items())
     facts = ("model", "train_losses", "val_losses", "best_loss", "iterations")
     assert all(getattr(before, fact) == getattr(after, fact) for fact in facts)
@@ -118,7 +118,7 @@ def test_fine_tuning_an_imported_model(train: str, kind: str, no_plots: None) ->
     call(*tune, "--steps", "6", "--eval-interval", "3", "--context", "64", "--learning-rate", "0.003")
     log = log_module.read_log(Path("logs/own/log.pkl"))
     assert log.losses["val"][-1] < log.losses["val"][0]
-    before, after = read_model(find_checkpoint("neo")), read_model(checkpoints.newest(Path("logs/own")))
+    before, after = use_checkpoint("neo", read_model, print), read_model(checkpoints.newest(Path("logs/own")))
     changed = {name for name, array in before.arrays.items() if not np.array_equal(array[:], after.arrays[name][:])}
     assert changed == {name for name in before.arrays if trains(train, name)}
     for name, array in after.checkpoint.model.items():  # what is frozen stays in the numbers it came in

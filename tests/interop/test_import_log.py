@@ -12,7 +12,7 @@ from picogpt import cli
 from picogpt.config import ModelConfig
 from picogpt.errors import UserError
 from picogpt.inference import language_model
-from picogpt.interop.picogpt_log import read_log
+from picogpt.interop.picogpt_log import read_picogpt_log
 from picogpt.model.gpt import GPT
 from picogpt.model.parameters import as_tensors
 from picogpt.model.rolling_context import sequence_logits
@@ -25,7 +25,7 @@ IMPORT = ["import", "--from", str(GOLDEN), "--run", "old", "--n-head", "2"]
 
 
 def test_its_model_says_what_it_said_in_pytorch() -> None:
-    log = read_log(GOLDEN, n_head=2)
+    log = read_picogpt_log(GOLDEN, n_head=2)
     assert log.model == ModelConfig(6, 88, 2, 2, 8, init="gpt2")
     assert (log.best_loss, log.iterations, log.train_losses, log.val_losses) == (
         2.5,
@@ -50,7 +50,7 @@ def test_the_command_makes_a_run(
     model = language_model.load("old")
     assert np.array_equal(
         model.logits(list(range(5))),
-        sequence_logits(GPT(model.config, as_tensors(read_log(GOLDEN, 2).arrays)), np.arange(5)[None]).data,
+        sequence_logits(GPT(model.config, as_tensors(read_picogpt_log(GOLDEN, 2).arrays)), np.arange(5)[None]).data,
     )
     assert len(model.generate("he is", tokens=9, temperature=0)) >= 9
     log = log_module.read_log(tmp_path / "logs" / "old" / "log.pkl")
@@ -70,7 +70,7 @@ def test_one_can_go_on_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert cli.main(IMPORT) == 0 and cli.main(tune) == 0
     found = checkpoints.latest(tmp_path / "logs" / "tuned")
     assert found is not None and found.step == 2
-    old, new = read_log(GOLDEN, 2).arrays["wte.weight"], found.model["wte.weight"]
+    old, new = read_picogpt_log(GOLDEN, 2).arrays["wte.weight"], found.model["wte.weight"]
     assert not np.array_equal(old, new) and np.abs(old - new).max() < 0.1
     assert cli.main(["train", "--data", "easy.txt", "--run", "old", "--steps", "9000"]) == 2  # it has no optimizer
 
@@ -91,15 +91,15 @@ def test_what_is_none_of_its_logs(tmp_path: Path, content: bytes, reason: str) -
     path = tmp_path / "log.pkl"
     path.write_bytes(content)
     with pytest.raises(UserError, match=reason) as told:
-        read_log(path, 8)
+        read_picogpt_log(path, 8)
     assert "\n" not in str(told.value)
     with pytest.raises(UserError, match="cannot be read: No such file"):
-        read_log(tmp_path / "none.pkl", 8)
+        read_picogpt_log(tmp_path / "none.pkl", 8)
 
 
 def test_heads_that_do_not_divide_the_width_are_told() -> None:
     with pytest.raises(UserError, match="must be a multiple of n_head"):
-        read_log(GOLDEN, 3)
+        read_picogpt_log(GOLDEN, 3)
 
 
 @pytest.mark.parametrize(("name", "other"), [(b"h.1.ln_2.bias", b"h.1.ln_9.bias"), (b"ln_f.weight", b"ln_x.weight")])
@@ -108,7 +108,7 @@ def test_missing_and_unexpected_weights_are_named(tmp_path: Path, name: bytes, o
     shutil.copy(GOLDEN, path)
     path.write_bytes(path.read_bytes().replace(name, other))
     with pytest.raises(UserError, match=f"missing: {name.decode()}; unexpected: {other.decode()}"):
-        read_log(path, 2)
+        read_picogpt_log(path, 2)
 
 
 def test_a_cut_file_is_refused(tmp_path: Path) -> None:
@@ -116,4 +116,4 @@ def test_a_cut_file_is_refused(tmp_path: Path) -> None:
     for size in range(0, len(content), 997):
         (tmp_path / "log.pkl").write_bytes(content[:size])
         with pytest.raises(UserError):
-            read_log(tmp_path / "log.pkl", 2)
+            read_picogpt_log(tmp_path / "log.pkl", 2)

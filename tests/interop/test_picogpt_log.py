@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from picogpt.config import ModelConfig
 from picogpt.errors import UserError
 from picogpt.interop import picogpt_log
-from picogpt.interop.picogpt_log import Log, read_log, write_log
+from picogpt.interop.picogpt_log import Log, read_picogpt_log, write_picogpt_log
 from picogpt.model.parameters import parameter_shapes
 from picogpt.tensorfiles import pickle_writer
 from tests.support.folders import snapshot
@@ -74,7 +74,7 @@ class Torch(pickle.Unpickler):
 @pytest.mark.parametrize("model", [MODEL, replace(MODEL, bias=False, qkv_bias=False)], ids=["biases", "none"])
 def test_pythons_own_unpickler_finds_tensors(tmp_path: Path, model: ModelConfig) -> None:
     written = log_of(model)
-    write_log(tmp_path / "log.pkl", written)
+    write_picogpt_log(tmp_path / "log.pkl", written)
     with (tmp_path / "log.pkl").open("rb") as file:
         found = Torch(file).load()
         assert file.read() == b""
@@ -93,9 +93,9 @@ def test_pythons_own_unpickler_finds_tensors(tmp_path: Path, model: ModelConfig)
 
 
 def test_the_log_of_picogpt_comes_back(tmp_path: Path) -> None:
-    golden = read_log(GOLDEN, 2)
-    write_log(tmp_path / "new" / "log.pkl", golden)
-    again = read_log(tmp_path / "new" / "log.pkl", 2)
+    golden = read_picogpt_log(GOLDEN, 2)
+    write_picogpt_log(tmp_path / "new" / "log.pkl", golden)
+    again = read_picogpt_log(tmp_path / "new" / "log.pkl", 2)
     assert bits(again) == bits(golden)
     assert replace(again, arrays={}) == replace(golden, arrays={})
 
@@ -120,16 +120,16 @@ def test_all_numbers_come_back(tmp_path: Path, data: st.DataObject) -> None:
     written = Log(model, arrays, [one for one, _ in pairs], [two for _, two in pairs], best, iterations)
     path = tmp_path / "log.pkl"
     path.unlink(missing_ok=True)
-    write_log(path, written)
-    again = read_log(path, 1)
+    write_picogpt_log(path, written)
+    again = read_picogpt_log(path, 1)
     assert bits(again) == bits(written)
     assert replace(again, arrays={}) == replace(written, arrays={})
 
 
 @pytest.mark.parametrize("best", [None, inf, nan])
 def test_a_log_without_a_best_loss_has_an_infinite_one(tmp_path: Path, best: float | None) -> None:
-    write_log(tmp_path / "log.pkl", replace(log_of(), best_loss=best))
-    assert read_log(tmp_path / "log.pkl", 2).best_loss is None
+    write_picogpt_log(tmp_path / "log.pkl", replace(log_of(), best_loss=best))
+    assert read_picogpt_log(tmp_path / "log.pkl", 2).best_loss is None
 
 
 @pytest.mark.parametrize(
@@ -148,14 +148,14 @@ def test_a_log_without_a_best_loss_has_an_infinite_one(tmp_path: Path, best: flo
 )
 def test_what_picogpt_has_not_is_refused(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
     with pytest.raises(UserError, match=f"a log of PicoGPT's cannot hold {reason}: export the model in another format"):
-        write_log(tmp_path / "new" / "log.pkl", log_of(replace(MODEL, **change)))
+        write_picogpt_log(tmp_path / "new" / "log.pkl", log_of(replace(MODEL, **change)))
     assert snapshot(tmp_path) == {}
 
 
 def test_a_file_that_is_there_stays_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "log.pkl").write_bytes(b"mine")
     with pytest.raises(UserError, match=r"there is .*log.pkl already: name another"):
-        write_log(tmp_path / "log.pkl", log_of())
+        write_picogpt_log(tmp_path / "log.pkl", log_of())
     assert snapshot(tmp_path) == {"log.pkl": b"mine"}
 
 
@@ -165,7 +165,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(picogpt_log, "write_durably", full)
     with pytest.raises(UserError, match=r"cannot write .*log.pkl \(No space left on device\): free some") as told:
-        write_log(tmp_path / "log.pkl", log_of())
+        write_picogpt_log(tmp_path / "log.pkl", log_of())
     assert "\n" not in str(told.value) and snapshot(tmp_path) == {}
 
 

@@ -1,23 +1,12 @@
 """One run on a terminal: its table, its curve and its last sample, on whatever terminal."""
 
-import io
 import math
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
-from picogpt.reports.run_view import run_view
-from picogpt.runs.log import LogContent, RunLog, read_log
-from tests.support.logfiles import record
-
-
-def shown(log: LogContent, encoding: str, width: int = 100) -> str:
-    raw = io.BytesIO()
-    file = io.TextIOWrapper(raw, encoding=encoding, newline="\n")
-    Console(file=file, width=width, color_system=None).print(run_view(log, "my [run] é"))
-    file.flush()
-    return raw.getvalue().decode(encoding)
+from picogpt.runs.log import RunLog, read_log
+from tests.support.logfiles import record, shown
 
 
 def test_summary_thins_the_table_and_keeps_first_best_and_last(tmp_path: Path) -> None:

@@ -230,3 +230,17 @@ def test_a_folder_that_goes_while_it_is_written_is_told(tmp_path: Path, monkeypa
         save(tmp_path, 2)
     assert same(checkpoints.load(older).model, arrays(1))
     assert [entry.name for entry in older.parent.iterdir()] == ["00000001"]
+
+
+def test_a_damaged_record_is_tried_first_only_where_it_is_the_newest(tmp_path: Path) -> None:
+    for step, loss in ((1, 3.0), (2, 1.0), (3, 2.0)):
+        save(tmp_path, step, loss)
+
+    def order() -> list[int]:
+        return [int(folder.name) for folder in checkpoints.ranked(tmp_path)]
+
+    assert order() == [2, 3, 1]
+    flip(tmp_path / "checkpoints" / "00000001" / checkpoint.META)
+    assert order() == [2, 3, 1]
+    flip(tmp_path / "checkpoints" / "00000003" / checkpoint.META)
+    assert order() == [3, 2, 1]

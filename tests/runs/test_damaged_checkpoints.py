@@ -26,7 +26,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         folder = tmp_path_factory.mktemp("damage")
         patch.chdir(folder)
         patch.setattr("picogpt.monitoring.plotter.Plotter.redraw", lambda self: None)
-        patch.setattr("picogpt.evaluation.samples.SAMPLE", picogpt.config.GenerateConfig(tokens=2))
+        patch.setattr("picogpt.evaluation.samples.SAMPLE_CONFIG", picogpt.config.GenerateConfig(tokens=2))
         (folder / "easy.txt").write_text("she sells sea shells by the sea shore. " * 60, encoding="utf-8")
         open_run(config_for(Path("easy.txt"), learning_rate=0.02)).train()
         yield folder

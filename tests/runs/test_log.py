@@ -1,7 +1,6 @@
 """Logs: plain builtins only, atomic, refused in one line when hostile; the summary and the picture of one."""
 
 import collections
-import io
 import os
 import pickle
 import pickletools
@@ -15,25 +14,15 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from rich.console import Console
 
 from picogpt.config.presets import PRESETS
 from picogpt.errors import UserError
-from picogpt.reports.run_view import run_view
 from picogpt.runs import log as log_module
-from picogpt.runs.log import Evaluation, LogContent, RunLog, read_log
+from picogpt.runs.log import Evaluation, RunLog, read_log
 from picogpt.system.checksums import with_checksum
-from tests.support.logfiles import record, written
+from tests.support.logfiles import record, shown, written
 
 FEW = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-def shown(log: LogContent, encoding: str, width: int = 100) -> str:
-    raw = io.BytesIO()
-    file = io.TextIOWrapper(raw, encoding=encoding, newline="\n")
-    Console(file=file, width=width, color_system=None).print(run_view(log, "my [run] é"))
-    file.flush()
-    return raw.getvalue().decode(encoding)
 
 
 def test_the_file_opens_without_picogpt_and_numpy(tmp_path: Path) -> None:

@@ -1,12 +1,16 @@
 """Logs as runs write them, made up for tests."""
 
+import io
 import math
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from picogpt.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from picogpt.reports.run_view import run_view
 from picogpt.reports.summary import Summary
-from picogpt.runs.log import Evaluation, RunLog, read_log
+from picogpt.runs.log import Evaluation, LogContent, RunLog, read_log
 
 SAMPLE = "He is a sea shell."
 
@@ -70,3 +74,12 @@ def written(path: Path, steps: int = 5) -> RunLog:
     log.notice("something to know")
     log.save()
     return log
+
+
+def shown(log: LogContent, encoding: str, width: int = 100) -> str:
+    """Return what `run_view` shows of a log on a terminal of this encoding and width."""
+    raw = io.BytesIO()
+    file = io.TextIOWrapper(raw, encoding=encoding, newline="\n")
+    Console(file=file, width=width, color_system=None).print(run_view(log, "my [run] é"))
+    file.flush()
+    return raw.getvalue().decode(encoding)

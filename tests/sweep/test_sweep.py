@@ -16,7 +16,7 @@ from picogpt.errors import UserError
 from picogpt.runs import checkpoints
 from picogpt.sweep import study
 from picogpt.sweep.cases import Case, Published, varied
-from picogpt.sweep.result import Estimate, Result, difference, is_clear, markdown, notes, table
+from picogpt.sweep.result import CaseResult, Estimate, difference, is_clear, markdown, notes, table
 from picogpt.sweep.study import Study, Trial
 from picogpt.sweep.worker import Figures, Outcome
 from tests.support.commands import is_one_line
@@ -291,12 +291,12 @@ def test_what_seeds_may_explain() -> None:
     assert is_clear(Estimate(2.5, None, 1), base) is None
 
 
-def results_of(losses: dict[str, list[float]], **tokens: int) -> list[Result]:
+def results_of(losses: dict[str, list[float]], **tokens: int) -> list[CaseResult]:
     found = []
     for name, values in losses.items():
         case = Case(name, {}, RunConfig(), Published(1.0, 2.0, None if name == "base" else 1.14))
         trials = [Trial(name, seed, done(value, tokens=tokens.get(name, 256))) for seed, value in enumerate(values)]
-        found.append(Result(case, trials))
+        found.append(CaseResult(case, trials))
     return found
 
 
@@ -318,7 +318,7 @@ def test_the_table_has_signs_marks_and_what_was_published() -> None:
 def test_a_case_without_a_finished_run_has_no_figures() -> None:
     found = [
         *results_of({"base": [2.0]}),
-        Result(Case("hopeless", {}, RunConfig()), [Trial("hopeless", 1, Outcome("pruned"))]),
+        CaseResult(Case("hopeless", {}, RunConfig()), [Trial("hopeless", 1, Outcome("pruned"))]),
     ]
     row = table(found)[2]
     assert row[:2] == ["hopeless", "0, 1 pruned"] and set(row[2:]) == {"-"}

@@ -150,7 +150,7 @@ def stand_before(owner: Any, name: str, call: Callable[..., Any]) -> None:
 
 def in_evaluation(saboteur: Saboteur) -> None:
     saboteur.kills_at(Trainer, "evaluate")
-    saboteur.kills_at(loop, "sample")
+    saboteur.kills_at(loop, "write_sample")
 
 
 def between_log_and_checkpoint(saboteur: Saboteur) -> None:
@@ -308,7 +308,7 @@ FAULTS: dict[str, Callable[[Saboteur], None]] = {
 def main(argv: list[str]) -> int:
     plan = Plan(**json.loads(argv[0]))
     Plotter.redraw = lambda self: None  # type: ignore[method-assign]  # a picture takes longer than the training
-    samples.SAMPLE = replace(samples.SAMPLE, tokens=6)
+    samples.SAMPLE_CONFIG = replace(samples.SAMPLE_CONFIG, tokens=6)
     for module in (loop, saver):
         vars(module)["RETRY_SECONDS"] = 0.2
     saboteur = Saboteur(plan)

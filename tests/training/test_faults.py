@@ -298,7 +298,7 @@ def test_no_sound_checkpoint_at_all_is_refused(text: Path) -> None:
     run.train()
     for folder in (run.dir / "checkpoints").iterdir():
         (folder / checkpoint.META).unlink()
-    with pytest.raises(UserError, match=r"meta\.json is missing, and there is no other to continue from: start over"):
+    with pytest.raises(UserError, match=r"meta\.json is missing, and there is no other to continue from: give another"):
         open_run(config_for(text, steps=20))
 
 

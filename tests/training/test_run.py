@@ -22,6 +22,7 @@ from picogpt.runs import checkpoints
 from picogpt.runs.log import Evaluation
 from picogpt.training import clock
 from picogpt.training.trainer import Trainer
+from tests.support.checkpoints import forge_meta
 from tests.support.folders import snapshot
 from tests.support.running import EASY, MODEL, before_step, config_for, log_of, open_run, result_of
 
@@ -335,3 +336,16 @@ def test_an_evaluation_is_being_saved_when_an_observer_is_asked(text: Path) -> N
     run = open_run(config_for(text), observers=Observers(MonitoringConfig(), folder, ask))
     run.train()
     assert saved == [4, 8] and run.state.step == 8
+
+
+def test_fresh_starts_over_what_another_version_wrote(text: Path) -> None:
+    run = open_run(config_for(text, steps=4))
+    run.train()
+    config = run.config.to_dict()
+    for folder in (run.dir / "checkpoints").iterdir():
+        forge_meta(folder, {"config": {**config, "train": {**config["train"], "a_field_to_come": 1}}})
+    with pytest.raises(UserError, match="another version of picogpt"):
+        open_run(config_for(text, steps=8))
+    again = open_run(config_for(text, steps=4), fresh=True)
+    again.train()
+    assert again.state.step == 4 and checkpoints.latest(again.dir) is not None

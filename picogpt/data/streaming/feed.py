@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from errno import ENOENT
 
 import numpy as np
@@ -11,63 +11,23 @@ from picogpt.data.loader import Batch, Loader, validation_windows
 from picogpt.data.prepare import Prepared
 from picogpt.data.shards.reader import Span
 from picogpt.data.sources.hub import is_offline
+from picogpt.data.streaming.part import SAMPLE, STREAM, StreamPart
 from picogpt.data.streaming.plan import Plan, StreamStatus, shards_of
 from picogpt.data.streaming.process import StreamProcess
 from picogpt.errors import UserError
 from picogpt.rng import generator
 
 OFFLINE = "HF_HUB_OFFLINE is set: nothing is fetched"
-SAMPLE, _STREAM = "sample", "stream"
 
 _LOOK_SECONDS = 0.5  # between two looks at the stream
 _PATIENCE = 2.0  # seconds that a run waits for the first row group, unless there is trouble
-
-FeedState = dict[str, str | int]
-"""The part that a feed reads, fit for JSON, as a checkpoint stores it."""
-
-
-@dataclass(frozen=True)
-class StreamPart:
-    """A part of a text: tokens start..stop - 1, read once from position `first` on."""
-
-    text: str
-    """sample (the embedded one) or stream."""
-    number: int
-    """The number of parts that were read before it."""
-    first: int
-    """The position of the run at which it begins."""
-    start: int
-    stop: int
-    validation: int
-    """The tokens of the validation text that windows are taken from."""
-
-    def to_dict(self, fingerprint: str) -> FeedState:
-        """Return the part as a checkpoint stores it. fingerprint: of the text that it is a part of."""
-        return {"of": fingerprint, **asdict(self)}
-
-    @classmethod
-    def from_dict(cls, state: FeedState | None) -> "StreamPart":
-        """Return the part that `to_dict` described. Raises ValueError for anything else."""
-        match state:
-            case {
-                "of": str(),
-                "text": "sample" | "stream" as text,
-                "number": int(number),
-                "first": int(first),
-                "start": int(start),
-                "stop": int(stop),
-                "validation": int(validation),
-                **rest,
-            } if not rest and not any(isinstance(count, bool) for count in (number, first, start, stop, validation)):
-                return cls(text, number, first, start, stop, validation)
-        raise ValueError("this is no part of a stream")
 
 
 class StreamFeed:
     """A data set that arrives while it is read: a `Feed` (data/feed.py), which describes its methods."""
 
     def __init__(
-        self, plan: Plan, sample: Prepared, context: int, seed: int, windows: int, state: FeedState | None
+        self, plan: Plan, sample: Prepared, context: int, seed: int, windows: int, state: StreamPart | None
     ) -> None:
         """sample: read until text arrives. windows: how many to validate with. state: of a run that is resumed."""
         self.source, self.tokenizer, self.fingerprint = str(plan.dataset), sample.tokenizer, plan.folder.name
@@ -76,15 +36,15 @@ class StreamFeed:
         self._sample = sample.train, sample.val
         self._stream, self._shards = StreamProcess(plan), shards_of(plan)
         self._looked, self._seen = 0.0, StreamStatus("working", f"asking for {plan.dataset}")
-        if state and state.get("of") == self.fingerprint:
+        if state and state.of == self.fingerprint:
             self.restore(state)
         else:  # the run refuses the state of another text
             train, val = self._sample
-            self._enter(StreamPart(SAMPLE, 0, 0, 0, len(train), len(val)))
+            self._enter(StreamPart(self.fingerprint, SAMPLE, 0, 0, 0, len(train), len(val)))
 
     def describe(self) -> str:
         """See `Feed`."""
-        if self._part.text == _STREAM and self._shards:
+        if self._part.text == STREAM and self._shards:
             return f"{self.source}: {sum(map(len, self._shards)):,} tokens so far"
         return f"{self.source}: nothing of it here yet"
 
@@ -117,7 +77,7 @@ class StreamFeed:
         if self._part.text == SAMPLE and self._arrived():
             assert self._shards is not None
             train, val = map(len, self._shards)
-            self._enter(StreamPart(_STREAM, 1, position, 0, train, val))
+            self._enter(StreamPart(self.fingerprint, STREAM, 1, position, 0, train, val))
             self.warning = ""
             notices.append(f"text of {self.source} has arrived: training on it from here, {train:,} tokens so far")
         elif self._part.text == SAMPLE and self._seen.state == "failed":
@@ -146,7 +106,7 @@ class StreamFeed:
         """Yield the batch in pieces: it may go across the end of a part."""
         while count:
             left = count
-            if self._part.text == _STREAM:
+            if self._part.text == STREAM:
                 left = self._part.first + self._loader.windows_per_epoch - position
                 if left <= 0:
                     self._enter(self._next(position))
@@ -156,16 +116,15 @@ class StreamFeed:
             yield batch
 
     @property
-    def state(self) -> FeedState | None:
+    def state(self) -> StreamPart | None:
         """See `Feed`."""
-        return self._part.to_dict(self.fingerprint)
+        return self._part
 
-    def restore(self, state: FeedState | None) -> None:
+    def restore(self, state: StreamPart | None) -> None:
         """See `Feed`."""
-        try:
-            self._enter(StreamPart.from_dict(state))
-        except ValueError:
-            raise UserError(f"the run does not say which part of {self.source} it was reading: use --fresh") from None
+        if state is None or state.of != self.fingerprint:
+            raise UserError(f"the run does not say which part of {self.source} it was reading: use --fresh")
+        self._enter(state)
 
     def close(self) -> None:
         """See `Feed`."""
@@ -187,7 +146,7 @@ class StreamFeed:
 
     def _enter(self, part: StreamPart) -> None:
         """Read this part from now on. Raises UserError where its text is gone."""
-        if part.text == _STREAM:
+        if part.text == STREAM:
             shards = self._shards
             if shards is None or len(shards[0]) < part.stop or len(shards[1]) < part.validation:
                 raise UserError(f"{self._plan.folder} has lost text this run was reading: start it over with --fresh")

@@ -17,7 +17,7 @@ from picogpt.data.shards.reader import Shards
 from picogpt.data.sources.corpora import columns_of
 from picogpt.data.sources.formats import Columns
 from picogpt.data.sources.hub import Dataset
-from picogpt.data.token_folder import PARTS, read_tokenizer, require_known, val_share, write_tokenizer
+from picogpt.data.token_folder import PARTS, TOKENIZER, read_tokenizer, require_known, val_share, write_tokenizer
 from picogpt.errors import UserError
 from picogpt.system.files import make_folder
 from picogpt.tokenizers.base import Tokenizer
@@ -77,7 +77,7 @@ def plan_for(dataset: Dataset, data: DataConfig, tokenizer: Tokenizer | None, da
     folder = dataset_dir / "tokens" / f"{dataset.name}-{sha256(repr(facts).encode()).hexdigest()[:12]}"
     try:
         make_folder(folder)
-        if not (folder / "tokenizer.json").exists():
+        if not (folder / TOKENIZER).exists():
             write_tokenizer(folder, tokenizer)
         room = shutil.disk_usage(folder).free + sum(path.stat().st_size for path in folder.glob("*/*.bin"))
     except OSError as error:

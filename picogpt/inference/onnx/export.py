@@ -11,12 +11,12 @@ import onnx
 from onnx import GraphProto, ModelProto, helper
 
 from picogpt.config import ModelConfig, Precision
+from picogpt.inference.onnx.checksums import append_checksum
 from picogpt.inference.onnx.fused import FusedGraph
-from picogpt.inference.onnx.graph import cached_head_size
 from picogpt.inference.onnx.initializers import Arrays, ExternalStore, Store, store_inside
 from picogpt.inference.onnx.portable import PortableGraph
+from picogpt.inference.onnx.ports import cached_head_size
 from picogpt.inference.onnx.quantize import weight_bytes
-from picogpt.system.checksums import append_checksum
 from picogpt.system.files import replace, write_error
 from picogpt.tokenizers.base import Tokenizer
 

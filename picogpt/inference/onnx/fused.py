@@ -8,8 +8,9 @@ import numpy.typing as npt
 from onnx import TensorProto, helper
 
 from picogpt.engine.backend import Array
-from picogpt.inference.onnx.graph import LOCAL, MICROSOFT, Graph, cached_head_size, spans
+from picogpt.inference.onnx.graph import MICROSOFT, Graph
 from picogpt.inference.onnx.initializers import row_blocks
+from picogpt.inference.onnx.ports import LOCAL, cached_head_size, spans
 from picogpt.inference.onnx.quantize import block_of, packed, quantize
 from picogpt.model.layers import NORM_EPSILON
 

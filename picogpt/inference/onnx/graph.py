@@ -37,7 +37,6 @@ from picogpt.engine.backend import Array
 from picogpt.inference.onnx.initializers import Arrays, Store, row_blocks
 
 MICROSOFT = "com.microsoft"
-LOCAL = "local_"
 
 
 class Graph(ABC):
@@ -199,13 +198,3 @@ class Graph(ABC):
     @abstractmethod
     def quantized_product(self, x: str, name: str, weight: Array, out: str) -> str:  # (..., K) -> (..., M)
         """Multiply x by the transposed weight (M, K), quantized to `bits` bits."""
-
-
-def spans(config: ModelConfig) -> dict[str, int]:
-    """Return the attention spans of a model by the prefix of their inputs' names, each with one of its blocks."""
-    return {LOCAL if config.window_of(layer) else "": layer for layer in range(config.n_layer)}
-
-
-def cached_head_size(config: ModelConfig, portable: bool) -> int:
-    """Return the size of a head in the caches. The fused attention operator takes only multiples of 8."""
-    return config.head_size if portable else -(-config.head_size // 8) * 8

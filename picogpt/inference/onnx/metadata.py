@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
-from picogpt.system.checksums import check_checksum
+from picogpt.inference.onnx.checksums import check_checksum
 
 _METADATA = (14,)  # of the model: pairs of a key and a value
 # Pairs that say in which file the weights of a tensor are: those of the graph, and those of its nodes.

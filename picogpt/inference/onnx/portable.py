@@ -8,8 +8,9 @@ import numpy.typing as npt
 from onnx import TensorProto
 
 from picogpt.engine.backend import Array
-from picogpt.inference.onnx.graph import Graph, spans
+from picogpt.inference.onnx.graph import Graph
 from picogpt.inference.onnx.initializers import row_blocks
+from picogpt.inference.onnx.ports import spans
 from picogpt.inference.onnx.quantize import block_of, quantize
 from picogpt.model.layers import NORM_EPSILON
 

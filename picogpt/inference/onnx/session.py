@@ -19,19 +19,15 @@ import numpy.typing as npt
 
 from picogpt.config import ModelConfig, Precision
 from picogpt.errors import UserError, one_line
-from picogpt.inference.onnx.graph import LOCAL, cached_head_size, spans
 from picogpt.inference.onnx.metadata import read_metadata
+from picogpt.inference.onnx.ports import FLOAT, INT32, INT64, LOCAL, ports
 from picogpt.model.kv_cache import SlidingWindow
 from picogpt.tokenizers.base import LibraryMissingError, Tokenizer
 from picogpt.tokenizers.registry import from_dict
 
 Array = npt.NDArray[Any]
 
-Ports = dict[str, tuple[str, list[str | int]]]
-"""The inputs or outputs of a graph: type and shape by name, as the runtime gives them."""
-
-_INT64, _INT32, _FLOAT = "tensor(int64)", "tensor(int32)", "tensor(float)"
-_DTYPES = {_INT64: np.int64, _INT32: np.int32, _FLOAT: np.float32}
+_DTYPES = {INT64: np.int64, INT32: np.int32, FLOAT: np.float32}
 
 _PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 _LARGE = 4 << 20  # bytes; larger arrays are mapped
@@ -77,7 +73,7 @@ class OnnxModel:
         except Exception as error:  # the runtime's exceptions have no other class in common
             raise _not_exported(path, error) from None
         sides = self.session.get_inputs(), self.session.get_outputs()
-        for side, expected in zip(sides, _ports(self.config, self.portable), strict=True):
+        for side, expected in zip(sides, ports(self.config, self.portable), strict=True):
             found = {port.name: (port.type, port.shape) for port in side}
             for name in sorted(found.keys() | expected.keys()):
                 if found.get(name) != expected.get(name):
@@ -104,27 +100,6 @@ def _precision(value: object) -> Precision:
         if value == precision:
             return precision
     raise ValueError("its precision does not exist")
-
-
-def _ports(config: ModelConfig, portable: bool) -> tuple[Ports, Ports]:
-    """Return the inputs and the outputs of the graph of a model (graph.py has the letters)."""
-    inputs: Ports = {"ids": (_INT64, ["B", "T"])}
-    outputs: Ports = {"logits": (_FLOAT, ["B", config.vocab_size])}
-    if not config.n_layer:
-        return inputs, outputs
-    inputs["positions"] = _INT64, ["P"]
-    if config.context_slot:
-        inputs["context"] = _FLOAT, ["B", "S", config.n_embd]
-        inputs["running_sum"] = outputs["new_running_sum"] = _FLOAT, ["B", config.n_embd]
-    for span in spans(config):
-        if portable:
-            inputs[f"{span}positions"] = _INT64, ["P"]
-        else:
-            inputs |= {f"{span}seqlens_k": (_INT32, ["B"]), f"{span}total_sequence_length": (_INT32, [1])}
-    for kind, layer in product(("key", "value"), range(config.n_layer)):
-        shape: list[str | int] = ["B", config.n_head, config.cache_of(layer), cached_head_size(config, portable)]
-        inputs[f"past_{kind}.{layer}"] = outputs[f"present_{kind}.{layer}"] = _FLOAT, shape
-    return inputs, outputs
 
 
 def _not_exported(path: Path, error: Exception) -> UserError:

@@ -21,13 +21,13 @@ from picogpt.config.presets import PRESETS
 from picogpt.errors import UserError
 from picogpt.inference.onnx import export as export_module
 from picogpt.inference.onnx import fused
+from picogpt.inference.onnx.checksums import append_checksum
 from picogpt.inference.onnx.export import IR_VERSION, export
 from picogpt.inference.onnx.session import OnnxModel, OnnxReader, why_unavailable
 from picogpt.inference.windows import Decoder
 from picogpt.model.gpt import GPT
 from picogpt.model.parameters import as_tensors, parameter_shapes
 from picogpt.model.rolling_context import sequence_logits
-from picogpt.system.checksums import append_checksum
 from picogpt.system.hardware import resident_memory
 from picogpt.tokenizers.characters import CharTokenizer, PicoTokenizer
 from tests.support.folders import snapshot
