@@ -74,5 +74,5 @@ def test_messages_name_extras_that_there_are() -> None:
         for called, listed in re.findall(r"install_extra\(['\"](\w+)|\.\[([\w,]+)\]'", path.read_text(encoding="utf-8"))
         for name in (called or listed).split(",")
     }
-    assert named >= {"cuda", "bpe", "sweep", "tensorboard", "test"} and named <= project["optional-dependencies"].keys()
+    assert named >= {"cuda", "sweep", "tensorboard", "test"} and named <= project["optional-dependencies"].keys()
     assert install_extra("cuda").endswith("python -m pip install --editable '.[cuda]'")

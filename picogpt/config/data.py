@@ -2,14 +2,14 @@
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from picogpt.config.validation import check_limits, check_types
 from picogpt.errors import require, shown
 
-TokenizerName = Literal["picogpt", "chars", "bpe", "ids"]
+TokenizerName = Literal["picogpt", "chars", "bytes", "bpe", "ids"]
 
-_LIMITS = {"text_field": 1000, "qa": 1000, "data_limit": 32}
+_LIMITS = {"text_field": 1000, "qa": 1000, "data_limit": 32, "tokenizer": 32}
 _NAMES_LIMIT, _NAME_LIMIT = 100_000, 32_767  # files of a text, and characters of the longest path there is
 
 
@@ -21,9 +21,9 @@ class DataConfig:
     """sample (the embedded articles), shakespeare (downloaded once), wiki, wiki-simple, wiki:LANGUAGE or
     hf:OWNER/NAME[:CONFIG] (streamed while training), any files or folders of text (.txt, .md, .jsonl, .parquet, also
     compressed), or - for the standard input."""
-    tokenizer: TokenizerName = "picogpt"
-    """picogpt: PicoGPT's lower-case table of 88; chars: the characters of the corpus; bpe, ids: those of an imported
-    model, which --init-from brings."""
+    tokenizer: str = "picogpt"
+    """picogpt: PicoGPT's lower-case table of 88; chars: the characters of the corpus; bytes: any text in any language;
+    bpe or bpe:SIZE: frequent sequences of bytes, learnt from the text to train on; ids: those of an imported model."""
     val_fraction: float = 0.0
     """Share kept for validation. 0: a tenth at the end of one text, one in twenty of many documents."""
     text_field: str = "text"
@@ -44,6 +44,15 @@ class DataConfig:
         require(len(self.names) <= _NAMES_LIMIT, f"data must not be more than {_NAMES_LIMIT:,} names")
         require(max(map(len, self.names)) <= _NAME_LIMIT, f"data must not have names longer than {_NAME_LIMIT:,}")
         check_limits(self, _LIMITS)
+        name, _, size = self.tokenizer.partition(":")
+        require(
+            name in get_args(TokenizerName),
+            f"tokenizer must be one of {', '.join(get_args(TokenizerName))}, or bpe:SIZE, not {shown(self.tokenizer)}",
+        )
+        require(
+            name == self.tokenizer or (name == "bpe" and re.fullmatch(r"[1-9]\d{2,6}", size) is not None),
+            f"tokenizer {shown(self.tokenizer)} has a size that is none: give bpe:4096, for example",
+        )
         require(
             not self.qa or len([name for name in self.qa.split(",") if name.strip()]) == 2,
             f"qa names two fields, such as question,response, not {shown(self.qa)}",
@@ -52,6 +61,16 @@ class DataConfig:
             not self.data_limit or self.limit_bytes > 0,
             f"data_limit is a size such as 500MB, not {shown(self.data_limit)}",
         )
+
+    @property
+    def tokenizer_name(self) -> str:
+        """The kind of tokenizer, without its size."""
+        return self.tokenizer.partition(":")[0]
+
+    @property
+    def tokenizer_size(self) -> int:
+        """How many ids a tokenizer that is learnt should have; 0: choose by the size of the text."""
+        return int(self.tokenizer.partition(":")[2] or 0)
 
     @property
     def names(self) -> tuple[str, ...]:

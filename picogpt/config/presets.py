@@ -140,10 +140,10 @@ def fine_tuning(origin: RunConfig, start: RunConfig, train: str, unit: str) -> R
 
     The settings of `start` are for training from scratch. They would ruin a model that has learned a language from a
     large text, which is assumed where tokens are not characters: it gets settings for fine-tuning. train: what is
-    trained. unit: what a token of the model is, "char" or "token".
+    trained. unit: what a token of the model is, "char", "byte" or "token".
     """
     model, settings = replace(origin.model, lora_rank=0), start.train
-    if unit != "char":
+    if unit == "token":
         rate = _FINE_TUNING.learning_rate * (_FEW_TRAINED if train in ("biases", "lora") else 1)
         context = _FINE_TUNING_CONTEXT if model.context_len > _FINE_TUNING_CONTEXT else 0
         settings = replace(_FINE_TUNING, learning_rate=rate, context=context)

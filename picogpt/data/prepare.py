@@ -28,6 +28,7 @@ from picogpt.system.files import make_folder, sync_folder
 from picogpt.tokenizers.base import Ids, Tokenizer
 from picogpt.tokenizers.registry import TOKENIZERS
 
+_LEARNT_FROM = 20_000_000  # characters that a tokenizer is learnt from, at most
 _START = 100_000  # characters that are searched for ones the tokenizer does not know
 _VERIFIED = 1 << 28  # ids that are verified before they are used; of more, each block when it is first read
 
@@ -123,11 +124,13 @@ def _build(
         if folder.exists():
             return
         try:
-            survey = _survey(corpus, data, tokenizer, read)
-            _notify_of_unknown(survey.start, survey.tokenizer, notify)
-            train, val = _writers(work, survey.tokenizer, corpus)
+            survey, tokenizer = _survey(corpus, data, tokenizer, read)
+            _notify_of_unknown(survey.start, tokenizer, notify)
+            train, val = _writers(work, tokenizer, corpus)
             with train, val:
-                if not _split(corpus, data, survey, _append_after_sealed(train), _append_after_sealed(val), read):
+                if not _split(
+                    corpus, data, survey, tokenizer, _append_after_sealed(train), _append_after_sealed(val), read
+                ):
                     raise UserError(f"{corpus.source} changed while it was read: try again")
             os.rename(work, folder)
             sync_folder(folder.parent)
@@ -169,14 +172,20 @@ def _append_after_sealed(writer: ShardWriter) -> _Append:
 class _Survey:
     """The findings of the first pass over a corpus."""
 
-    tokenizer: Tokenizer
-    characters: int  # blank lines between documents included, where the tokenizer has no end of text
+    joined: int  # characters, with the blank lines between documents
+    added: int  # characters of these blank lines
     documents: int
     start: str  # the first characters
 
+    def characters(self, tokenizer: Tokenizer) -> int:
+        """Return how many characters are encoded: the blank lines only where the tokenizer has no end of text."""
+        return self.joined if tokenizer.end_of_text is None else self.joined - self.added
 
-def _survey(corpus: Corpus, data: DataConfig, tokenizer: Tokenizer | None, advance: Callable[[int], None]) -> _Survey:
-    """Read the corpus once. tokenizer: the one to use, in place of the corpus' own."""
+
+def _survey(
+    corpus: Corpus, data: DataConfig, tokenizer: Tokenizer | None, advance: Callable[[int], None]
+) -> tuple[_Survey, Tokenizer]:
+    """Read the corpus once, and return its tokenizer as well. tokenizer: the one to use instead of the corpus' own."""
     joined, documents, start, join = 0, 0, "", Join()
 
     def pieces() -> Iterator[str]:
@@ -188,12 +197,47 @@ def _survey(corpus: Corpus, data: DataConfig, tokenizer: Tokenizer | None, advan
                 start = start or piece[:_START]
                 yield piece
 
-    text = pieces()
-    tokenizer = tokenizer or TOKENIZERS[data.tokenizer].from_corpus(text)
+    text, kind = pieces(), TOKENIZERS[data.tokenizer_name]
+    if tokenizer is None and kind.origin != "training":
+        tokenizer = kind.from_corpus(text)
     for _ in text:  # what the tokenizer did not have to see
         pass
-    characters = joined if tokenizer.end_of_text is None else joined - join.added
-    return _Survey(tokenizer, characters, documents, start)
+    survey = _Survey(joined, join.added, documents, start)
+    if tokenizer is None:
+        tokenizer = kind.from_corpus(_training_text(corpus, data, survey), data.tokenizer_size)
+    return survey, tokenizer
+
+
+def _training_text(corpus: Corpus, data: DataConfig, survey: _Survey) -> Iterator[str]:
+    """Yield the text to train on, and nothing of what is kept for validation; of a large text, a sample of its pieces.
+
+    A piece is taken whenever the share of the text that was taken falls behind.
+    """
+    split, taken, seen = _Split(data, survey, survey.joined - survey.added), 0, 0
+    share = min(1.0, _LEARNT_FROM / max(1, survey.joined))
+    for number, document in enumerate(corpus.documents(lambda _: None), start=1):
+        is_trained = not split.is_validation(number)
+        for piece in document:
+            seen += len(piece)
+            part = piece if split.by_document else piece[: max(0, split.border - seen + len(piece))]
+            if is_trained and part and taken <= share * seen:
+                taken += len(part)
+                yield part
+
+
+class _Split:
+    """Which part of a corpus is for validation: of many documents some whole ones, else the end of the text."""
+
+    def __init__(self, data: DataConfig, survey: _Survey, characters: int) -> None:
+        """characters: those that are encoded."""
+        self._share = val_share(data, survey.documents)
+        self.by_document = survey.documents >= MANY_DOCUMENTS and survey.documents * self._share >= 1
+        self.border = characters if self.by_document else int(characters * (1 - self._share))
+        """Characters before the validation text."""
+
+    def is_validation(self, number: int) -> bool:
+        """Return whether the document of this number, counted from 1, is for validation as a whole."""
+        return self.by_document and int(number * self._share) > int((number - 1) * self._share)
 
 
 def _notify_of_unknown(text: str, tokenizer: Tokenizer, notify: Callable[[str], None]) -> None:
@@ -210,28 +254,31 @@ def _split(
     corpus: Corpus,
     data: DataConfig,
     survey: _Survey,
+    tokenizer: Tokenizer,
     train: _Append,
     val: _Append,
     advance: Callable[[int], None],
 ) -> bool:
-    """Read the corpus again and encode it: of many documents `val` gets whole ones, else the end of the text.
+    """Read the corpus again and encode it into its two parts.
 
     Returns whether the text was as long as in the survey.
     """
-    share, marked = val_share(data, survey.documents), corpus.columns.is_marked
-    if survey.documents >= MANY_DOCUMENTS and survey.documents * share >= 1:
-        encoders, documents = {part: DocumentEncoder(survey.tokenizer, marked) for part in (train, val)}, 0
+    characters, marked = survey.characters(tokenizer), corpus.columns.is_marked
+    split = _Split(data, survey, characters)
+    if split.by_document:
+        encoders, documents = {part: DocumentEncoder(tokenizer, marked) for part in (train, val)}, 0
         for document in corpus.documents(advance):
             documents += 1
-            part = val if int(documents * share) > int((documents - 1) * share) else train
+            part = val if split.is_validation(documents) else train
             for _, ids in encoders[part].pieces(document):
                 part(ids)
         return documents == survey.documents
-    border, seen, encoder = int(survey.characters * (1 - share)), 0, DocumentEncoder(survey.tokenizer, marked)
+    seen, encoder = 0, DocumentEncoder(tokenizer, marked)
     for document in corpus.documents(advance):
         for count, ids in encoder.pieces(document):
-            left = min(len(ids), max(0, border - seen) * len(ids) // count) if count else len(ids) * (seen <= border)
+            before = max(0, split.border - seen)
+            left = min(len(ids), before * len(ids) // count) if count else len(ids) * (seen <= split.border)
             train(ids[:left])
             val(ids[left:])
             seen += count
-    return seen == survey.characters
+    return seen == characters

@@ -20,7 +20,7 @@ _TOKENIZER_LIMIT = 16 << 20  # bytes; GPT-2's has about two million
 
 def require_known(data: DataConfig, tokenizer: Tokenizer | None) -> None:
     """Raise UserError if `data` names a tokenizer that comes with a model, and there is none of a model."""
-    if tokenizer is None and TOKENIZERS[data.tokenizer].origin == "model":
+    if tokenizer is None and TOKENIZERS[data.tokenizer_name].origin == "model":
         raise UserError(f"the tokenizer {data.tokenizer} is a model's own: name its run with --init-from")
 
 

@@ -119,7 +119,7 @@ def _page_run(i: int, run: Summary, first: Summary) -> PageRun:
     figures = {
         "best": best and f"{best[1]:.4f} at {run.axis} {best[0]:,.0f}",
         "training loss": number(run.train_loss, ".4f"),
-        f"bits a {'character' if run.unit == 'char' else 'token'}": number(run.bits, ".3f"),
+        f"bits a {'character' if run.unit == 'char' else run.unit}": number(run.bits, ".3f"),
         "parameters": number(run.parameters, ",.0f"),
         "steps": number(run.steps, ",.0f") + whole,
         "tokens": number(run.tokens, ",.0f"),

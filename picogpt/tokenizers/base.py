@@ -21,9 +21,13 @@ BORDER = re.compile(r"(?<=\S)[ \n]")
 
 Ids = npt.NDArray[np.unsignedinteger[Any]]
 
-Unit = Literal["char", "token"]
+Unit = Literal["char", "byte", "token"]
 
-Origin = Literal["fixed", "corpus", "model"]
+Origin = Literal["fixed", "corpus", "training", "model"]
+
+
+MARKS = ("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
+"""Special ids of tokenizers that are made here: the end of a text, and those of a dialogue. No text becomes one."""
 
 
 class LibraryMissingError(UserError):
@@ -36,10 +40,10 @@ class Tokenizer(ABC):
     name: ClassVar[TokenizerName]
     """The name in settings, in files and in the registry."""
     unit: ClassVar[Unit] = "token"
-    """What an id is: "char" where each stands for one character."""
+    """What an id is: "char" or "byte" where each stands for one of these."""
     origin: ClassVar[Origin] = "fixed"
-    """Where it comes from: "fixed", the same for every text; "corpus", made from the text to train on (`from_corpus`);
-    "model", part of an imported model."""
+    """Where it comes from: "fixed", the same for every text; "corpus", made from all of a text, or "training", from the
+    part to train on, both by `from_corpus`; "model", part of an imported model."""
     has_words: ClassVar[bool] = True
     """Whether it reads language; False where its text is the numbers of tokens."""
     default_top_k: ClassVar[int] = 0
@@ -54,10 +58,11 @@ class Tokenizer(ABC):
     """The id that ends every document; None where a blank line separates documents."""
 
     @classmethod
-    def from_corpus(cls, texts: Iterable[str]) -> Self:
+    def from_corpus(cls, texts: Iterable[str], size: int = 0) -> Self:
         """Return the tokenizer for a corpus, which comes in pieces. One that is "fixed" reads none of them.
 
-        Raises UserError for a corpus that it cannot encode.
+        size: how many ids it should have, where that can be chosen. Raises UserError for a corpus that it cannot
+        encode.
         """
         return cls()
 
@@ -130,6 +135,15 @@ class Speller:
     def end(self) -> str:
         """Return what an incomplete character shows as for good, because the next id begins another text."""
         return self._decoder.decode(b"", final=True)
+
+
+def without_surrogates(text: str) -> str:
+    """Return the text with pairs of surrogates as the character they make, and U+FFFD for lone ones."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
 
 
 def smallest_dtype(vocab_size: int) -> np.dtype[Any]:

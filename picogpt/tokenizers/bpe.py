@@ -6,20 +6,30 @@ A. Radford et al., "Language Models are Unsupervised Multitask Learners", 2019.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Self, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
-from picogpt.errors import UserError, install_extra, one_line
-from picogpt.tokenizers.base import BORDER, Ids, LibraryMissingError, Tokenizer, smallest_dtype
+from picogpt.errors import UserError, one_line
+from picogpt.tokenizers.base import (
+    BORDER,
+    MARKS,
+    Ids,
+    LibraryMissingError,
+    Tokenizer,
+    smallest_dtype,
+    without_surrogates,
+)
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Library
 
+DEFAULT_SIZE = 4096  # ids
 _ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>")
 _FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 _FILE_LIMIT = 16 << 20  # bytes; GPT-2's has about two million
@@ -45,7 +55,7 @@ class BpeTokenizer(Tokenizer):
     """A byte-level BPE tokenizer as a tokenizer.json describes it."""
 
     name = "bpe"
-    origin = "model"
+    origin = "training"
     default_top_k = 40
 
     def __init__(self, content: object) -> None:
@@ -71,6 +81,30 @@ class BpeTokenizer(Tokenizer):
         self.dtype = smallest_dtype(self.vocab_size)
         self._spellings = [spellings.get(id, _MARK) for id in range(self.vocab_size)]
         self._may_cut = len(self.special) == len(fields.added)  # added tokens that are text may go across a border
+
+    @classmethod
+    def from_corpus(cls, texts: Iterable[str], size: int = 0) -> Self:
+        """Learn the tokenizer with `size` ids whose pieces are the most frequent ones of these texts.
+
+        All bytes have an id, so any text can be encoded; the marks come last. A small text may have fewer pieces. The
+        same texts give the same tokenizer everywhere. Raises UserError where the library is not installed.
+        R. Sennrich et al., "Neural machine translation of rare words with subword units", arXiv 1508.07909.
+        """
+        size = size or DEFAULT_SIZE
+        least = len(_ALPHABET) + len(MARKS)
+        if size < least:
+            raise UserError(f"a tokenizer of {size} ids is too small: bytes and marks alone are {least}")
+        library = _library()
+        learnt = library.Tokenizer(library.models.BPE())
+        learnt.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        trainer = library.trainers.BpeTrainer(
+            vocab_size=size - len(MARKS), initial_alphabet=sorted(_ALPHABET), show_progress=False
+        )
+        learnt.train_from_iterator(map(without_surrogates, texts), trainer)
+        content = json.loads(learnt.to_str())
+        first = len(content["model"]["vocab"])
+        marks = [{"content": mark, "id": first + i, "special": True} for i, mark in enumerate(MARKS)]
+        return cls({**content, **_BYTE_LEVEL, "added_tokens": marks})
 
     @classmethod
     def find(cls, folder: Path) -> Self | None:
@@ -112,7 +146,7 @@ class BpeTokenizer(Tokenizer):
 
         Half of a surrogate pair is read as U+FFFD, two that follow each other as the character they make.
         """
-        parts = list(self._parts(_without_surrogates(text)))
+        parts = list(self._parts(without_surrogates(text)))
         ids = []
         for start in range(0, len(parts), _PARTS):
             encoded = self._bpe.encode_batch_fast(parts[start : start + _PARTS], add_special_tokens=False)
@@ -137,17 +171,8 @@ class BpeTokenizer(Tokenizer):
     def unknown(self, text: str) -> str:
         """Return the characters with a byte that has no id: none where every byte has one, as in GPT-2's vocabulary."""
         return "".join(
-            c for c in dict.fromkeys(text) if _without_surrogates(c) != c or not self._bytes.issuperset(c.encode())
+            c for c in dict.fromkeys(text) if without_surrogates(c) != c or not self._bytes.issuperset(c.encode())
         )
-
-
-def _without_surrogates(text: str) -> str:
-    """Return the text with pairs of surrogates as the character they make, and U+FFFD for lone ones."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text
 
 
 def _bytes_of(token: str) -> bytes:
@@ -157,18 +182,25 @@ def _bytes_of(token: str) -> bytes:
     return token.encode()
 
 
-def _load(text: str) -> "Library":
-    """Return the library's tokenizer for a tokenizer.json. Raises UserError where it refuses, or is not installed."""
+def _library() -> ModuleType:
+    """Return the library, which is loaded only where such a tokenizer is used. Raises UserError without it."""
     try:
-        from tokenizers import Tokenizer as Library
+        import tokenizers
     except ImportError:
         raise LibraryMissingError(
-            f"a byte-level BPE tokenizer needs one more package: {install_extra('bpe')}"
+            "a byte-level BPE tokenizer needs the package tokenizers: python -m pip install tokenizers"
         ) from None
+    return tokenizers
+
+
+def _load(text: str) -> "Library":
+    """Return the library's tokenizer for a tokenizer.json. Raises UserError where it refuses, or is not installed."""
+    library = _library()
     try:
-        return Library.from_str(text)
+        loaded: Library = library.Tokenizer.from_str(text)
     except Exception as error:  # the library's exceptions have no other class in common
         raise _foreign(error) from None
+    return loaded
 
 
 def _read(path: Path) -> str:

@@ -99,7 +99,7 @@ class CharTokenizer(TableTokenizer):
         self._codes = np.array([0xFFFD, *codes, 0xFFFD], "<u4")  # a mark on either side for ids out of range
 
     @classmethod
-    def from_corpus(cls, texts: Iterable[str]) -> Self:
+    def from_corpus(cls, texts: Iterable[str], size: int = 0) -> Self:
         """Return the tokenizer of all characters in a stream of texts. Raises UserError for none, or over 65,536."""
         seen = np.zeros(0x110000, np.bool_)
         for text in texts:

@@ -5,12 +5,14 @@ from contextlib import suppress
 from picogpt.errors import UserError
 from picogpt.tokenizers.base import Tokenizer, Unit
 from picogpt.tokenizers.bpe import BpeTokenizer
+from picogpt.tokenizers.bytes import ByteTokenizer
 from picogpt.tokenizers.characters import CharTokenizer, PicoTokenizer
 from picogpt.tokenizers.ids import IdsTokenizer
 
 TOKENIZERS: dict[str, type[Tokenizer]] = {
     PicoTokenizer.name: PicoTokenizer,
     CharTokenizer.name: CharTokenizer,
+    ByteTokenizer.name: ByteTokenizer,
     BpeTokenizer.name: BpeTokenizer,
     IdsTokenizer.name: IdsTokenizer,
 }
@@ -29,5 +31,6 @@ def from_dict(fields: object) -> Tokenizer:
 
 
 def unit_of(name: object) -> Unit:
-    """Return what an id of the tokenizer of this name is: a token or, also for a name that is unknown, a character."""
-    return TOKENIZERS[name].unit if isinstance(name, str) and name in TOKENIZERS else "char"
+    """Return what an id of a tokenizer is, by the setting that names it; a character for a name that is unknown."""
+    kind = TOKENIZERS.get(name.partition(":")[0]) if isinstance(name, str) else None
+    return kind.unit if kind else "char"

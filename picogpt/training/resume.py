@@ -144,7 +144,7 @@ def _given_tokenizer(origin: Checkpoint, init_from: Path, config: RunConfig, is_
     Raises UserError where another one is asked for.
     """
     tokenizer = from_dict(origin.meta.tokenizer)
-    if tokenizer.name == config.data.tokenizer:
+    if tokenizer.name == config.data.tokenizer_name:
         return tokenizer
     if not tokenizer.has_words and not is_resumed:
         return None

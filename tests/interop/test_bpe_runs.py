@@ -146,15 +146,24 @@ def test_numbers_are_trained_further() -> None:
     assert picogpt.load("mine").tokenizer.to_dict() == IdsTokenizer(200, 0).to_dict()
 
 
-@pytest.mark.parametrize("kind", ["bpe", "ids"])
 @pytest.mark.parametrize("argv", [("train", "--run", "x"), ("prepare",), ("train", "--run", "x", "--data", "wiki")])
-def test_without_a_model_there_is_no_such_tokenizer(
-    argv: tuple[str, ...], kind: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_without_a_model_there_are_no_numbers(
+    argv: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    assert status_of(*argv, "--tokenizer", kind) == 2
+    assert status_of(*argv, "--tokenizer", "ids") == 2
     error = capsys.readouterr().err.lstrip()  # after the bar that shows how far it is
-    assert is_one_line(error) and f"the tokenizer {kind} is a model's own: name its run with --init-from" in error
+    assert is_one_line(error) and "the tokenizer ids is a model's own: name its run with --init-from" in error
+
+
+@pytest.mark.parametrize("argv", [("prepare",), ("train", "--run", "x")])
+def test_a_stream_has_no_text_to_learn_from_yet(
+    argv: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    assert status_of(*argv, "--data", "wiki", "--tokenizer", "bpe") == 2
+    error = capsys.readouterr().err.lstrip()
+    assert is_one_line(error) and "is streamed, so its text is not known beforehand: use --tokenizer picogpt" in error
 
 
 # Tokens of a text

@@ -129,6 +129,7 @@ def test_units_by_name():
     assert {name: unit_of(name) for name in TOKENIZERS} == {
         "picogpt": "char",
         "chars": "char",
+        "bytes": "byte",
         "bpe": "token",
         "ids": "token",
     }

@@ -68,9 +68,9 @@ def plan_for(dataset: Dataset, data: DataConfig, tokenizer: Tokenizer | None, da
     Raises UserError for a tokenizer that has to know the text before the first token, and where the disk refuses.
     """
     require_known(data, tokenizer)
-    kind = TOKENIZERS[data.tokenizer]
+    kind = TOKENIZERS[data.tokenizer_name]
     if tokenizer is None and kind.origin != "fixed":
-        raise UserError(f"{dataset} is streamed, so its characters are not known beforehand: use --tokenizer picogpt")
+        raise UserError(f"{dataset} is streamed, so its text is not known beforehand: use --tokenizer picogpt or bytes")
     tokenizer = tokenizer or kind.from_corpus(())
     share, columns = data.val_fraction or val_share(data, sys.maxsize), columns_of(data)
     facts = (dataset, columns, share, tokenizer.fingerprint())
