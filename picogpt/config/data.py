@@ -24,6 +24,8 @@ class DataConfig:
     tokenizer: str = "picogpt"
     """picogpt: PicoGPT's lower-case table of 88; chars: the characters of the corpus; bytes: any text in any language;
     bpe or bpe:SIZE: frequent sequences of bytes, learnt from the text to train on; ids: those of an imported model."""
+    allow_unknown: bool = False
+    """Train also on a text of which more than a twentieth is unknown to the tokenizer."""
     val_fraction: float = 0.0
     """Share kept for validation. 0: a tenth at the end of one text, one in twenty of many documents."""
     text_field: str = "text"

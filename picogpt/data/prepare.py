@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
@@ -29,7 +30,8 @@ from picogpt.tokenizers.base import Ids, Tokenizer
 from picogpt.tokenizers.registry import TOKENIZERS
 
 _LEARNT_FROM = 20_000_000  # characters that a tokenizer is learnt from, at most
-_START = 100_000  # characters that are searched for ones the tokenizer does not know
+_START, _STARTS = 2_000, 500  # characters of a piece, and pieces, that are searched for unknown ones
+_SOME_UNKNOWN, _MOST_UNKNOWN = 0.01, 0.05  # shares of the text
 _VERIFIED = 1 << 28  # ids that are verified before they are used; of more, each block when it is first read
 
 Advance = Callable[[int, int], None]
@@ -124,8 +126,9 @@ def _build(
         if folder.exists():
             return
         try:
-            survey, tokenizer = _survey(corpus, data, tokenizer, read)
-            _notify_of_unknown(survey.start, tokenizer, notify)
+            survey, made = _survey(corpus, data, tokenizer, read)
+            _check_unknown(survey.sample, made, tokenizer is not None, data, notify)
+            tokenizer = made
             train, val = _writers(work, tokenizer, corpus)
             with train, val:
                 if not _split(
@@ -175,26 +178,49 @@ class _Survey:
     joined: int  # characters, with the blank lines between documents
     added: int  # characters of these blank lines
     documents: int
-    start: str  # the first characters
+    sample: str  # of the text: the first characters of pieces, from its beginning to its end
 
     def characters(self, tokenizer: Tokenizer) -> int:
         """Return how many characters are encoded: the blank lines only where the tokenizer has no end of text."""
         return self.joined if tokenizer.end_of_text is None else self.joined - self.added
 
 
+class _TextSample:
+    """The first characters of pieces that are spread evenly over a text, whose length is not known beforehand."""
+
+    def __init__(self) -> None:
+        self._starts: list[str] = []
+        self._pieces, self._step = 0, 1  # every so many pieces, one is taken
+
+    def add(self, piece: str) -> None:
+        """Take the start of the next piece, if it is its turn. Line breaks between documents are no pieces."""
+        if not piece.strip("\n"):
+            return
+        if self._pieces % self._step == 0:
+            self._starts.append(piece[:_START])
+        self._pieces += 1
+        if len(self._starts) > _STARTS:
+            self._starts, self._step = self._starts[::2], 2 * self._step
+
+    @property
+    def text(self) -> str:
+        """All that was taken."""
+        return "".join(self._starts)
+
+
 def _survey(
     corpus: Corpus, data: DataConfig, tokenizer: Tokenizer | None, advance: Callable[[int], None]
 ) -> tuple[_Survey, Tokenizer]:
     """Read the corpus once, and return its tokenizer as well. tokenizer: the one to use instead of the corpus' own."""
-    joined, documents, start, join = 0, 0, "", Join()
+    joined, documents, join, sample = 0, 0, Join(), _TextSample()
 
     def pieces() -> Iterator[str]:
-        nonlocal joined, documents, start
+        nonlocal joined, documents
         for document in corpus.documents(advance):
             documents += 1
             for piece in join(document):
                 joined += len(piece)
-                start = start or piece[:_START]
+                sample.add(piece)
                 yield piece
 
     text, kind = pieces(), TOKENIZERS[data.tokenizer_name]
@@ -202,7 +228,7 @@ def _survey(
         tokenizer = kind.from_corpus(text)
     for _ in text:  # what the tokenizer did not have to see
         pass
-    survey = _Survey(joined, join.added, documents, start)
+    survey = _Survey(joined, join.added, documents, sample.text)
     if tokenizer is None:
         tokenizer = kind.from_corpus(_training_text(corpus, data, survey), data.tokenizer_size)
     return survey, tokenizer
@@ -240,14 +266,23 @@ class _Split:
         return self.by_document and int(number * self._share) > int((number - 1) * self._share)
 
 
-def _notify_of_unknown(text: str, tokenizer: Tokenizer, notify: Callable[[str], None]) -> None:
-    """Notify where the tokenizer does not know much of the text: a model would learn to write the mark for it."""
-    unknown = tokenizer.unknown(text)
-    share = sum(map(text.count, unknown)) / max(1, len(text))
-    if share > 0.01:
-        notify(
-            f"{share:.0%} of the text is not in the tokenizer's alphabet ({unknown[:20]!r}...): try --tokenizer chars"
-        )
+def _check_unknown(
+    sample: str, tokenizer: Tokenizer, is_given: bool, data: DataConfig, notify: Callable[[str], None]
+) -> None:
+    """Notify where the tokenizer does not know some of the text: a model would learn to write the mark for it.
+
+    sample: of the text. is_given: the tokenizer is that of a model to fine-tune. Raises UserError where it is so much
+    that a run would be spent in vain, unless the user wants that.
+    """
+    unknown = tokenizer.unknown(sample)
+    counts = Counter(sample)
+    share = sum(counts[character] for character in unknown) / max(1, len(sample))
+    what = f"{share:.0%} of the text is unknown to the tokenizer {tokenizer.name} ({unknown[:20]!r})"
+    advice = "train from scratch with --tokenizer bpe" if is_given else "take --tokenizer bpe, or bytes"
+    if share > _MOST_UNKNOWN and not data.allow_unknown:
+        raise UserError(f"{what}: {advice}, which read any text; --allow-unknown trains on it all the same")
+    if share > _SOME_UNKNOWN:
+        notify(f"{what}, and read as {tokenizer.decode(tokenizer.encode(unknown[:1]))!r}: {advice}")
 
 
 def _split(

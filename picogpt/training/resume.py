@@ -22,7 +22,7 @@ from picogpt.training.state import machine_settings
 
 # What may differ when a run is resumed: how long it trains and how the machine does it, not what it learns.
 _MACHINE = ("micro_batch", "lanes", "device", "tf32", "recompute", "low_memory", "save_minutes")
-FREE = ("steps", "minutes", *_MACHINE, "data", "data_limit")
+FREE = ("steps", "minutes", *_MACHINE, "data", "data_limit", "allow_unknown")
 EVALUATION_SHARE = 0.03  # of the time spent training
 
 

@@ -176,8 +176,11 @@ def test_init_from_takes_the_shape_and_the_tokenizer(home: Path, capsys: pytest.
     (home / "new.txt").write_text("Sea shells and sailors. " * 60, encoding="utf-8")
     assert status_of(*TRAIN, "--run", "base", "--tokenizer", "chars") == 0
     argv = ["train", "--data", "new.txt", "--run", "tuned", "--init-from", "base", *TINY[len(SHAPE) :]]
+    assert status_of(*argv) == 2
+    assert "is unknown to the tokenizer chars" in capsys.readouterr().err
+    argv.append("--allow-unknown")
     assert status_of(*argv) == 0
-    capsys.readouterr()
+    assert "is unknown to the tokenizer chars ('Sndi'), and read as ' '" in capsys.readouterr().out
     assert status_of("generate", "--run", "tuned", "--prompt", "sea", "--tokens", "5") == 0
     assert capsys.readouterr().out.startswith("sea")
     assert status_of(*argv, "--n-embd", "32", "--run", "wide") == 2

@@ -3,6 +3,7 @@
 import os
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -207,8 +208,46 @@ def test_prepare_makes_flipped_tokens_again(case):
     assert np.array_equal(again.train.read(0, len(again.train)), expected)
 
 
-def test_prepare_tells_of_text_the_tokenizer_does_not_know(tmp_path):
-    (tmp_path / "jp.txt").write_text("日本語の文章です。" * 50, encoding="utf-8")
+FOREIGN = "\u65e5\u672c\u8a9e\u306e\u6587\u7ae0\u3067\u3059\u3002\n" * 40
+
+
+@pytest.mark.parametrize(
+    ("text", "is_refused", "share"),
+    [
+        (FOREIGN, True, "90%"),
+        ("a" * 9000 + FOREIGN * 20, True, "42%"),  # only at its end
+        ("plain words " * 1000 + FOREIGN, False, "3%"),
+        ("plain words " * 1000, False, ""),
+    ],
+)
+def test_a_text_the_tokenizer_does_not_know_is_refused(
+    text: str, is_refused: bool, share: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A night on it would teach a model to write the mark for unknown characters."""
+    monkeypatch.setattr("picogpt.data.sources.formats._BLOCK", 500)
+    (tmp_path / "text.txt").write_text(text, encoding="utf-8")
+    data, notices = DataConfig(str(tmp_path / "text.txt")), list[str]()
+    if is_refused:
+        with pytest.raises(
+            UserError, match=r"unknown to the tokenizer picogpt .*: take --tokenizer bpe, or bytes"
+        ) as told:
+            prepare(data, tmp_path / "dataset", notices.append)
+        assert share in str(told.value) and "--allow-unknown" in str(told.value) and "\n" not in str(told.value)
+        assert not list((tmp_path / "dataset").glob("tokens/*/*"))
+    prepare(replace(data, allow_unknown=True), tmp_path / "dataset", notices.append)
+    assert any(f"{share} of the text is unknown" in notice for notice in notices) is bool(share)
+
+
+@pytest.mark.parametrize("name", ["bytes", "bpe:300", "chars"])
+def test_other_tokenizers_know_any_text(name: str, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(FOREIGN, encoding="utf-8")
     notices: list[str] = []
-    prepare(DataConfig(data=str(tmp_path / "jp.txt")), tmp_path, notices.append)
-    assert any("100% of the text is not in the tokenizer's alphabet" in notice for notice in notices)
+    found = prepare(DataConfig(str(tmp_path / "text.txt"), name), tmp_path / "dataset", notices.append)
+    assert not any("unknown" in notice for notice in notices)
+    assert FOREIGN.startswith(found.tokenizer.decode(found.train.read(0, 30))[:8])
+
+
+def test_a_model_that_does_not_know_the_text_is_not_tuned_on_it(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(FOREIGN, encoding="utf-8")
+    with pytest.raises(UserError, match="train from scratch with --tokenizer bpe"):
+        prepare(DataConfig(str(tmp_path / "text.txt")), tmp_path / "dataset", print, PicoTokenizer())
