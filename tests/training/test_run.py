@@ -151,6 +151,7 @@ def test_init_from_keeps_weights_and_tokenizer(text: Path, tmp_path: Path) -> No
     new_text = tmp_path / "new.txt"
     new_text.write_text("See the shells? ÄÖÜ! " * 100, encoding="utf-8")  # characters the old text did not have
     config = config_for(new_text, base.config.model, tokenizer="chars", optimizer="adamw", steps=1, batch_size=6)
+    config = replace(config, data=replace(config.data, allow_unknown=True))
     tuned = open_run(config, "tuned", init_from=origin)
     assert (tuned.state.step, tuned.start.resumed, tuned.state.seconds, tuned.state.recent) == (0, None, 0.0, (0.0, 0))
     assert tuned.feed.tokenizer.to_dict() == base.feed.tokenizer.to_dict()
