@@ -78,7 +78,7 @@ def bench_train(program: str, argv: Sequence[str]) -> None:
     """Measure training and print the result."""
     from picogpt.bench.train import measure
 
-    start = preset(parse_known(PresetArgs, program, argv).preset_name)
+    start = preset(parse_known(PresetArgs, program, argv).preset)
     # AdamW is the default because other programs are measured with it; --optimizer muon measures Muon.
     start = replace(start, train=replace(start.train, optimizer="adamw"))
     args = parse(BenchTrainArgs, program, argv, BenchTrainArgs(config=start))
@@ -90,7 +90,7 @@ def bench_time_to_loss(program: str, argv: Sequence[str]) -> None:
     from picogpt.bench.time_to_loss import SeedResult, measure
     from picogpt.runs.layout import DATASET
 
-    start = preset(parse_known(RacePresetArgs, program, argv).preset_name)
+    start = preset(parse_known(RacePresetArgs, program, argv).preset)
     args = parse(BenchTimeToLossArgs, program, argv, BenchTimeToLossArgs(config=start))
     if args.config.train.seed != start.train.seed:
         raise UserError("time-to-loss trains once for each seed: give them with --seeds")
@@ -107,7 +107,7 @@ def bench_data(program: str, argv: Sequence[str]) -> None:
     from picogpt.bench.data import measure, measure_large
     from picogpt.runs.layout import DATASET
 
-    start = preset(parse_known(PresetArgs, program, argv).preset_name)
+    start = preset(parse_known(PresetArgs, program, argv).preset)
     args = parse(BenchDataArgs, program, argv, BenchDataArgs(config=start))
     large = measure_large(args.config, args.gigabytes) if args.gigabytes else {}
     _print({**measure(args.config, args.megabytes, args.seconds, DATASET), **large}, args.json)

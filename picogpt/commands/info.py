@@ -35,7 +35,7 @@ class InfoArgs(PresetArgs):
 
 def run(argv: Sequence[str]) -> None:
     """Print what the options ask for about a model. Raises UserError for a problem the user can solve."""
-    name = parse_known(PresetArgs, "picogpt info", argv).preset_name
+    name = parse_known(PresetArgs, "picogpt info", argv).preset
     args = parse(InfoArgs, "picogpt info", argv, InfoArgs(config=preset(name)))
     if args.run:
         name = args.run

@@ -30,11 +30,6 @@ class PresetArgs:
     preset: str = "pico"
     """A named set of settings, which are the defaults of all other options."""
 
-    @property
-    def preset_name(self) -> str:
-        """The preset that is asked for."""
-        return self.preset
-
 
 def parse(kind: type[Args], program: str, argv: Sequence[str], default: Args | None = None) -> Args:
     """Return the options as a `kind`, with `default` for those that are not given.

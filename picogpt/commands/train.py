@@ -36,7 +36,7 @@ class TrainPresetArgs(PresetArgs):
         """The preset that is asked for. Raises UserError for two of them."""
         if self.efficiency and self.speed:
             raise UserError("-e and -s are two presets: give one of them")
-        if self.preset != "pico" and (self.efficiency or self.speed):
+        if self.preset != PresetArgs.preset and (self.efficiency or self.speed):
             raise UserError(f"-e and -s are presets, and so is {self.preset}: give one of them")
         return "gpt-neo-efficiency" if self.efficiency else "gpt-neo-speed" if self.speed else self.preset
 

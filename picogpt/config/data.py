@@ -71,7 +71,7 @@ class DataConfig:
 
     @property
     def tokenizer_size(self) -> int:
-        """How many ids a tokenizer that is learnt should have; 0: choose by the size of the text."""
+        """How many ids a tokenizer that is learnt should have; 0: the default."""
         return int(self.tokenizer.partition(":")[2] or 0)
 
     @property

@@ -101,10 +101,13 @@ class ModelConfig:
         """Whether the head is larger than the matrices of a block, and so worth quantizing too."""
         return self.n_layer > 0 and self.vocab_size > 4 * self.n_embd
 
+    def span_of(self, layer: int) -> AttentionSpan:
+        """Return which tokens block `layer` sees: the pattern is repeated over all blocks."""
+        return self.layer_pattern[layer % len(self.layer_pattern)]
+
     def window_of(self, layer: int) -> int:
         """Return how many tokens block `layer` sees; 0 means all of them."""
-        span = self.layer_pattern[layer % len(self.layer_pattern)]
-        return self.local_window if span == "local" else 0
+        return self.local_window if self.span_of(layer) == "local" else 0
 
     def cache_of(self, layer: int) -> int:
         """Return how many positions block `layer` caches keys and values of when decoding (model/kv_cache.py)."""

@@ -68,9 +68,7 @@ PRESETS: dict[str, RunConfig] = {
     "gpt-neo-efficiency": RunConfig(
         replace(_LECTURE, context_len=50, n_layer=5), _CHARS, _lecture_train(512, 10_000, 1e-3, 100)
     ),
-    "gpt-neo-speed": RunConfig(
-        replace(_LECTURE, context_len=16, n_layer=5), _CHARS, _lecture_train(16, 5_000, 1e-3, 100)
-    ),
+    "gpt-neo-speed": RunConfig(replace(_LECTURE, context_len=16, n_layer=5), _CHARS, _EXERCISE),
     "lecture": RunConfig(
         replace(
             _LECTURE,

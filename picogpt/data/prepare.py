@@ -89,11 +89,12 @@ def prepare(
 def _open(folder: Path, corpus: Corpus) -> Prepared:
     """Return what is in a folder of tokens. Raises UserError where it is damaged."""
     tokenizer = read_tokenizer(folder)
-    train, val = (Shards(folder / part, tokenizer.fingerprint()) for part in PARTS)
+    fingerprint = tokenizer.fingerprint()
+    train, val = (Shards(folder / part, fingerprint) for part in PARTS)
     if len(train) + len(val) <= _VERIFIED:
         train.verify()
         val.verify()
-    facts = (tokenizer.fingerprint(), train.fingerprint(), val.fingerprint())
+    facts = (fingerprint, train.fingerprint(), val.fingerprint())
     return Prepared(corpus, tokenizer, train, val, sha256(repr(facts).encode()).hexdigest()[:16])
 
 
@@ -111,11 +112,14 @@ def _build(
     folder: Path,
     corpus: Corpus,
     data: DataConfig,
-    tokenizer: Tokenizer | None,
+    given: Tokenizer | None,
     notify: Callable[[str], None],
     advance: Advance,
 ) -> None:
-    """Make `folder` under another name and rename it: other processes wait for it, and see all of it or nothing."""
+    """Make `folder` under another name and rename it: other processes wait for it, and see all of it or nothing.
+
+    given: the tokenizer of a model to fine-tune, in place of the corpus' own.
+    """
     make_folder(folder.parent)
     work, total = folder.with_name(f"{folder.name}.part"), 2 * corpus.size  # it is read twice
 
@@ -126,9 +130,8 @@ def _build(
         if folder.exists():
             return
         try:
-            survey, made = _survey(corpus, data, tokenizer, read)
-            _check_unknown(survey.sample, made, tokenizer is not None, data, notify)
-            tokenizer = made
+            survey, tokenizer = _survey(corpus, data, given, read)
+            _check_unknown(survey.sample, tokenizer, given is not None, data, notify)
             train, val = _writers(work, tokenizer, corpus)
             with train, val:
                 if not _split(
@@ -280,7 +283,7 @@ def _check_unknown(
     what = f"{share:.0%} of the text is unknown to the tokenizer {tokenizer.name} ({unknown[:20]!r})"
     advice = "train from scratch with --tokenizer bpe" if is_given else "take --tokenizer bpe, or bytes"
     if share > _MOST_UNKNOWN and not data.allow_unknown:
-        raise UserError(f"{what}: {advice}, which read any text; --allow-unknown trains on it all the same")
+        raise UserError(f"{what}: {advice}, for any text; --allow-unknown trains on it all the same")
     if share > _SOME_UNKNOWN:
         notify(f"{what}, and read as {tokenizer.decode(tokenizer.encode(unknown[:1]))!r}: {advice}")
 

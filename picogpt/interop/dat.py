@@ -339,9 +339,10 @@ def _properties_text(config: ModelConfig, data_type: DataType, end_of_text: int 
     lines |= {"position.embedding": "LEARNED", "pre.normalization": "true", "hidden.size": config.n_embd}
     lines |= {"feedforward.size": 4 * config.n_embd, "decoder.count": config.n_layer}
     lines |= {"attention.head.count": config.n_head, "attention.dividend": f"{1 / config.score_scale:.9g}"}
-    windows = [config.window_of(layer) for layer in range(config.n_layer)]
-    lines |= {f"attention.type.{i}": "local" if window else "global" for i, window in enumerate(windows, 1)}
-    lines |= {"epsilon": f"{NORM_EPSILON}f"} | ({"attention.local.size": config.local_window} if any(windows) else {})
+    spans = [config.span_of(layer) for layer in range(config.n_layer)]
+    lines |= {f"attention.type.{i}": span for i, span in enumerate(spans, 1)}
+    lines |= {"epsilon": f"{NORM_EPSILON}f"}
+    lines |= {"attention.local.size": config.local_window} if "local" in spans else {}
     lines |= {"data.type": data_type, "byte.order": "BIG_ENDIAN", "weights.transposed": "true"}
     absent = parameter_shapes(_with_biases(config)).keys() - parameter_shapes(config)
     lines |= {f"file.{name}": NULL for parameter in sorted(absent) for name in names_of(parameter)}

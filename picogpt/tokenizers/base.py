@@ -29,6 +29,9 @@ Origin = Literal["fixed", "corpus", "training", "model"]
 MARKS = ("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 """Special ids of tokenizers that are made here: the end of a text, and those of a dialogue. No text becomes one."""
 
+UNKNOWN = "\ufffd".encode()
+"""Shown for an id that stands for nothing."""
+
 
 class LibraryMissingError(UserError):
     """A tokenizer needs a package that is not installed."""
@@ -76,9 +79,12 @@ class Tokenizer(ABC):
             raise ValueError("it has more than a name")
         return cls()
 
-    @abstractmethod
     def to_dict(self) -> dict[str, object]:
-        """Return everything that decides the ids, the name included, as plain builtins, fit for JSON."""
+        """Return everything that decides the ids, the name included, as plain builtins, fit for JSON.
+
+        This default is for those that are decided by their name.
+        """
+        return {"name": self.name}
 
     def tokenizer_json(self) -> str:
         """Return the content of a tokenizer.json, the format of Hugging Face; "" where that cannot describe it."""
@@ -115,6 +121,21 @@ class Tokenizer(ABC):
     @abstractmethod
     def unknown(self, text: str) -> str:
         """Return the distinct characters of `text` that decode as something else, in order of appearance."""
+
+
+class SpellingTokenizer(Tokenizer):
+    """A tokenizer whose ids stand for bytes, one or several each."""
+
+    _spellings: list[bytes]
+    """The bytes of each id."""
+
+    def decode(self, ids: npt.ArrayLike) -> str:
+        """Return the text of ids (n,): special ones by name, U+FFFD for bytes and ids that stand for no character."""
+        return b"".join(map(self.spell, np.asarray(ids, np.int64).tolist())).decode(errors="replace")
+
+    def spell(self, id: int) -> bytes:
+        """Return the bytes that an id stands for, those of U+FFFD for an id outside the vocabulary."""
+        return self._spellings[id] if 0 <= id < self.vocab_size else UNKNOWN
 
 
 class Speller:

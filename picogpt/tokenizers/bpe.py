@@ -13,15 +13,15 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Self, TypeGuard
 
 import numpy as np
-import numpy.typing as npt
 
 from picogpt.errors import UserError, one_line
 from picogpt.tokenizers.base import (
     BORDER,
     MARKS,
+    UNKNOWN,
     Ids,
     LibraryMissingError,
-    Tokenizer,
+    SpellingTokenizer,
     smallest_dtype,
     without_surrogates,
 )
@@ -37,7 +37,6 @@ _JSON_LIMIT = 12 << 20  # bytes that a tokenizer may take in a checkpoint
 _MOST_IDS = 1 << 20
 _PART = 1 << 14  # characters that the library is given as one text: it is slower with longer ones
 _PARTS = 64  # texts that the library is given at once: what it returns takes many times their size
-_MARK = "\ufffd".encode()  # shown for an id that stands for nothing
 _FLAGS = ("single_word", "lstrip", "rstrip", "special")
 
 
@@ -51,7 +50,7 @@ def _alphabet() -> dict[str, int]:
 _ALPHABET = _alphabet()
 
 
-class BpeTokenizer(Tokenizer):
+class BpeTokenizer(SpellingTokenizer):
     """A byte-level BPE tokenizer as a tokenizer.json describes it."""
 
     name = "bpe"
@@ -79,7 +78,7 @@ class BpeTokenizer(Tokenizer):
         spellings |= {token.id: token.content.encode() for token in fields.added}
         self.vocab_size = max(spellings) + 1
         self.dtype = smallest_dtype(self.vocab_size)
-        self._spellings = [spellings.get(id, _MARK) for id in range(self.vocab_size)]
+        self._spellings = [spellings.get(id, UNKNOWN) for id in range(self.vocab_size)]
         self._may_cut = len(self.special) == len(fields.added)  # added tokens that are text may go across a border
 
     @classmethod
@@ -159,14 +158,6 @@ class BpeTokenizer(Tokenizer):
             yield text[start : border.start()]
             start = border.start()
         yield text[start:]
-
-    def decode(self, ids: npt.ArrayLike) -> str:
-        """Return the text of ids (n,): special ones by name, U+FFFD for bytes and ids that stand for no character."""
-        return b"".join(map(self.spell, np.asarray(ids, np.int64).tolist())).decode(errors="replace")
-
-    def spell(self, id: int) -> bytes:
-        """Return the bytes that an id stands for, those of U+FFFD for an id outside the vocabulary."""
-        return self._spellings[id] if 0 <= id < self.vocab_size else _MARK
 
     def unknown(self, text: str) -> str:
         """Return the characters with a byte that has no id: none where every byte has one, as in GPT-2's vocabulary."""

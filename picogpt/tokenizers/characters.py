@@ -59,10 +59,6 @@ class PicoTokenizer(TableTokenizer):
         self.special = {symbol: _PICO_SYMBOLS.index(symbol) for symbol in _SPECIAL}
         self._names = np.array(_PICO_SYMBOLS, "S4")  # padded with NUL, which no name holds
 
-    def to_dict(self) -> dict[str, object]:
-        """Return the name, which says everything."""
-        return {"name": self.name}
-
     def decode(self, ids: npt.ArrayLike) -> str:
         """Return the text of ids (n,): special ones by name, `<?>` for 0 and for ids that stand for nothing."""
         names = self._names.take(np.asarray(ids, np.int64), mode="clip")

@@ -72,7 +72,7 @@ def plan_for(dataset: Dataset, data: DataConfig, tokenizer: Tokenizer | None, da
     if tokenizer is None and kind.origin != "fixed":
         raise UserError(f"{dataset} is streamed, so its text is not known beforehand: use --tokenizer picogpt or bytes")
     tokenizer = tokenizer or kind.from_corpus(())
-    share, columns = data.val_fraction or val_share(data, sys.maxsize), columns_of(data)
+    share, columns = val_share(data, sys.maxsize), columns_of(data)
     facts = (dataset, columns, share, tokenizer.fingerprint())
     folder = dataset_dir / "tokens" / f"{dataset.name}-{sha256(repr(facts).encode()).hexdigest()[:12]}"
     try:
@@ -87,11 +87,11 @@ def plan_for(dataset: Dataset, data: DataConfig, tokenizer: Tokenizer | None, da
 
 def shards_of(plan: Plan) -> tuple[Shards, Shards] | None:
     """Return the shards to train on and to validate with, None before there are any. Raises UserError for damage."""
-    tokenizer = read_tokenizer(plan.folder)
     folders = [plan.folder / part for part in PARTS]
     if not all((folder / INDEX).exists() for folder in folders):
         return None
-    train, val = (Shards(folder, tokenizer.fingerprint()) for folder in folders)
+    fingerprint = read_tokenizer(plan.folder).fingerprint()
+    train, val = (Shards(folder, fingerprint) for folder in folders)
     return train, val
 
 

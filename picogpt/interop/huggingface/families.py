@@ -86,7 +86,7 @@ class GPTNeo(Family):
         )
 
     def attention_fields(self, model: ModelConfig) -> dict[str, object]:
-        spans = [model.layer_pattern[layer % len(model.layer_pattern)] for layer in range(model.n_layer)]
+        spans = [model.span_of(layer) for layer in range(model.n_layer)]
         pattern = shortest_pattern(spans)
         if len(spans) % len(pattern):  # the format repeats a pattern a whole number of times
             pattern = tuple(spans)
