@@ -27,7 +27,7 @@ def run(argv: Sequence[str]) -> None:
     args = parse(LogsArgs, "picogpt logs", argv)
     out = output_file(args.out, ".png", ".svg")
     runs = read_runs(find_logs(args.runs, LOGS))
-    Console().print(ComparisonView(runs) if runs[1:] else run_view(runs[0].log, runs[0].name))
+    Console().print(ComparisonView(runs) if runs[1:] else run_view(runs[0]))
     if out:
         try:
             draw_runs(runs, out)

@@ -2,8 +2,8 @@
 
 A text that is complete is one `Loader`. A stream is read in parts: what has arrived so far is a part, which is read
 once in the loader's order; the next part is what arrived meanwhile or, where nothing did, all of it again. Until the
-first row group is sealed, the embedded sample takes its place. A checkpoint stores a few integers that say which part
-it is.
+first row group is sealed, the embedded sample takes its place, or the run waits where the language is another. A
+checkpoint stores a few integers that say which part it is.
 """
 
 from collections.abc import Callable
@@ -15,9 +15,11 @@ from picogpt.data.loader import Batch, Loader, validation_windows
 from picogpt.data.prepare import Prepared, prepare
 from picogpt.data.sources.hub import only_dataset
 from picogpt.data.streaming.feed import StreamFeed
+from picogpt.data.streaming.learning import stream_tokenizer
 from picogpt.data.streaming.part import StreamPart
 from picogpt.data.streaming.plan import plan_for
 from picogpt.tokenizers.base import Tokenizer
+from picogpt.tokenizers.registry import TOKENIZERS
 
 
 class Feed(Protocol):
@@ -41,6 +43,11 @@ class Feed(Protocol):
     @property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the text."""
+        ...
+
+    @property
+    def unknown(self) -> float:
+        """The share of the text's characters that the tokenizer does not know."""
         ...
 
     @property
@@ -100,7 +107,7 @@ class CorpusFeed:
     def __init__(self, data: Prepared, context: int, seed: int, windows: int) -> None:
         """windows: how many to validate with. Raises UserError where the text is too short for one."""
         self.source, self.tokenizer, self.fingerprint = data.corpus.source, data.tokenizer, data.fingerprint
-        self._tokens = len(data.train), len(data.val)
+        self.unknown, self._tokens = data.unknown.share, (len(data.train), len(data.val))
         self._loader = Loader(data.train, context, seed)
         self.validation = validation_windows(data.val, context, windows)
 
@@ -150,5 +157,8 @@ def open_feed(
     if dataset is None:
         return CorpusFeed(prepare(data, dataset_dir, notify, tokenizer), context, seed, windows)
     plan = plan_for(dataset, data, tokenizer, dataset_dir)
-    sample = prepare(DataConfig(), dataset_dir, lambda _: None, tokenizer)
-    return StreamFeed(plan, sample, context, seed, windows, state)
+    own, sample = tokenizer or stream_tokenizer(plan, data, notify), None
+    if dataset.may_be_english and (tokenizer or TOKENIZERS[own.name].origin == "fixed"):
+        stand_in = DataConfig(tokenizer=own.name, allow_unknown=True)
+        sample = prepare(stand_in, dataset_dir, lambda _: None, tokenizer)
+    return StreamFeed(plan, own, sample, context, seed, windows, state, notify)

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
@@ -24,14 +23,13 @@ from picogpt.data.token_folder import (
     val_share,
     write_tokenizer,
 )
+from picogpt.data.unknown import TextSample, Unknown, read_unknown, write_unknown
 from picogpt.errors import UserError
 from picogpt.system.files import make_folder, sync_folder
 from picogpt.tokenizers.base import Ids, Tokenizer
 from picogpt.tokenizers.registry import TOKENIZERS
 
 _LEARNT_FROM = 20_000_000  # characters that a tokenizer is learnt from, at most
-_START, _STARTS = 2_000, 500  # characters of a piece, and pieces, that are searched for unknown ones
-_SOME_UNKNOWN, _MOST_UNKNOWN = 0.01, 0.05  # shares of the text
 _VERIFIED = 1 << 28  # ids that are verified before they are used; of more, each block when it is first read
 
 Advance = Callable[[int, int], None]
@@ -50,6 +48,7 @@ class Prepared:
     val: Shards
     fingerprint: str
     """16 hexadecimal digits of the tokenizer and all tokens; they differ for another text, split or vocabulary."""
+    unknown: Unknown
 
 
 def prepare(
@@ -72,10 +71,13 @@ def prepare(
     damaged = False
     if folder.exists():
         try:
-            return _open(folder, corpus)
+            prepared = _open(folder, corpus)
         except UserError as error:
             damaged = True
             notify(f"making the tokens again: {error}")
+        else:
+            prepared.unknown.require_little(prepared.tokenizer, tokenizer is not None, data.allow_unknown)
+            return prepared
     notify(f"tokenizing {corpus.source}")
     try:
         if damaged:
@@ -95,7 +97,8 @@ def _open(folder: Path, corpus: Corpus) -> Prepared:
         train.verify()
         val.verify()
     facts = (fingerprint, train.fingerprint(), val.fingerprint())
-    return Prepared(corpus, tokenizer, train, val, sha256(repr(facts).encode()).hexdigest()[:16])
+    fingerprint = sha256(repr(facts).encode()).hexdigest()[:16]
+    return Prepared(corpus, tokenizer, train, val, fingerprint, read_unknown(folder))
 
 
 def _discard(folder: Path) -> None:
@@ -131,8 +134,11 @@ def _build(
             return
         try:
             survey, tokenizer = _survey(corpus, data, given, read)
-            _check_unknown(survey.sample, tokenizer, given is not None, data, notify)
+            unknown = Unknown.of(survey.sample, tokenizer)
+            if notice := unknown.require_little(tokenizer, given is not None, data.allow_unknown):
+                notify(notice)
             train, val = _writers(work, tokenizer, corpus)
+            write_unknown(work, unknown)
             with train, val:
                 if not _split(
                     corpus, data, survey, tokenizer, _append_after_sealed(train), _append_after_sealed(val), read
@@ -188,34 +194,11 @@ class _Survey:
         return self.joined if tokenizer.end_of_text is None else self.joined - self.added
 
 
-class _TextSample:
-    """The first characters of pieces that are spread evenly over a text, whose length is not known beforehand."""
-
-    def __init__(self) -> None:
-        self._starts: list[str] = []
-        self._pieces, self._step = 0, 1  # every so many pieces, one is taken
-
-    def add(self, piece: str) -> None:
-        """Take the start of the next piece, if it is its turn. Line breaks between documents are no pieces."""
-        if not piece.strip("\n"):
-            return
-        if self._pieces % self._step == 0:
-            self._starts.append(piece[:_START])
-        self._pieces += 1
-        if len(self._starts) > _STARTS:
-            self._starts, self._step = self._starts[::2], 2 * self._step
-
-    @property
-    def text(self) -> str:
-        """All that was taken."""
-        return "".join(self._starts)
-
-
 def _survey(
     corpus: Corpus, data: DataConfig, tokenizer: Tokenizer | None, advance: Callable[[int], None]
 ) -> tuple[_Survey, Tokenizer]:
     """Read the corpus once, and return its tokenizer as well. tokenizer: the one to use instead of the corpus' own."""
-    joined, documents, join, sample = 0, 0, Join(), _TextSample()
+    joined, documents, join, sample = 0, 0, Join(), TextSample()
 
     def pieces() -> Iterator[str]:
         nonlocal joined, documents
@@ -267,25 +250,6 @@ class _Split:
     def is_validation(self, number: int) -> bool:
         """Return whether the document of this number, counted from 1, is for validation as a whole."""
         return self.by_document and int(number * self._share) > int((number - 1) * self._share)
-
-
-def _check_unknown(
-    sample: str, tokenizer: Tokenizer, is_given: bool, data: DataConfig, notify: Callable[[str], None]
-) -> None:
-    """Notify where the tokenizer does not know some of the text: a model would learn to write the mark for it.
-
-    sample: of the text. is_given: the tokenizer is that of a model to fine-tune. Raises UserError where it is so much
-    that a run would be spent in vain, unless the user wants that.
-    """
-    unknown = tokenizer.unknown(sample)
-    counts = Counter(sample)
-    share = sum(counts[character] for character in unknown) / max(1, len(sample))
-    what = f"{share:.0%} of the text is unknown to the tokenizer {tokenizer.name} ({unknown[:20]!r})"
-    advice = "train from scratch with --tokenizer bpe" if is_given else "take --tokenizer bpe, or bytes"
-    if share > _MOST_UNKNOWN and not data.allow_unknown:
-        raise UserError(f"{what}: {advice}, for any text; --allow-unknown trains on it all the same")
-    if share > _SOME_UNKNOWN:
-        notify(f"{what}, and read as {tokenizer.decode(tokenizer.encode(unknown[:1]))!r}: {advice}")
 
 
 def _split(

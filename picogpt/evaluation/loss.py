@@ -1,13 +1,14 @@
 """The loss over a whole text, where the few windows of an evaluation are not enough."""
 
+from math import log
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from picogpt.config import RunConfig
-from picogpt.data.shards.reader import Shards, Span
 from picogpt.errors import UserError
+from picogpt.tokenizers.base import Ids, TextSize
 
 PASS_TOKENS = 1 << 20  # that are evaluated at once
 
@@ -25,6 +26,18 @@ class Evaluator(Protocol):
         ...
 
 
+class Tokens(Protocol):
+    """A text as ids, such as shards or a part of them."""
+
+    def __len__(self) -> int:
+        """Return the number of tokens."""
+        ...
+
+    def read(self, start: int, stop: int) -> Ids:
+        """Return ids start..stop - 1: (stop - start,)."""
+        ...
+
+
 def token_losses(logits: npt.NDArray[np.floating], targets: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
     """Return the cross entropy of each token, in nats. (..., V), (...) -> (...)"""
     scores = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
@@ -32,7 +45,16 @@ def token_losses(logits: npt.NDArray[np.floating], targets: npt.NDArray[np.integ
     return np.asarray(np.log(np.exp(scores).sum(axis=-1)) - chosen)
 
 
-def full_loss(model: Evaluator, tokens: Shards | Span) -> float:
+def text_bits(loss: float, tokens: int, size: TextSize) -> tuple[float | None, float | None]:
+    """Return the mean loss of these tokens, in nats a token, in bits a character and in bits a byte of their text.
+
+    None where they stand for no text. Unlike nats a token, these compare models with different tokenizers.
+    """
+    bits = loss / log(2) * tokens
+    return bits / size.characters if size.characters else None, bits / size.bytes if size.bytes else None
+
+
+def full_loss(model: Evaluator, tokens: Tokens) -> float:
     """Return the mean loss over every token but the first, in nats a token.
 
     Windows do not overlap; the last one may be shorter, and counts by its own tokens. Raises UserError for fewer than

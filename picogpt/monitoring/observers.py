@@ -16,7 +16,6 @@ from picogpt.monitoring.status import Status
 from picogpt.monitoring.tensorboard import TensorBoardWriter, require_library
 from picogpt.runs.layout import LOG, PICTURE, TENSORBOARD
 from picogpt.runs.log import Evaluation
-from picogpt.tokenizers.registry import unit_of
 from picogpt.training.observer import RunInfo, StepInfo
 
 _SEND_SECONDS = 1.0
@@ -92,8 +91,7 @@ class Observers:
     def _show(self, status: Status, sends: bool) -> None:
         assert self._info is not None
         self._status = status
-        unit = unit_of(self._info.config.data.tokenizer)
-        self.screen.draw(Panel(self._dir.name, unit, status, self._info.log.evaluations))
+        self.screen.draw(Panel(self._dir.name, status, self._info.log.evaluations))
         if self._page and sends:
             self._sent = time.monotonic()
             self._page.send(status)
@@ -101,7 +99,7 @@ class Observers:
     def evaluation(self, evaluation: Evaluation) -> None:
         assert self._gauges is not None and self._info is not None
         config, eta = self._info.config, self._gauges.eta(evaluation.step, evaluation.seconds or 0.0)
-        self.screen.evaluation(evaluation, config.train.steps, eta, unit_of(config.data.tokenizer))
+        self.screen.evaluation(evaluation, config.train.steps, eta)
         if self._tensorboard:
             self._tensorboard.evaluation(evaluation)
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from math import log as ln
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.padding import Padding
@@ -11,6 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from picogpt.monitoring.screen import bits
 from picogpt.monitoring.status import Status
 from picogpt.reports.number_format import duration, rate, size
 from picogpt.runs.log import Evaluation, is_finite
@@ -18,15 +18,15 @@ from picogpt.system.terminal import visible
 
 _SPARKS, _ASCII_SPARKS = "▁▂▃▄▅▆▇█", "_.-~=+*#"
 _SPARK_COLUMNS, _SAMPLE_LINES = 24, 2
-_NARROW, _WIDEST = 80, 100  # columns of a terminal below which a sparkline is shorter, and of the panel at most
+_NARROW, _WIDEST = 96, 100  # columns of a terminal below which a sparkline is shorter, and of the panel at most
 
 
 class Panel:
     """A run at one moment, for rich to print."""
 
-    def __init__(self, name: str, unit: str, status: Status, evaluations: Sequence[Evaluation]) -> None:
-        """name: of the run. unit: what a token of it is, as "char". evaluations: those of its log."""
-        self._name, self._unit, self._status, self._evaluations = name, unit, status, evaluations
+    def __init__(self, name: str, status: Status, evaluations: Sequence[Evaluation]) -> None:
+        """name: of the run. evaluations: those of its log."""
+        self._name, self._status, self._evaluations = name, status, evaluations
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width = min(_WIDEST, options.max_width - 2)
@@ -88,8 +88,8 @@ class Panel:
         text.append(sparkline(values, columns, plain), "cyan" if name == "train_loss" else "yellow")
         if name == "val_loss":
             best = min(values)
-            text.append(f"  {last / ln(2):.3f} bits/{self._unit}", "not bold")
-            text.append("  the best so far" if best == last else f"  best {best:.3f}", "not bold dim")
+            text.append("".join(f"  {part}" for part in bits(self._evaluations[-1])), "not bold")
+            text.append("  best so far" if best == last else f"  best {best:.3f}", "not bold dim")
         return text
 
     def _time(self) -> str:

@@ -5,7 +5,6 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from math import log as ln
 from pathlib import Path
 
 from rich.console import Console, RenderableType
@@ -60,12 +59,12 @@ class Screen:
         ended = time.monotonic()
         self._next = ended + max(_REDRAW_SECONDS, (ended - began) / _REDRAW_SHARE)
 
-    def evaluation(self, entry: Evaluation, steps: int, eta: float | None, unit: str) -> None:
+    def evaluation(self, entry: Evaluation, steps: int, eta: float | None) -> None:
         """Print one evaluation, and its sample below it unless there is a panel, which shows it.
 
-        eta: seconds to the end. unit: what a token is, as "char".
+        eta: seconds to the end.
         """
-        self._print(_losses_and_speed(entry, steps, unit) + ("" if self._live else _details(entry, eta)))
+        self._print(_losses_and_speed(entry, steps) + ("" if self._live else _details(entry, eta)))
         self._sample = entry.sample or ""
         if self._live is None:
             self._print_sample()
@@ -142,10 +141,17 @@ class Screen:
             self._has_alarm = True
 
 
-def _losses_and_speed(entry: Evaluation, steps: int, unit: str) -> str:
+def bits(entry: Evaluation) -> list[str]:
+    """Return what compares the validation loss of an evaluation with those of other tokenizers."""
+    figures = {"bits/char": entry.bits_per_char, "bits/byte": entry.bits_per_byte}
+    parts = [f"{value:.3f} {unit}" for unit, value in figures.items() if value is not None]
+    return parts + ([f"{entry.unknown:.1%} unknown"] if entry.unknown else [])
+
+
+def _losses_and_speed(entry: Evaluation, steps: int) -> str:
     parts = [f"step {entry.step:,}/{steps:,}"]
     parts += [] if entry.train_loss is None else [f"train {entry.train_loss:.3f}"]
-    parts += [] if entry.val_loss is None else [f"val {entry.val_loss:.3f}  {entry.val_loss / ln(2):.3f} bits/{unit}"]
+    parts += [] if entry.val_loss is None else [f"val {entry.val_loss:.3f} nats/token", *bits(entry)]
     parts += [] if entry.tokens_per_second is None else [f"{entry.tokens_per_second:,.0f} tokens/s"]
     return "  ".join(parts)
 

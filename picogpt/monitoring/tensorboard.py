@@ -5,19 +5,20 @@ import socket
 import struct
 import time
 from collections.abc import Callable
-from math import log as ln
 from pathlib import Path
 
 from picogpt.errors import UserError, install_extra
 from picogpt.runs.log import Evaluation, is_finite
 
 _SCALARS = {
-    "loss/train": ("train_loss", 1.0),
-    "loss/validation": ("val_loss", 1.0),
-    "bits/validation": ("val_loss", 1 / ln(2)),
-    "learning_rate": ("lr", 1.0),
-    "tokens_per_second": ("tokens_per_second", 1.0),
-    "memory_mb": ("memory_mb", 1.0),
+    "nats_a_token/train": "train_loss",
+    "nats_a_token/validation": "val_loss",
+    "bits_a_character/validation": "bits_per_char",
+    "bits_a_byte/validation": "bits_per_byte",
+    "unknown": "unknown",
+    "learning_rate": "lr",
+    "tokens_per_second": "tokens_per_second",
+    "memory_mb": "memory_mb",
 }
 
 
@@ -49,12 +50,12 @@ class TensorBoardWriter:
         self._write(step=step + 1, session_log=self._session(status=self._session.START))
 
     def evaluation(self, entry: Evaluation) -> None:
-        """Write one evaluation, in nats and bits a token."""
+        """Write one evaluation, with its losses in nats a token and in bits of text."""
         from tensorboardX import summary
 
-        for tag, (name, factor) in _SCALARS.items():
+        for tag, name in _SCALARS.items():
             if is_finite(value := getattr(entry, name)):
-                self._write(step=entry.step, summary=summary.scalar(tag, factor * value))
+                self._write(step=entry.step, summary=summary.scalar(tag, value))
         if entry.sample:
             self._write(step=entry.step, summary=summary.text("sample", entry.sample))
 

@@ -1,6 +1,7 @@
 """The comparison of runs: over which axis, by how many percent, in which settings, and how fair it is."""
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from picogpt.config import DataConfig, RunConfig
 from picogpt.reports.summary import Summary, flat_settings, number_or_none, shown_value
@@ -19,11 +20,24 @@ def common_axis(runs: Sequence[Summary]) -> str:
     return "tokens"
 
 
+def common_loss(runs: Sequence[Summary]) -> Literal["val_loss", "bits_per_byte"] | None:
+    """Return the measure that compares these runs: where their tokens are of different kinds, bits a byte does.
+
+    None where a log does not tell it.
+    """
+    runs = [run for run in runs if run.points] or runs
+    if len(set(map(_tokenizer, runs))) == 1:
+        return "val_loss"
+    return None if any(run.bits_per_byte is None for run in runs) else "bits_per_byte"
+
+
 def difference(run: Summary, first: Summary) -> float | None:
     """Return by how many percent a run's validation loss is above the first run's; None where that says nothing."""
-    a, b = first.val_loss, run.val_loss
-    other = _tokenizer(run) != _tokenizer(first) or (_text(run) != _text(first) and _text(run) and _text(first))
-    if a is None or b is None or a <= 0 or other:
+    field = common_loss([first, run])
+    if field is None or (_text(run) != _text(first) and _text(run) and _text(first)):
+        return None
+    a, b = ((one.val_loss, one.bits_per_byte)[field == "bits_per_byte"] for one in (first, run))
+    if a is None or b is None or a <= 0:
         return None
     return (b / a - 1) * 100
 
@@ -37,7 +51,14 @@ def notes(runs: Sequence[Summary]) -> list[str]:
         for run in runs
         if run.share is not None and run.share < 1
     ]
-    tokenizers = "the losses cannot be compared, as their tokens are of different kinds"
+    in_bits = common_loss(runs) == "bits_per_byte"
+    told = "the runs are compared by bits a byte" if in_bits else "the losses cannot be compared"
+    tokenizers = f"{told}, as their tokens are of different kinds"
+    found += [
+        f"{run.name}: {run.unknown:.1%} of the text is unknown to its tokenizer, which makes it easier to predict"
+        for run in runs
+        if run.unknown
+    ]
     found += _differing(runs, tokenizers, lambda run: ", vocabulary ".join(_tokenizer(run)))
     found += _differing(runs, "different text, so the losses are of different tasks", _text)
     trained = "the runs have not trained on equally many tokens, which is part of the difference"

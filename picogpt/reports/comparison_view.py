@@ -8,7 +8,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from picogpt.reports.comparison import common_axis, difference, notes
+from picogpt.reports.comparison import common_axis, common_loss, difference, notes
 from picogpt.reports.line_plot import Line, LinePlot
 from picogpt.reports.number_format import count, duration, number, signed
 from picogpt.reports.picture import draw, draw_comparison
@@ -18,22 +18,19 @@ from picogpt.system.terminal import visible
 _STYLES = ("bold yellow", "cyan", "magenta", "green", "blue", "red")
 _NARROW, _WIDE = 72, 100  # columns of a terminal below which numbers do not fit, and from which they have room
 
+_OF_THE_MODEL = "run", "params", "tokens", "time", "train", "val", "best", "bits/char", "bits/byte"
+COLUMNS = (*_OF_THE_MODEL, "vs first", "tokens/s", "MB")
+_FOR_WIDE = ("train", "best")  # columns that leave names no room on a narrow terminal
+
 LEGEND = (
     "train and val: the losses at the last evaluation, in nats a token; best: the lowest of val; "
-    "vs first: how far val is from the first run's, where + is worse and - is better"
+    "bits: val, as bits a character and a byte of the text; "
+    "vs first: how far val, or bits/byte of other tokenizers, is from the first run's, where + is worse and - is better"
 )
 
 
-def columns(runs: Sequence[Summary]) -> list[str]:
-    """Return the titles of the table's columns."""
-    units = {run.unit for run in runs}
-    bits = f"bits/{units.pop()}" if len(units) == 1 else "bits"
-    return ["run", "params", "tokens", "time", "train", "val", "best", bits, "vs first", "tokens/s", "MB"]
-
-
 def row(run: Summary, runs: Sequence[Summary]) -> list[str]:
-    """Return a run's row of the table: a cell for each of the `columns`."""
-    mixed = len({run.unit for run in runs}) > 1
+    """Return a run's row of the table: a cell for each of COLUMNS."""
     best = run.best
     return [
         run.name,
@@ -43,21 +40,29 @@ def row(run: Summary, runs: Sequence[Summary]) -> list[str]:
         number(run.train_loss, ".4f"),
         number(run.val_loss, ".4f"),
         number(best and best[1], ".4f"),
-        number(run.bits, ".3f") + (f"/{run.unit}" if mixed and run.bits is not None else ""),
+        number(run.bits_per_char, ".3f"),
+        number(run.bits_per_byte, ".3f"),
         "first" if run is runs[0] else signed(difference(run, runs[0])),
         number(run.tokens_per_second, ",.0f"),
         number(run.memory_mb, ",.0f"),
     ]
 
 
+def drawn_loss(runs: Sequence[Summary]) -> tuple[str, str]:
+    """Return the field that is drawn of these runs, and its unit: nats a token, or bits a byte where that compares."""
+    if common_loss(runs) == "bits_per_byte":
+        return "bits_per_byte", "bits a byte"
+    return "val_loss", "nats a token"
+
+
 def axis_in_words(runs: Sequence[Summary]) -> str:
-    """Return what the losses are drawn over, and why."""
-    axis = common_axis(runs)
+    """Return which losses are drawn over what, and why."""
+    axis, loss = common_axis(runs), f"validation loss in {drawn_loss(runs)[1]}"
     if axis == "tokens" and len(runs) > 1:
-        return "validation loss over tokens, as the runs differ in tokens a step"
+        return f"{loss} over tokens, as the runs differ in tokens a step"
     if axis == "evaluation":
-        return "validation loss over evaluations, as a log without steps has no other measure"
-    return f"validation loss over {axis}s"
+        return f"{loss} over evaluations, as a log without steps has no other measure"
+    return f"{loss} over {axis}s"
 
 
 class ComparisonView:
@@ -69,23 +74,23 @@ class ComparisonView:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         runs = self._runs
         yield self._table(options)
-        yield Text(LEGEND if options.max_width >= _WIDE else LEGEND.replace("best: the lowest of val; ", ""), "dim")
+        yield Text(LEGEND if options.max_width >= _WIDE else _narrow(LEGEND), "dim")
         for note in notes(runs):
             yield Text(f"note: {visible(note, options.encoding)}", "yellow")
         yield Text("")
         yield Text(axis_in_words(runs), "bold")
-        axis = common_axis(runs)
+        axis, field = common_axis(runs), drawn_loss(runs)[0]
         lines = [
-            Line(run.name, run.curve("val_loss", axis), _style(i), letter, lettered=True)
+            Line(run.name, run.curve(field, axis), _style(i), letter, lettered=True)
             for i, (letter, run) in enumerate(zip(ascii_letters, runs, strict=False))
         ]
         yield LinePlot(axis, lines)
 
     def _table(self, options: ConsoleOptions) -> Table:
-        wide, titles = options.max_width >= _WIDE, columns(self._runs)
+        wide = options.max_width >= _WIDE
         table = Table(box=None, pad_edge=False, padding=(0, 2 if wide else 1, 0, 0))
-        shown = [i for i, title in enumerate(titles) if wide or title != "best"]  # else names have no room
-        for title in (titles[i] for i in shown):
+        shown = [i for i, title in enumerate(COLUMNS) if wide or title not in _FOR_WIDE]
+        for title in (COLUMNS[i] for i in shown):
             is_name, whole = title == "run", title != "run" and options.max_width >= _NARROW
             folded = title.replace(" ", "\n").replace("/", "/\n")
             table.add_column(folded, justify="left" if is_name else "right", no_wrap=whole, overflow="fold")
@@ -104,8 +109,12 @@ def draw_runs(runs: Sequence[Summary], path: Path) -> None:
     if len(runs) == 1:
         draw(runs[0].log, runs[0].name, path)
         return
-    axis = common_axis(runs)
-    draw_comparison([(run.name, run.curve("val_loss", axis)) for run in runs], "validation loss", axis, path)
+    axis, (field, unit) = common_axis(runs), drawn_loss(runs)
+    draw_comparison([(run.name, run.curve(field, axis)) for run in runs], "validation loss", unit, axis, path)
+
+
+def _narrow(legend: str) -> str:
+    return legend.replace("train and val: the losses", "val: the loss").replace("best: the lowest of val; ", "")
 
 
 def _style(i: int) -> str:

@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from picogpt.reports.chart import Chart, Curve, chart
 from picogpt.reports.comparison import all_settings, common_axis, difference, differing_settings, notes
-from picogpt.reports.comparison_view import LEGEND, axis_in_words, columns, row
+from picogpt.reports.comparison_view import COLUMNS, LEGEND, axis_in_words, drawn_loss, row
 from picogpt.reports.number_format import duration, number, signed
 from picogpt.reports.summary import Summary
 from picogpt.system.files import write_durably, write_error
@@ -96,9 +96,10 @@ def report(runs: Sequence[Summary], problem: str = "") -> str:
         runs=[_page_run(i, run, runs[0]) for i, run in enumerate(runs)],
         problem=problem,
         chart=_loss_chart(runs) if runs else None,
-        chart_title=axis_in_words(runs) if several else "training and validation loss",
-        columns=columns(runs) if several else [],
+        chart_title=axis_in_words(runs) if several else "training and validation loss in nats a token",
+        columns=COLUMNS if several else (),
         rows=[row(run, runs) for run in runs] if several else [],
+        is_validation_alone=bool(runs) and drawn_loss(runs)[0] != "val_loss",
         legend=LEGEND,
         notes=notes(runs) if several else [],
         differing=differing_settings(runs) if runs else {},
@@ -117,9 +118,11 @@ def _page_run(i: int, run: Summary, first: Summary) -> PageRun:
     notices = run.log.notices
     whole = f" ({100 * run.share:.0f} % of the run)" if run.share is not None and run.share < 1 else ""
     figures = {
-        "best": best and f"{best[1]:.4f} at {run.axis} {best[0]:,.0f}",
-        "training loss": number(run.train_loss, ".4f"),
-        f"bits a {'character' if run.unit == 'char' else run.unit}": number(run.bits, ".3f"),
+        "best": best and f"{best[1]:.4f} nats a token at {run.axis} {best[0]:,.0f}",
+        "training loss": number(run.train_loss, ".4f") + " nats a token" * (run.train_loss is not None),
+        "bits a character": number(run.bits_per_char, ".3f"),
+        "bits a byte": number(run.bits_per_byte, ".3f"),
+        "unknown characters": run.unknown and f"{run.unknown:.1%}",
         "parameters": number(run.parameters, ",.0f"),
         "steps": number(run.steps, ",.0f") + whole,
         "tokens": number(run.tokens, ",.0f"),
@@ -154,8 +157,10 @@ def _shortened(text: str) -> str:
 
 
 def _loss_chart(runs: Sequence[Summary]) -> Chart | None:
-    axis = common_axis(runs)
-    kinds = ("training", "train_loss", " train"), ("validation", "val_loss", "")
+    axis, field = common_axis(runs), drawn_loss(runs)[0]
+    kinds = [("validation", field, "")]
+    if field == "val_loss":
+        kinds = [("training", "train_loss", " train"), *kinds]
     curves = [
         Curve(f"{run.name}: {name}", run.curve(field, axis), _look(i) + look)
         for name, field, look in kinds

@@ -42,23 +42,23 @@ def draw(log: LogContent, name: str, path: Path) -> None:
     axis, points = log.axis, log.points
     val = _Curve("validation", series(points, "val_loss"), _VAL_COLOUR)
     curves = [_Curve("train", series(points, "train_loss"), _TRAIN_COLOUR), val]
-    _draw(path, name, _subtitle(log.config), axis, curves, best=val.values)
+    _draw(path, name, _subtitle(log.config), axis, "nats a token", curves, best=val.values)
 
 
-def draw_comparison(losses: Sequence[tuple[str, Values]], title: str, axis: str, path: Path) -> None:
+def draw_comparison(losses: Sequence[tuple[str, Values]], title: str, unit: str, axis: str, path: Path) -> None:
     """Draw the losses of several runs, by name, each with its own colour and dashes.
 
-    Raises OSError if the picture cannot be written.
+    unit: of the losses. Raises OSError if the picture cannot be written.
     """
     curves = [
         _Curve(name, values, _COLOURS[i % len(_COLOURS)], _DASHES[(i + i // len(_COLOURS)) % len(_DASHES)])
         for i, (name, values) in enumerate(losses)
     ]
-    _draw(path, title, "", axis, curves)
+    _draw(path, title, "", axis, unit, curves)
 
 
 def _draw(
-    path: Path, title: str, subtitle: str, axis: str, curves: Sequence[_Curve], best: Values | None = None
+    path: Path, title: str, subtitle: str, axis: str, unit: str, curves: Sequence[_Curve], best: Values | None = None
 ) -> None:
     """Draw a .png or .svg, by the name of `path`. best: a curve whose lowest value is marked."""
     import matplotlib  # only here: importing this module stays quick
@@ -89,7 +89,7 @@ def _draw(
     axes.set_title(_plain(title), loc="left", fontsize=13, fontweight="bold", color=_INK)
     axes.set_title(_plain(subtitle), loc="right", fontsize=10, color="#777777")
     axes.set_xlabel(axis, color=_INK)
-    axes.set_ylabel("loss, nats a token", color=_INK)
+    axes.set_ylabel(f"loss, {unit}", color=_INK)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.locator_params(axis="x", integer=True)
     axes.grid(color="#e6e6e6", linewidth=0.8)

@@ -1,7 +1,7 @@
 """A run in figures, as its log tells them."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import log as ln
 from pathlib import Path
@@ -24,8 +24,15 @@ class Summary:
 
     @cached_property
     def points(self) -> list[Evaluation]:
-        """The evaluations of its log."""
-        return self.log.points
+        """The evaluations of its log. Where older logs lack bits a character and a token is one, they are made."""
+        if self._unit != "char":
+            return self.log.points
+        return [
+            replace(point, bits_per_char=point.val_loss / ln(2))
+            if point.bits_per_char is None and is_finite(point.val_loss)
+            else point
+            for point in self.log.points
+        ]
 
     @property
     def axis(self) -> str:
@@ -49,8 +56,7 @@ class Summary:
         return text[:_VALUE_CHARACTERS] if isinstance(text, str) else ""
 
     @property
-    def unit(self) -> str:
-        """What a token is, where bits are given for each: "char" or "token"."""
+    def _unit(self) -> str:
         return unit_of(self.settings.get("data.tokenizer"))
 
     @property
@@ -86,9 +92,19 @@ class Summary:
         return (float(steps[values.argmin()]), float(values.min())) if values.size else None
 
     @property
-    def bits(self) -> float | None:
-        """The validation loss in bits a `unit`."""
-        return None if self.val_loss is None else self.val_loss / ln(2)
+    def bits_per_char(self) -> float | None:
+        """The validation loss in bits a character."""
+        return self._last("bits_per_char")
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """The validation loss in bits a byte: of a text with accents or in another script, a character is several."""
+        return self._last("bits_per_byte")
+
+    @property
+    def unknown(self) -> float | None:
+        """The share of the text's characters that its tokenizer does not know."""
+        return self._last("unknown")
 
     @property
     def tokens_per_second(self) -> float | None:

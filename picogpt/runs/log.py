@@ -41,6 +41,13 @@ class Evaluation:
     """The mean since the previous evaluation, in nats a token."""
     val_loss: float | None
     """In nats a token."""
+    bits_per_char: float | None = None
+    """The validation loss in bits a character: it compares runs with different tokenizers, as long as most of the text
+    is known to them."""
+    bits_per_byte: float | None = None
+    """The same in bits a byte of UTF-8."""
+    unknown: float | None = None
+    """The share of the text's characters that the tokenizer does not know."""
     tokens: float | None = None
     """Trained on so far."""
     seconds: float | None = None
@@ -175,11 +182,16 @@ class RunLog:
         self.divergence = list(divergence)
 
     @property
+    def best(self) -> Evaluation | None:
+        """The evaluation with the lowest finite validation loss on the text of the last one."""
+        text = self.evaluations[-1].text if self.evaluations else None
+        finite = [entry for entry in self.evaluations if entry.text == text and is_finite(entry.val_loss)]
+        return min(finite, key=lambda entry: entry.val_loss or 0.0, default=None)
+
+    @property
     def best_loss(self) -> float | None:
         """The lowest finite validation loss on the text of the last evaluation."""
-        text = self.evaluations[-1].text if self.evaluations else None
-        losses = [entry.val_loss for entry in self.evaluations if entry.text == text]
-        return min((loss for loss in losses if is_finite(loss)), default=None)
+        return self.best.val_loss if self.best else None
 
     def to_bytes(self) -> bytes:
         """Return the content of the whole file."""

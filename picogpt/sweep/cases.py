@@ -15,7 +15,7 @@ Budget = Literal["own", "tokens", "minutes"]
 EXERCISE = "exercise"  # a preset that only sweeps have
 _PARTS = ("model", "data", "train")
 _MOST_CASES = 200
-_OTHER_TEXT = "data", "tokenizer", "val_fraction", "text_field", "qa"  # losses do not compare across these
+_OTHER_TEXT = "data", "val_fraction", "text_field", "qa"  # losses do not compare across these
 _NO_STEPS = 10**9  # where the minutes end a run
 
 
@@ -132,7 +132,7 @@ def _check_option(base: RunConfig, option: str, name: str, values: list[str]) ->
     if name == "seed":
         raise UserError("--vary seed is what --seeds does: give --seeds 3, say")
     if name in _OTHER_TEXT:
-        raise UserError(f"--vary {name} makes cases of other text or tokens, whose losses do not compare: vary another")
+        raise UserError(f"--vary {name} makes cases of other text, whose losses do not compare: vary another")
     if name not in known or "=" not in option:
         raise UserError(f"--vary {shown(option)} is not NAME=VALUE,VALUE,... with the name of an option of train")
     if not all(values) or len(set(values)) < len(values):

@@ -36,8 +36,9 @@ class CaseResult:
     trials: list[Trial]
 
     def figure(self, name: str) -> Estimate | None:
-        """Return the mean of a field of `Figures` over the runs that came to their end; None where there are none."""
-        return Estimate.of([getattr(figures, name) for figures in self._figures])
+        """Return the mean of a field of `Figures` over the runs that came to their end; None where there is none."""
+        values = [getattr(figures, name) for figures in self._figures]
+        return None if None in values else Estimate.of(values)
 
     def samples(self) -> tuple[str, str] | None:
         """Return what the first run that came to its end wrote before and after training."""
@@ -70,17 +71,18 @@ def is_clear(value: Estimate, first: Estimate) -> bool | None:
     return abs(value.mean - first.mean) > SURE * error
 
 
-COLUMNS = ("case", "seeds", "params", "tokens", "min", "train", "val", "vs first", "tok/s", "MB")
+_LOSSES = "train", "val", "bits/char", "bits/byte", "vs first"
+COLUMNS = ("case", "seeds", "params", "tokens", "min", *_LOSSES, "tok/s", "MB")
 PUBLISHED = ("published val (train)", "vs first there")
 
 
 def table(found: Sequence[CaseResult]) -> list[list[str]]:
     """Return the rows of the table: first the titles, COLUMNS and in a reproduced study PUBLISHED; then each case."""
     published = any(result.case.published for result in found)
-    first = found[0].figure("val_loss")
+    first = found[0].figure("loss")
     rows = [[*COLUMNS, *(PUBLISHED if published else ())]]
     for result in found:
-        val = result.figure("val_loss")
+        loss = result.figure("loss")
         cells = [
             result.case.name,
             _seeds(result.trials),
@@ -88,8 +90,10 @@ def table(found: Sequence[CaseResult]) -> list[list[str]]:
             count(tokens.mean if (tokens := result.figure("tokens")) else None),
             _mean(result.figure("seconds"), ",.1f", 1 / 60),
             _mean(result.figure("train_loss"), ".4f"),
-            _spread(val),
-            "first" if result is found[0] else _signed(val, first),
+            _spread(result.figure("val_loss")),
+            _mean(result.figure("bits_per_char"), ".4f"),
+            _spread(result.figure("bits_per_byte")),
+            "first" if result is found[0] else _signed(loss, first),
             _mean(result.figure("tokens_per_second"), ",.0f"),
             _mean(result.figure("memory_mb"), ",.0f"),
         ]
@@ -106,7 +110,8 @@ def notes(found: Sequence[CaseResult]) -> list[str]:
     """Return what a reader of the table should know, a sentence each."""
     lines = [
         "train and val: losses in nats a token at the end, over up to a million tokens: the mean over the seeds, and "
-        "their standard deviation. vs first: + is worse, - is better; ? is less than seeds alone may explain"
+        "their standard deviation; bits: val, as bits a character and a byte of the text. vs first: by how far "
+        "bits/byte is above the first's, so + is worse, - is better; ? is less than seeds alone may explain"
     ]
     if alone := [result.case.name for result in found if (val := result.figure("val_loss")) and val.count == 1]:
         lines.append(f"one seed alone tells nothing of chance: {', '.join(alone)}")

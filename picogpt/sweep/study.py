@@ -107,7 +107,7 @@ class Study:
         # A range and not a choice, because more seeds may be added later.
         return self._study.ask({**spaces, "seed": self._optuna.distributions.IntDistribution(0, 2**63 - 1)})
 
-    def should_prune(self, trial: Any, progress: float, val_loss: float) -> bool:
+    def should_prune(self, trial: Any, progress: float, loss: float) -> bool:
         """Return whether to end a trial: its loss is worse than the median of the others at the same share of a run.
 
         Runs of different lengths are evaluated at different shares, so an evaluation counts for the twentieth it is in.
@@ -116,7 +116,7 @@ class Study:
         seen = self._study.get_trials(deepcopy=False)[trial.number].intermediate_values
         if percent in seen or percent >= 100:
             return False
-        trial.report(val_loss, percent)
+        trial.report(loss, percent)
         return self._prune and bool(trial.should_prune())
 
     def close(self, trial: Any, outcome: Outcome) -> None:
@@ -124,7 +124,7 @@ class Study:
         state = self._optuna.trial.TrialState
         if outcome.figures is not None:
             trial.set_user_attr(_FIGURES, asdict(outcome.figures))
-            self._study.tell(trial, outcome.figures.val_loss)
+            self._study.tell(trial, outcome.figures.loss)
         elif outcome.state == "pruned":
             self._study.tell(trial, state=state.PRUNED)
         else:
@@ -165,7 +165,8 @@ def _library() -> Any:
 def _figures_of(trial: Any) -> Figures:
     """Return the figures that `Study.close` stored in a trial."""
     values = trial.user_attrs[_FIGURES]
-    return Figures(**{field.name: values[field.name] for field in fields(Figures)})
+    unmeasured = {"bits_per_char": None, "bits_per_byte": None}  # by older versions
+    return Figures(**{field.name: {**unmeasured, **values}[field.name] for field in fields(Figures)})
 
 
 def _first_line(error: BaseException) -> str:

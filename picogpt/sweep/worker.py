@@ -16,7 +16,7 @@ from picogpt.config import MonitoringConfig, RunConfig
 from picogpt.data.prepare import prepare
 from picogpt.data.shards.reader import Shards, Span
 from picogpt.errors import UserError
-from picogpt.evaluation.loss import full_loss
+from picogpt.evaluation.loss import full_loss, text_bits
 from picogpt.evaluation.samples import write_sample
 from picogpt.model.gpt import GPT
 from picogpt.model.initialization import initial_arrays
@@ -56,6 +56,10 @@ class Figures:
     """In nats a token, over up to MOST_TOKENS tokens."""
     train_loss: float
     """The same, over as many tokens of the training text."""
+    bits_per_char: float | None
+    """`val_loss` as bits a character of the text; None where the tokens stand for no text."""
+    bits_per_byte: float | None
+    """The same as bits a byte."""
     parameters: int
     tokens: float | None
     """Number of tokens that it trained on."""
@@ -69,6 +73,11 @@ class Figures:
     """What the model writes before training."""
     after: str
     """What it writes after training."""
+
+    @property
+    def loss(self) -> float:
+        """What compares it with others: bits a byte, or nats a token where tokens are no text."""
+        return self.val_loss if self.bits_per_byte is None else self.bits_per_byte
 
 
 @dataclass(frozen=True)
@@ -98,7 +107,9 @@ class Worker:
         self._is_stopping = False
 
     def next(self, stopped: bool) -> tuple[float, float] | Outcome | None:
-        """Return the share of the run that is done and its validation loss, or how it ended; None: nothing new yet.
+        """Return the share of the run that is done and its loss, or how it ended; None: nothing new yet.
+
+        The loss is in bits a byte of the validation text, or in nats a token where tokens are no text.
 
         stopped: whether it should save and end.
         """
@@ -165,7 +176,8 @@ def _train(link: Connection, order: Order) -> Outcome:
     def ask(evaluation: Evaluation) -> bool:
         nonlocal pruned
         try:
-            link.send((run.progress, evaluation.val_loss))
+            bits = evaluation.bits_per_byte
+            link.send((run.progress, evaluation.val_loss if bits is None else bits))
             pruned = not link.recv()
         except (EOFError, OSError):
             return False  # the parent has died: the run is saved, and can be resumed
@@ -201,9 +213,12 @@ def _measure(order: Order, run: Run) -> Figures:
         data = prepare(order.config.data, order.dataset_dir, lambda _: None)
         val = _beginning(data.val, MOST_TOKENS)
         val_loss, train_loss = full_loss(trainer, val), full_loss(trainer, _beginning(data.train, len(val)))
+    per_char, per_byte = text_bits(val_loss, len(val) - 1, tokenizer.text_size(val.read(1, len(val))))
     return Figures(
         val_loss=val_loss,
         train_loss=train_loss,
+        bits_per_char=per_char,
+        bits_per_byte=per_byte,
         parameters=parameter_count(run.config.model)[0],
         tokens=last.tokens,
         seconds=run.state.seconds,

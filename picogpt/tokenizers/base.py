@@ -5,7 +5,8 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, cached_property
 from hashlib import sha256
 from typing import Any, ClassVar, Literal, Self
 
@@ -31,6 +32,15 @@ MARKS = ("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 
 UNKNOWN = "\ufffd".encode()
 """Shown for an id that stands for nothing."""
+
+
+@dataclass(frozen=True)
+class TextSize:
+    """An amount of text; of ids that are no text, nothing."""
+
+    characters: int
+    bytes: int
+    """In UTF-8."""
 
 
 class LibraryMissingError(UserError):
@@ -113,6 +123,23 @@ class Tokenizer(ABC):
     def spell(self, id: int) -> bytes:
         """Return the UTF-8 that one id stands for, which may be a part of a character."""
         return self.decode([id]).encode()
+
+    def text_size(self, ids: npt.NDArray[np.integer]) -> "TextSize":
+        """Return how much text ids of any shape stand for.
+
+        Special ids stand for none, and what is unknown counts as one character of one byte.
+        """
+        counts = np.bincount(ids.reshape(-1), minlength=self.vocab_size)
+        characters, octets = self._text_sizes
+        return TextSize(int(counts @ characters), int(counts @ octets))
+
+    @cached_property
+    def _text_sizes(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The characters (vocab_size,) and bytes (vocab_size,) that each id stands for."""
+        spellings = [b"" if id in self.special.values() else self.spell(id) for id in range(self.vocab_size)]
+        # A character begins with the one byte of it that is none of 0b10xxxxxx.
+        characters = [sum(byte & 0xC0 != 0x80 for byte in spelling) for spelling in spellings]
+        return np.array(characters), np.array([len(spelling) for spelling in spellings])
 
     def speller(self) -> "Speller":
         """Return a `Speller` for the ids of one text, in order."""

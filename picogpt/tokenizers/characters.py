@@ -3,6 +3,7 @@
 import json
 import string
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from hashlib import sha256
 from typing import Any, Self
 
@@ -63,6 +64,11 @@ class PicoTokenizer(TableTokenizer):
         """Return the text of ids (n,): special ones by name, `<?>` for 0 and for ids that stand for nothing."""
         names = self._names.take(np.asarray(ids, np.int64), mode="clip")
         return names.tobytes().translate(None, b"\0").decode("ascii")
+
+    @cached_property
+    def _text_sizes(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        sizes = np.array([int(symbol not in _SPECIAL) for symbol in _PICO_SYMBOLS])
+        return sizes, sizes
 
     def unknown(self, text: str) -> str:
         """Return the distinct characters that `<?>` stands for, in order of appearance."""

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from picogpt.errors import UserError, shown
-from picogpt.tokenizers.base import Ids, Tokenizer, smallest_dtype
+from picogpt.tokenizers.base import Ids, TextSize, Tokenizer, smallest_dtype
 
 _MOST_IDS = 1 << 24
 
@@ -57,6 +57,10 @@ class IdsTokenizer(Tokenizer):
     def decode(self, ids: npt.ArrayLike) -> str:
         """Return the numbers (n,) as text, a space before each."""
         return "".join(f" {id}" for id in np.asarray(ids, np.int64).tolist())
+
+    def text_size(self, ids: npt.NDArray[np.integer]) -> TextSize:
+        """Return nothing: which text the numbers stand for is not known."""
+        return TextSize(0, 0)
 
     def unknown(self, text: str) -> str:
         """Return "": `encode` refuses what is no number."""

@@ -5,6 +5,7 @@ from math import isfinite, nan
 from picogpt.config import MonitoringConfig
 from picogpt.data.loader import Batch
 from picogpt.errors import UserError
+from picogpt.evaluation.loss import text_bits
 from picogpt.evaluation.samples import write_sample
 from picogpt.optim.schedule import learning_rate_factor
 from picogpt.rng import generator
@@ -127,18 +128,23 @@ class Loop:
     def _evaluate(self) -> None:
         """Measure the validation loss, generate a sample, and save; go back where the loss is not finite."""
         state, trainer = self._state, self._trainer
-        val_loss = trainer.evaluate(*self._feed.validation)
+        x, y = self._feed.validation
+        val_loss = trainer.evaluate(x, y)
         if not isfinite(val_loss):  # the weights are spoilt, and the log gets no entry
             self._recovery.go_back(NotFiniteError(state.step - 1, f"validation loss {val_loss}"))
             return
         seed = int(generator(self._train.seed, "sample", state.step).integers(1 << 31))
         memory = hardware.peak_memory() / 2**20
         text = write_sample(trainer.replicas[0], self._feed.tokenizer, seed, self._config.rolls)
+        bits_per_char, bits_per_byte = text_bits(val_loss, y.size, self._feed.tokenizer.text_size(y))
         state.seconds += self._clock.lap()
         evaluation = Evaluation(
             step=state.step,
             train_loss=state.train_loss,
             val_loss=val_loss,
+            bits_per_char=bits_per_char,
+            bits_per_byte=bits_per_byte,
+            unknown=self._feed.unknown or None,
             tokens=state.step * self._train.batch_size * self._config.context,
             seconds=state.seconds,
             lr=self._train.learning_rate * self._factor,

@@ -165,10 +165,13 @@ class Run:
             raise UserError(
                 f"training diverged before its time was over: run {self.dir.name} has it up to step {saved}"
             )
-        elif (best := self.log.best_loss) is not None:
+        elif best := self.log.best:
             name = self.dir.as_posix().removeprefix("logs/")  # a run of a sweep is in a subfolder
+            bits = "" if best.bits_per_char is None else f", {best.bits_per_char:.3f} bits a character"
+            unknown = f" of a text of which {best.unknown:.1%} is unknown to it" if best.unknown else ""
             self._observer.notice(
-                f"done: best validation loss {best:.3f}; sample it with: python inference.py --run {name}"
+                f"done: best validation loss {best.val_loss:.3f} nats a token{bits}{unknown}; "
+                f"sample it with: python inference.py --run {name}"
             )
 
 

@@ -236,6 +236,9 @@ def test_a_text_the_tokenizer_does_not_know_is_refused(
         assert not list((tmp_path / "dataset").glob("tokens/*/*"))
     prepare(replace(data, allow_unknown=True), tmp_path / "dataset", notices.append)
     assert any(f"{share} of the text is unknown" in notice for notice in notices) is bool(share)
+    if is_refused:  # also where the tokens are there already
+        with pytest.raises(UserError, match="--allow-unknown trains on it all the same"):
+            prepare(data, tmp_path / "dataset", notices.append)
 
 
 @pytest.mark.parametrize("name", ["bytes", "bpe:300", "chars"])

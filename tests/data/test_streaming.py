@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from picogpt.data.sources.formats import DamagedFileError, row_group
-from picogpt.data.streaming import filler, process
+from picogpt.data.streaming import filler, process, row_groups
 from picogpt.data.streaming.filler import fill
 from picogpt.data.streaming.plan import Plan, StreamStatus, read_status, shards_of, write_status
 from picogpt.data.streaming.process import StreamProcess
@@ -62,7 +62,7 @@ def test_every_article_comes_once_in_whole_and_in_a_random_order(hub: Hub, tmp_p
     firsts = [number // ROWS for number in train[:: ROWS // 2]]
     assert firsts != sorted(firsts) and len({first // GROUPS for first in firsts[: len(firsts) // 2]}) > 1
     assert told[-1].state == "complete" and told[-1].text.endswith("12 row groups; all of it is here")
-    assert {path.name for path in plan.folder.iterdir()} == {"tokenizer.json", "train", "val", "lock"}
+    assert {path.name for path in plan.folder.iterdir()} == {"tokenizer.json", "unknown.json", "train", "val", "lock"}
 
 
 def test_only_the_text_is_fetched(hub: Hub, tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_nothing_there_is_a_user_error(hub: Hub, tmp_path: Path) -> None:
         filled(tmp_path, "hf:no/body")
     with pytest.raises(UserError, match=r"no column 'body' \(it has id, title, text\): use --text-field"):
         filled(tmp_path, text_field="body")
-    with pytest.raises(UserError, match="use --tokenizer picogpt"):
+    with pytest.raises(UserError, match="use --tokenizer bpe"):
         filled(tmp_path, tokenizer="chars")
 
 
@@ -152,7 +152,7 @@ def test_a_row_group_of_many_shards_is_whole_or_not_there(
                 raise DamagedFileError("as it happens")
             yield text
 
-    monkeypatch.setattr(filler, "row_group", damaged)
+    monkeypatch.setattr(row_groups, "row_group", damaged)
     plan, _ = filled(tmp_path)
     numbers = numbers_of(plan)
     assert len(numbers) == len(set(numbers)) == (FILES * GROUPS - 1) * ROWS  # the third failure in a row was the last

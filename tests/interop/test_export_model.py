@@ -288,7 +288,7 @@ def test_what_is_said_of_an_imported_model(no_plots: None, capsys: pytest.Captur
     Path("text.txt").write_text("the shell, the shells and the sea: " * 400, encoding="utf-8")
     call("train", "--init-from", "neo", "--data", "text.txt", "--run", "own", "--steps", "2", "--context", "64")
     call("logs", "own")
-    assert "bits/token" in capsys.readouterr().out
+    assert "bits/byte" in capsys.readouterr().out
 
 
 def test_few_bits_of_a_model_without_words_are_not_measured(capsys: pytest.CaptureFixture[str]) -> None:

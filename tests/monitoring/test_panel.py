@@ -34,12 +34,15 @@ STATUS = Status(
     data="wiki, 12M tokens here",
     pausing="",
 )
-EVALUATIONS = [Evaluation(50 * i, 3.0 - i / 10, 3.1 - i / 10, sample=f"He is a man {i}\n[x]") for i in range(1, 17)]
+EVALUATIONS = [
+    Evaluation(50 * i, 3.0 - i / 10, 3.1 - i / 10, 2.164, 1.25, 0.031, sample=f"He is a man {i}\n[x]")
+    for i in range(1, 17)
+]
 
 
 def shown(status: Status = STATUS, width: int = 100, encoding: str = "utf-8", evaluations: Any = EVALUATIONS) -> str:
     stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
-    Console(file=stream, width=width).print(Panel("mine", "char", status, evaluations))
+    Console(file=stream, width=width).print(Panel("mine", status, evaluations))
     stream.flush()
     assert isinstance(stream.buffer, io.BytesIO)
     return stream.buffer.getvalue().decode(encoding)
@@ -53,7 +56,8 @@ def test_everything_is_said() -> None:
     for part in ("407 MB here", "3.0 GB of 8.0 GB in use", "98% busy", "62 °C", "battery 81 %, on mains power"):
         assert part in text
     assert "wiki, 12M tokens here" in text and r"He is a man 16\n[x]" in text
-    assert "1.612" in text and "1.500  █" in text and "2.164 bits/char" in text and "the best so far" in text
+    assert "1.612" in text and "1.500  █" in text and "best so far" in text
+    assert "2.164 bits/char  1.250 bits/byte  3.1% unknown" in text
 
 
 def test_what_is_not_known_is_left_out() -> None:

@@ -49,6 +49,8 @@ ENTRY = Evaluation(
     lr=0.004,
     train_loss=2.9131,
     val_loss=2.8009,
+    bits_per_char=1.2345,
+    bits_per_byte=1.2002,
     tokens_per_second=3412.4,
     memory_mb=312.2,
     sample="the [bold]roman[/bold] [/] empire",
@@ -59,7 +61,7 @@ def run(stream: Stream, width: int = 120, eta: float | None = 93.6, **changes: A
     screen = Screen(Console(file=stream, width=width))
     screen.start()
     screen.draw(Text("what is drawn"))
-    screen.evaluation(replace(ENTRY, **changes), 200, eta, "char")
+    screen.evaluation(replace(ENTRY, **changes), 200, eta)
     screen.notice("the picture [of it] was not drawn")
     screen.close()
     screen.close()
@@ -74,7 +76,8 @@ def test_plain_lines_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch,
         monkeypatch.setenv("CI", "true")
     text = run(Stream(terminal=reason != "pipe"), width=40)
     assert text.splitlines() == [
-        "step 50/200  train 2.913  val 2.801  4.041 bits/char  3,412 tokens/s  lr 0.0040  0:00:31  ETA 0:01:34  312 MB",
+        "step 50/200  train 2.913  val 2.801 nats/token  1.234 bits/char  1.200 bits/byte  3,412 tokens/s  lr 0.0040  "
+        "0:00:31  ETA 0:01:34  312 MB",
         "    the [bold]roman[/bold] [/] empire",
         "note: the picture [of it] was not drawn",
     ]
@@ -90,15 +93,15 @@ def test_lines_are_flushed_at_once() -> None:
     stream = Stream(terminal=False)
     screen = Screen(Console(file=stream))
     screen.start()
-    screen.evaluation(Evaluation(0, None, 4.5, sample=""), 10, None, "token")
+    screen.evaluation(Evaluation(0, None, 4.5, sample=""), 10, None)
     assert isinstance(stream.buffer, io.BytesIO)
-    assert stream.buffer.getvalue() == b"step 0/10  val 4.500  6.492 bits/token\n"
+    assert stream.buffer.getvalue() == b"step 0/10  val 4.500 nats/token\n"
 
 
 def test_a_terminal_gets_a_panel_that_goes_and_evaluations_above_it() -> None:
     text = run(Stream(terminal=True))
     assert text.count("what is drawn") == 4  # again below each line, and before it goes
-    assert "step 50/200  train 2.913  val 2.801  4.041 bits/char  3,412 tokens/s" in text
+    assert "step 50/200  train 2.913  val 2.801 nats/token  1.234 bits/char  1.200 bits/byte  3,412 tokens/s" in text
     assert "lr" not in text and "ETA" not in text  # the panel has them
     assert "the picture [of it] was not drawn" in text
     assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1  # the cursor is back
@@ -164,7 +167,7 @@ def test_a_screen_that_cannot_be_written_to_is_none(monkeypatch: pytest.MonkeyPa
             screen.draw(Text("a panel"))
             screen.notice("something")
             screen.warning("something worse")
-            screen.evaluation(ENTRY, 100, None, "char")
+            screen.evaluation(ENTRY, 100, None)
             screen.close()
 
 

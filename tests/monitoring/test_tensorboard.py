@@ -17,7 +17,7 @@ from tests.support.running import before_step, config_for, log_of, open_run, sta
 
 pytestmark = pytest.mark.usefixtures("short_samples", "no_plots")
 
-ENTRY = Evaluation(50, None, 2.0, lr=0.01, sample="He is ä")
+ENTRY = Evaluation(50, None, 2.0, 1.25, lr=0.01, sample="He is ä")
 
 
 def crc32c(data: bytes) -> int:
@@ -58,7 +58,7 @@ def test_an_evaluation_becomes_events(tmp_path: Path) -> None:
     TensorBoardWriter(tmp_path / "tensorboard", 0, pytest.fail).evaluation(ENTRY)
     events = events_in(tmp_path / "tensorboard")
     assert events[0].file_version == "brain.Event:2"
-    expected = {"loss/validation": 2.0, "bits/validation": 2.8854, "learning_rate": 0.01}
+    expected = {"nats_a_token/validation": 2.0, "bits_a_character/validation": 1.25, "learning_rate": 0.01}
     assert scalars(events) == {tag: [(50, value)] for tag, value in expected.items()}
     texts = [
         value.tensor.string_val[0].decode()
@@ -85,7 +85,7 @@ def test_a_run_writes_them_and_goes_on_with_them(text: Path, monkeypatch: pytest
     starts = [event.step for event in events if event.HasField("session_log")]
     assert starts == [1, 9]  # what was said of steps from the ninth on does not count
     losses = [(entry["step"], round(entry["val_loss"], 4)) for entry in log_of(run)["evaluations"]]
-    assert scalars(events)["loss/validation"] == losses and len(losses) == 3
+    assert scalars(events)["nats_a_token/validation"] == losses and len(losses) == 3
     fresh = open_run(config_for(text), monitoring=watch, fresh=True)
     fresh.train()
     assert len(list((run.dir / "tensorboard").iterdir())) == 1

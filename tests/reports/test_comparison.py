@@ -33,7 +33,7 @@ def test_the_figures_of_a_run(tmp_path: Path) -> None:
     run = summary_of(tmp_path / "run", [2.5, 1.5, 2.0])
     assert (run.axis, run.steps, run.tokens, run.seconds, run.parameters) == ("step", 150, 150 * 16 * 128, 90, 17_664)
     assert (run.train_loss, run.val_loss, run.best) == (1.9, 2.0, (100, 1.5))
-    assert run.bits == pytest.approx(2.0 / ln(2)) and run.unit == "char"
+    assert run.bits_per_char == pytest.approx(2.0 / ln(2)) and run.bits_per_byte == pytest.approx(1.0 / ln(2))
     assert (run.tokens_per_second, run.memory_mb, run.share) == (2000, 73, 1)
     assert run.machine.startswith("Old i3")
 
@@ -46,7 +46,7 @@ def test_what_a_log_does_not_tell_is_not_made_up(tmp_path: Path) -> None:
     assert run.axis == "evaluation" and run.best == (2, 2.75) and run.val_loss == 2.75
     figures = (run.tokens, run.seconds, run.steps, run.parameters, run.tokens_per_second, run.memory_mb, run.share)
     assert figures == (None,) * 7 and run.machine == ""
-    assert row(run, [run]) == ["old", "-", "-", "-", "2.5000", "2.7500", "2.7500", "3.967", "first", "-", "-"]
+    assert row(run, [run]) == ["old", "-", "-", "-", "2.5000", "2.7500", "2.7500", "3.967", "-", "first", "-", "-"]
 
 
 def test_the_best_is_of_the_text_that_was_read_last(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_the_best_is_of_the_text_that_was_read_last(tmp_path: Path) -> None:
 )
 def test_the_sign_says_worse_with_plus(tmp_path: Path, first: float, other: float | None, told: str) -> None:
     runs = [summary_of(tmp_path / "a", [first]), summary_of(tmp_path / "b", [other])]
-    assert row(runs[1], runs)[8] == told
+    assert row(runs[1], runs)[9] == told
     assert "+ is worse and - is better" in " ".join(shown(runs).split())
 
 
@@ -78,12 +78,17 @@ def test_a_difference_leads_back_to_the_loss(first: float, other: float) -> None
     assert percent is not None and first * (1 + percent / 100) == pytest.approx(other)
 
 
-def test_losses_of_other_tokens_have_no_difference(tmp_path: Path) -> None:
-    runs = [summary_of(tmp_path / "a", [2.0]), summary_of(tmp_path / "b", [1.0], tokenizer="chars")]
-    assert difference(runs[1], runs[0]) is None
-    assert any("the losses cannot be compared" in note and "a: picogpt" in note for note in notes(runs))
-    runs[1] = summary_of(tmp_path / "c", [1.0], vocab_size=90)
-    assert difference(runs[1], runs[0]) is None
+def test_losses_of_other_tokens_have_no_difference_without_bits_of_text(tmp_path: Path) -> None:
+    first, *others = [
+        Summary(run.name, replace(run.log, evaluations=[replace(e, bits_per_byte=None) for e in run.points]))
+        for run in (
+            summary_of(tmp_path / "a", [2.0]),
+            summary_of(tmp_path / "b", [1.0], tokenizer="chars"),
+            summary_of(tmp_path / "c", [1.0], vocab_size=90),
+        )
+    ]
+    assert [difference(run, first) for run in others] == [None, None]
+    assert any("the losses cannot be compared" in note and "a: picogpt" in note for note in notes([first, others[0]]))
 
 
 @pytest.mark.parametrize(
@@ -104,6 +109,24 @@ def test_what_is_unfair_is_said(tmp_path: Path, options: dict[str, object], told
     runs = [summary_of(tmp_path / "a", [3.0, 2.0]), summary_of(tmp_path / "b", [3.0, 1.9], **options)]
     assert any(told in note for note in notes(runs)), notes(runs)
     assert "note: " in shown(runs)
+
+
+def test_other_tokenizers_are_compared_by_bits_a_byte(tmp_path: Path) -> None:
+    chars = summary_of(tmp_path / "chars", [2.0, 1.5], tokenizer="chars")
+    bpe = summary_of(tmp_path / "bpe", [6.0, 4.2], tokenizer="bpe", vocab_size=4096, per_token=3)
+    assert difference(bpe, chars) == pytest.approx(100 * (4.2 / 3 / 1.5 - 1))  # more nats a token, but fewer bits
+    assert row(bpe, [chars, bpe])[9] == "-6.67 %"
+    [note] = [note for note in notes([chars, bpe]) if "of different kinds" in note]
+    assert note.startswith("the runs are compared by bits a byte")
+    assert "validation loss in bits a byte over steps" in shown([chars, bpe])
+    without = Summary("old", replace(bpe.log, evaluations=[replace(e, bits_per_byte=None) for e in bpe.points]))
+    assert difference(without, chars) is None
+    assert any(note.startswith("the losses cannot be compared") for note in notes([chars, without]))
+
+
+def test_text_that_a_tokenizer_does_not_know_is_told(tmp_path: Path) -> None:
+    runs = [summary_of(tmp_path / "a", [2.0]), summary_of(tmp_path / "b", [1.0], unknown=0.25)]
+    assert any("b: 25.0% of the text is unknown to its tokenizer" in note for note in notes(runs))
 
 
 def test_a_fair_comparison_needs_no_note(tmp_path: Path) -> None:

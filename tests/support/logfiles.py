@@ -16,8 +16,11 @@ SAMPLE = "He is a sea shell."
 
 
 def write_log(folder: Path, losses: list[float | None], about: dict[str, Any] | None = None, **options: Any) -> Path:
-    """Write logs/NAME/log.pkl with an evaluation every 50 steps. options: settings of any part, and `sample`."""
-    sample = options.pop("sample", SAMPLE)
+    """Write logs/NAME/log.pkl with an evaluation every 50 steps.
+
+    options: settings of any part, `sample`, `unknown`, and of how many characters of two bytes a token is, `per_token`.
+    """
+    sample, unknown, per_token = (options.pop(*of) for of in (("sample", SAMPLE), ("unknown", None), ("per_token", 1)))
     parts = {
         kind: {name: value for name, value in options.items() if name in kind.__dataclass_fields__}
         for kind in (ModelConfig, DataConfig, TrainConfig)
@@ -36,6 +39,9 @@ def write_log(folder: Path, losses: list[float | None], about: dict[str, Any] | 
                 lr=0.01,
                 train_loss=None if loss is None else loss - 0.1,
                 val_loss=loss,
+                bits_per_char=loss and loss / math.log(2) / per_token,
+                bits_per_byte=loss and loss / math.log(2) / per_token / 2,
+                unknown=unknown,
                 tokens_per_second=1000.0 * i,
                 memory_mb=70.0 + i,
                 sample=f"{sample} {i}" if sample else "",
@@ -80,6 +86,6 @@ def shown(log: LogContent, encoding: str, width: int = 100) -> str:
     """Return what `run_view` shows of a log on a terminal of this encoding and width."""
     raw = io.BytesIO()
     file = io.TextIOWrapper(raw, encoding=encoding, newline="\n")
-    Console(file=file, width=width, color_system=None).print(run_view(log, "my [run] é"))
+    Console(file=file, width=width, color_system=None).print(run_view(Summary("my [run] é", log)))
     file.flush()
     return raw.getvalue().decode(encoding)

@@ -68,7 +68,6 @@ def test_values_are_of_the_kind_of_their_field(option: str, values: list[object]
         (["activation=tanh,relu"], "one of relu, gelu, gelu_tanh"),
         (["n_head=4,7"], "must be a multiple of n_head"),
         (["seed=1,2"], "--seeds"),
-        (["tokenizer=picogpt,chars"], "do not compare"),
         (["data=a,b"], "do not compare"),
         (["n_head=4,8", "n-head=2"], "given twice"),
         (["steps=100,1_00"], "are the same"),

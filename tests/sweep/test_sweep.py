@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from math import log as ln
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,12 @@ class ImitatedWorker:
 
 def done(val_loss: float, tokens: int = 256) -> Outcome:
     """Return the outcome of a run that came to its end."""
-    return Outcome("done", Figures(val_loss, val_loss - 0.1, 4000, tokens, 6.0, 100.0, 50.0, "x|y", "he is"))
+    return Outcome(
+        "done",
+        Figures(
+            val_loss, val_loss - 0.1, val_loss / ln(2), val_loss / ln(2), 4000, tokens, 6.0, 100.0, 50.0, "x|y", "he is"
+        ),
+    )
 
 
 def test_every_case_is_trained_with_every_seed_and_only_once(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

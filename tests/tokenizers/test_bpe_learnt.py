@@ -126,7 +126,7 @@ def test_a_run_from_the_text_to_onnx(
     shape = ["--context-len", "16", "--n-layer", "2", "--n-head", "2", "--n-embd", "32", "--batch-size", "4"]
     words = ["train", "--data", "text.txt", "--tokenizer", "bpe:350", "--run", "b", "--lanes", "1", *shape]
     assert status_of(*words, "--steps", "4", "--eval-interval", "2") == 0
-    assert "bits/token" in capsys.readouterr().out
+    assert "bits/byte" in capsys.readouterr().out
     assert status_of(*words, "--steps", "6", "--eval-interval", "2") == 0
     assert "continuing run b after step 4" in capsys.readouterr().out
     written = []

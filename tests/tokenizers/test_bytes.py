@@ -8,8 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picogpt.tokenizers.base import MARKS
+from picogpt.tokenizers.base import MARKS, TextSize
+from picogpt.tokenizers.bpe import BpeTokenizer
 from picogpt.tokenizers.bytes import ByteTokenizer
+from picogpt.tokenizers.characters import CharTokenizer, PicoTokenizer
+from picogpt.tokenizers.ids import IdsTokenizer
 from picogpt.tokenizers.registry import from_dict
 from tests.support.running import status_of
 
@@ -42,6 +45,21 @@ def test_a_speller_gives_each_character_when_it_is_whole(text: str, mark: int) -
     speller, ids = BYTES.speller(), [*BYTES.encode(text).tolist(), BYTES.special[MARKS[mark]]]
     pieces = [speller.piece(id) for id in ids]
     assert "".join(pieces) == text + MARKS[mark] and "\ufffd" not in "".join(pieces).replace(text, "")
+
+
+@given(TEXT, st.sampled_from(MARKS))
+def test_ids_know_how_much_text_they_are(text: str, mark: str) -> None:
+    learnt = BpeTokenizer.from_corpus([text or "a"], 300)
+    for tokenizer in (BYTES, learnt, CharTokenizer(text or "a")):
+        ids = tokenizer.encode(text)
+        if tokenizer.special:
+            ids = np.append(ids, tokenizer.special[mark])  # which is no text
+        assert tokenizer.text_size(ids) == TextSize(len(text), len(text.encode()))
+    pico = PicoTokenizer()
+    known = "".join(c for c in text if not pico.unknown(c))
+    assert pico.text_size(pico.encode(known)) == TextSize(len(known), len(known))
+    assert pico.text_size(pico.encode("é")) == TextSize(1, 1)
+    assert IdsTokenizer(300).text_size(ids) == TextSize(0, 0)
 
 
 @given(st.lists(st.integers(-5, 300), max_size=20))

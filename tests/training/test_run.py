@@ -5,6 +5,7 @@ import math
 import pickletools
 import signal
 from dataclasses import replace
+from math import log
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -213,6 +214,27 @@ def test_the_log_opens_anywhere(text: Path) -> None:
     entry = log["evaluations"][-1]
     assert entry["tokens"] == 12 * 4 * 16 and entry["sample"].lower().startswith("he is a")
     assert entry["seconds"] > 0 and entry["memory_mb"] > 10 and entry["tokens_per_second"] > 0
+
+
+@pytest.mark.parametrize("tokenizer", ["picogpt", "bytes", "bpe:300", "chars"])
+def test_the_log_has_bits_of_text_from_exact_counts(tokenizer: str, tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("der blaue käfer läuft schnell über die wiese. 食べる\n" * 300, encoding="utf-8")
+    config = config_for(path, tokenizer=tokenizer)
+    run = open_run(replace(config, data=replace(config.data, allow_unknown=True)))
+    run.train()
+    entry, y = log_of(run)["evaluations"][-1], run.feed.validation[1]
+    text = "".join(run.feed.tokenizer.decode(row) for row in y).replace("<?>", "?")
+    bits = entry["val_loss"] / log(2) * y.size
+    if tokenizer in ("picogpt", "chars"):  # the windows of the others may cut a character
+        assert entry["bits_per_char"] == pytest.approx(bits / len(text))
+        assert entry["bits_per_byte"] == pytest.approx(bits / len(text.encode()))
+    else:
+        assert entry["bits_per_char"] == pytest.approx(bits / len(text), rel=0.1)
+        assert 1.05 < entry["bits_per_char"] / entry["bits_per_byte"] < 1.3
+    assert ("unknown" in entry) is (tokenizer == "picogpt")
+    if tokenizer == "picogpt":
+        assert entry["unknown"] == pytest.approx(6 / 50, abs=0.01)
 
 
 def test_the_vocabulary_grows_to_the_characters(tmp_path: Path) -> None:

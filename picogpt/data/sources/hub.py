@@ -36,6 +36,11 @@ class Dataset:
         """A name that a folder can have."""
         return re.sub(r"[^\w.-]+", "-", f"{self.repo}-{self.config}" if self.config else self.repo)
 
+    @property
+    def may_be_english(self) -> bool:
+        """Whether it is the Wikipedia in English, or a data set whose language its name does not tell."""
+        return self.repo != _WIKIPEDIA or self.config in _SHARDS
+
     def __str__(self) -> str:
         return f"{self.repo} ({self.config})" if self.config else self.repo
 
@@ -69,6 +74,9 @@ def only_dataset(names: Sequence[str]) -> Dataset | None:
     if datasets and len(names) > 1:
         raise UserError("a data set of the hub is streamed by itself: give --data one name")
     return datasets[0] if datasets else None
+
+
+OFFLINE = "HF_HUB_OFFLINE is set: nothing is fetched"
 
 
 def is_offline() -> bool:

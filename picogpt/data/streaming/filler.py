@@ -1,8 +1,7 @@
 """Makes token shards of a data set of the hub, in a background process, while a run trains on them.
 
-Row groups come in a random order over all files, always the same one, so that what has arrived is at any time a uniform
-sample of the whole. Each is fetched by range, tokenized, and sealed as a shard of its own before the next is begun: an
-interruption costs at most one row group. Nothing else is written to the disk.
+Each row group is fetched by range, tokenized, and sealed as a shard of its own before the next is begun: an
+interruption costs at most one of them. No text is written to the disk.
 """
 
 import os
@@ -15,28 +14,21 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from filelock import FileLock, Timeout
 
 from picogpt.data.encoding import DocumentEncoder
 from picogpt.data.shards.index import INDEX, Source
 from picogpt.data.shards.reader import Shards
 from picogpt.data.shards.writer import ShardWriter
-from picogpt.data.sources.formats import DamagedFileError, has_room, open_parquet, row_group, size_of
-from picogpt.data.sources.hub import Hub, HubFile
+from picogpt.data.sources.formats import DamagedFileError, has_room
 from picogpt.data.sources.remote import ChangedError, MissingError
 from picogpt.data.streaming.plan import Plan, StreamStatus, write_status
+from picogpt.data.streaming.row_groups import ATTEMPTS, RowGroups
 from picogpt.data.token_folder import PARTS, read_tokenizer
+from picogpt.data.unknown import TextSample, Unknown, read_unknown, write_unknown
 from picogpt.errors import UserError
-from picogpt.rng import generator
 from picogpt.tokenizers.base import Tokenizer
-
-_SEED = 0  # of the order: one for all runs, so that they share what was fetched
-_READ = 8 << 20  # bytes of a column fetched at once
-_OPEN_FILES = 64  # parquet files whose footer stays in memory
-_ATTEMPTS = 3  # to read a row group that seems damaged
 
 
 def fill(plan: Plan, report: Callable[[StreamStatus], None], busy: Callable[[], None] = lambda: None) -> None:
@@ -97,118 +89,70 @@ class _Filling:
         report: Callable[[StreamStatus], None],
     ) -> None:
         self._plan, self._train, self._val, self._report = plan, train, val, report
-        self._encoder = DocumentEncoder(tokenizer, plan.columns.is_marked)
-        self._token_bytes = tokenizer.dtype.itemsize
-        self._hub = Hub(lambda reason: report(self._waiting(reason)))
-        self._tables: dict[str, Any] = {}
-        self._failures: dict[Source, int] = {}
-        self._groups: dict[str, int] = {}  # row groups of a file, where that is known
+        self._tokenizer, self._encoder = tokenizer, DocumentEncoder(tokenizer, plan.columns.is_marked)
+        self._missing, self._failures = 0, dict[Source, int]()
 
     def run(self) -> None:
         """Fetch one row group after the other until there is a reason to stop."""
-        files = self._hub.files(self._plan.dataset)
+        self._require_known()
+        groups = RowGroups(self._plan, lambda reason: self._report(self._waiting(reason)))
         while not (reason := self._reason_to_stop(0)):
-            source = self._draw(files)
+            source = groups.draw(self._train.sources)
+            self._missing = groups.missing
             if source is None:
-                if not self._train.sources:
-                    raise UserError(f"{self._hub.endpoint} has no undamaged file of {self._plan.dataset}: try another")
                 reason = "all of it is here"
                 break
-            if reason := self._reason_to_stop(size_of(self._tables[source[0]], source[1])):
+            if reason := self._reason_to_stop(groups.size(source)):
                 break
             try:
-                self._add(source)
+                self._add(groups, source)
             except MissingError:  # the next draw finds that it has no row groups
-                self._forget(source[0])
+                groups.forget(source[0])
             except (DamagedFileError, ChangedError) as error:
+                groups.forget(source[0])
                 self._retry_or_skip(source, error)
         done = self._working()
         self._report(replace(done, state="complete", text=f"{done.text}; {reason}"))
+
+    def _require_known(self) -> None:
+        """Raise UserError where too much of the text is unknown to the tokenizer."""
+        plan, unknown = self._plan, read_unknown(self._plan.folder)
+        unknown.require_little(self._tokenizer, plan.is_given, plan.allow_unknown)
 
     def _waiting(self, reason: str) -> StreamStatus:
         return replace(self._working(), state="waiting", text=reason)
 
     def _working(self) -> StreamStatus:
-        return _working(self._plan, self._train, self._val, list(self._groups.values()).count(0))
+        return _working(self._plan, self._train, self._val, self._missing)
 
     def _reason_to_stop(self, more: int) -> str:
         """Return why so many bytes more do not fit, or "". The first row group may be larger than the limit."""
-        size = (self._train.tokens + self._val.tokens) * self._token_bytes
+        size = (self._train.tokens + self._val.tokens) * self._tokenizer.dtype.itemsize
         if size >= self._plan.limit or (size and size + more > self._plan.limit):
             return f"the limit of {self._plan.limit / 1e9:.3g} GB is reached (--data-limit)"
         return "" if has_room(self._plan.folder, more) else "the disk is nearly full"
 
-    def _draw(self, files: list[HubFile]) -> Source | None:
-        """Return the next row group, None after the last: a random file by its size, then any row group left of it.
-
-        The number of row groups so far decides which it is.
-        """
-        done: dict[str, set[int]] = {}
-        for path, group in self._train.sources:
-            done.setdefault(path, set()).add(group)
-        rng = generator(_SEED, "draw", len(self._train.sources))
-        left = list(files)
-        while left:
-            sizes = np.array([file.size or 1 for file in left], np.float64)
-            file = left.pop(int(rng.choice(len(left), p=sizes / sizes.sum())))
-            groups = sorted(set(range(self._groups_of(file))) - done.get(file.path, set()))
-            if groups:
-                return file.path, int(groups[rng.integers(len(groups))])
-        return None
-
-    def _groups_of(self, file: HubFile) -> int:
-        """Return the number of row groups of a file, 0 where the hub does not have it."""
-        if self._groups.get(file.path) != 0 and file.path not in self._tables:
-            try:
-                self._groups[file.path] = self._table(file).num_row_groups
-            except MissingError:
-                self._groups[file.path] = 0
-        return self._groups[file.path]
-
-    def _forget(self, path: str) -> None:
-        self._tables.pop(path, None)
-        self._groups.pop(path, None)
-
     def _retry_or_skip(self, source: Source, error: Exception) -> None:
         """Pause before a damaged row group is fetched again, or leave it out after the last attempt."""
-        self._forget(source[0])
         self._failures[source] = self._failures.get(source, 0) + 1
-        if self._failures[source] < _ATTEMPTS:
+        if self._failures[source] < ATTEMPTS:
             self._report(self._waiting(str(error)))
             time.sleep(self._failures[source])
             return
         self._val.seal(source)
         self._train.seal(source)
 
-    def _table(self, file: HubFile) -> Any:
-        """Return the pyarrow ParquetFile of a file, opened where it is not open yet."""
-        if file.path not in self._tables:
-            while len(self._tables) >= _OPEN_FILES:
-                del self._tables[next(iter(self._tables))]
-            self._tables[file.path] = self._opened(file)
-        return self._tables[file.path]
-
-    def _opened(self, file: HubFile) -> Any:
-        """Open a file. Raises MissingError where the hub has no such file, or it is no parquet file."""
-        for attempt in range(_ATTEMPTS):
-            remote = self._hub.open(self._plan.dataset, file)
-            try:
-                return open_parquet(file.path, remote, self._plan.columns, _READ)
-            except (DamagedFileError, ChangedError) as error:
-                self._report(self._waiting(str(error)))
-                time.sleep(attempt)
-        raise MissingError(file.path)
-
-    def _add(self, source: Source) -> None:
+    def _add(self, groups: RowGroups, source: Source) -> None:
         """Fetch, tokenize and seal one row group."""
-        path, group = source
-        rng = generator(_SEED, "split", len(self._train.sources))
-        is_first = not self._train.sources
+        sample = TextSample() if not self._train.sources else None
         try:
-            for number, text in enumerate(row_group(path, self._tables[path], group, self._plan.columns)):
-                # The very first row group has to have something to validate with.
-                validates = rng.random() < self._plan.val_fraction or (is_first and number == 1)
+            for text, validates in groups.documents(source, len(self._train.sources)):
                 (self._val if validates else self._train).append(self._encoder.whole(text), source)
+                if sample:
+                    sample.add(text)
+            if sample:
+                write_unknown(self._plan.folder, Unknown.of(sample.text, self._tokenizer))
+                self._require_known()
             self._val.seal(source)
             self._train.seal(source)
         except BaseException:

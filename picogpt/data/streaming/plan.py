@@ -48,6 +48,8 @@ class Plan:
     val_fraction: float
     folder: Path
     limit: int  # bytes of tokens
+    is_given: bool = False  # whether the tokenizer is that of a model, in place of the stream's own
+    allow_unknown: bool = False
 
     def to_json(self) -> str:
         """Return the plan as the argument of a process."""
@@ -59,30 +61,48 @@ class Plan:
         plan = json.loads(text)
         qa = plan["columns"]["qa"]
         columns = Columns(plan["columns"]["text"], tuple(qa) if qa else None)
-        return cls(Dataset(**plan["dataset"]), columns, plan["val_fraction"], Path(plan["folder"]), plan["limit"])
+        rest = {name: plan[name] for name in ("val_fraction", "limit", "is_given", "allow_unknown")}
+        return cls(Dataset(**plan["dataset"]), columns, folder=Path(plan["folder"]), **rest)
 
 
 def plan_for(dataset: Dataset, data: DataConfig, tokenizer: Tokenizer | None, dataset_dir: Path) -> Plan:
     """Return the plan of a data set, after making its folder. tokenizer: that of a model to fine-tune, or None.
 
-    Raises UserError for a tokenizer that has to know the text before the first token, and where the disk refuses.
+    The folder has no tokenizer yet where that is to be learnt (learning.py). Raises UserError for a tokenizer that has
+    to know the whole text before the first token, and where the disk refuses.
     """
     require_known(data, tokenizer)
     kind = TOKENIZERS[data.tokenizer_name]
-    if tokenizer is None and kind.origin != "fixed":
-        raise UserError(f"{dataset} is streamed, so its text is not known beforehand: use --tokenizer picogpt or bytes")
-    tokenizer = tokenizer or kind.from_corpus(())
+    if tokenizer is None and kind.origin == "corpus":
+        raise UserError(f"{dataset} is streamed, so its characters are not known beforehand: use --tokenizer bpe")
     share, columns = val_share(data, sys.maxsize), columns_of(data)
-    facts = (dataset, columns, share, tokenizer.fingerprint())
-    folder = dataset_dir / "tokens" / f"{dataset.name}-{sha256(repr(facts).encode()).hexdigest()[:12]}"
+
+    def folder_of(tokens: str) -> Path:
+        key = sha256(repr((dataset, columns, share, tokens)).encode()).hexdigest()[:12]
+        return dataset_dir / "tokens" / f"{dataset.name}-{key}"
+
+    folder = folder_of(data.tokenizer)
+    is_given = tokenizer is not None and not _has(folder, tokenizer)
+    if kind.origin == "fixed" or is_given:
+        tokenizer = tokenizer or kind.from_corpus(())
+        folder = folder_of(tokenizer.fingerprint())
     try:
         make_folder(folder)
-        if not (folder / TOKENIZER).exists():
+        if tokenizer and not (folder / TOKENIZER).exists():
             write_tokenizer(folder, tokenizer)
         room = shutil.disk_usage(folder).free + sum(path.stat().st_size for path in folder.glob("*/*.bin"))
     except OSError as error:
         raise UserError(f"the tokens cannot be written to {folder}: {error.strerror or error}") from error
-    return Plan(dataset, columns, share, folder, data.limit_bytes or min(_DEFAULT_LIMIT, room // 4))
+    limit = data.limit_bytes or min(_DEFAULT_LIMIT, room // 4)
+    return Plan(dataset, columns, share, folder, limit, is_given, data.allow_unknown)
+
+
+def _has(folder: Path, tokenizer: Tokenizer) -> bool:
+    """Return whether a folder has this tokenizer."""
+    try:
+        return read_tokenizer(folder).fingerprint() == tokenizer.fingerprint()
+    except UserError:
+        return False
 
 
 def shards_of(plan: Plan) -> tuple[Shards, Shards] | None:
