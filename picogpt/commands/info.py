@@ -1,7 +1,7 @@
 """Show what a model is made of, what it costs, and whether this machine can train it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rich.console import Console
 from rich.table import Table
@@ -18,6 +18,7 @@ from picogpt.runs.checkpoint import read_record
 from picogpt.runs.find import use_checkpoint
 from picogpt.system import hardware
 from picogpt.system.terminal import to_stderr
+from picogpt.tokenizers.bpe import DEFAULT_SIZE
 from picogpt.tokenizers.registry import unit_of
 from picogpt.training.device import fitted_here, gpu_in_words, lanes_in_words, trained_in_words
 
@@ -37,12 +38,16 @@ def run(argv: Sequence[str]) -> None:
     """Print what the options ask for about a model. Raises UserError for a problem the user can solve."""
     name = parse_known(PresetArgs, "picogpt info", argv).preset
     args = parse(InfoArgs, "picogpt info", argv, InfoArgs(config=preset(name)))
+    if not args.run and args.config.data.tokenizer_name == "bpe":  # which is learnt, and the vocabulary grows to it
+        size = max(args.config.model.vocab_size, args.config.data.tokenizer_size or DEFAULT_SIZE)
+        args = replace(args, config=replace(args.config, model=replace(args.config.model, vocab_size=size)))
     if args.run:
         name = args.run
         meta = use_checkpoint(name, read_record, to_stderr).meta
         config = meta.config
         if meta.is_imported:
-            config = fine_tuning(config, RunConfig(), TrainConfig.train, unit_of(config.data.tokenizer))
+            is_foreign = unit_of(config.data.tokenizer) == "token"
+            config = fine_tuning(config, RunConfig(), TrainConfig.train, is_foreign)
         args = parse(InfoArgs, "picogpt info", argv, InfoArgs(config=config))
     print_report(name, args.config)
     if args.flops:

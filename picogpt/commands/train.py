@@ -10,7 +10,8 @@ from tyro.conf import arg
 
 from picogpt.commands.options import PresetArgs, parse, parse_known, with_dashboard_port
 from picogpt.config import DataConfig, MonitoringConfig, RunConfig, TrainConfig
-from picogpt.config.presets import fine_tuning, preset
+from picogpt.config.presets import fine_tuning, preset, preset_for, tokenizer_for
+from picogpt.data.sources.corpora import size_of
 from picogpt.errors import UserError
 from picogpt.monitoring.observers import Observers
 from picogpt.runs import checkpoints
@@ -31,12 +32,16 @@ class TrainPresetArgs(PresetArgs):
     speed: Annotated[bool, arg(aliases=["-s"])] = False
     """Short for --preset gpt-neo-speed, the quick run."""
 
+    preset: str = ""
+    """A named set of settings, which are the defaults of all other options. Default: pico, PicoGPT's model, for wiki,
+    wiki-simple, sample and shakespeare; swift, which learns any language, for all other texts."""
+
     @property
     def preset_name(self) -> str:
-        """The preset that is asked for. Raises UserError for two of them."""
+        """The preset that is asked for, or "". Raises UserError for two of them."""
         if self.efficiency and self.speed:
             raise UserError("-e and -s are two presets: give one of them")
-        if self.preset != PresetArgs.preset and (self.efficiency or self.speed):
+        if self.preset and (self.efficiency or self.speed):
             raise UserError(f"-e and -s are presets, and so is {self.preset}: give one of them")
         return "gpt-neo-efficiency" if self.efficiency else "gpt-neo-speed" if self.speed else self.preset
 
@@ -59,7 +64,17 @@ class _KnownArgs(TrainStartArgs):
     """The options that have to be known first."""
 
     data: str | tuple[str, ...] = ""
+    tokenizer: str = ""
     train: str = TrainConfig.train
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the text."""
+        return DataConfig(self.data or DataConfig.data).names
+
+    def run_name(self, preset: str) -> str:
+        """Return the name of the run with this preset."""
+        return run_name(self.run or re.sub(r"[^\w.-]+", "-", f"{preset}-{_stem(self.names[0])}"))
 
 
 @dataclass(frozen=True)
@@ -74,21 +89,34 @@ def run(argv: Sequence[str]) -> None:
     """Train the run that the options ask for, or continue it. Raises UserError for a problem the user can solve."""
     argv = with_dashboard_port(argv)
     first = parse_known(_KnownArgs, "picogpt train", argv)
-    start, origin = preset(first.preset_name), None
-    data = DataConfig(first.data) if first.data else start.data
-    name = run_name(first.run or re.sub(r"[^\w.-]+", "-", f"{first.preset_name}-{_stem(data.names[0])}"))
+    chosen = first.preset_name or _preset_for(first)
+    start, origin = preset(chosen), None
+    if not first.data:
+        first = replace(first, data=start.data.data)
+    name = first.run_name(chosen)
+    start = replace(start, data=replace(start.data, tokenizer=tokenizer_for(start.data, size_of(first.names))))
     if first.init_from:  # is only needed until the first checkpoint of this run
         own = None if first.fresh else checkpoints.newest_recorded(LOGS / name)
         origin = own or use_checkpoint(first.init_from, _verified, to_stderr)
-        before = read_record(origin).meta.config
-        unit = unit_of(before.data.tokenizer)
-        tuned = replace(before, data=start.data) if own else fine_tuning(before, start, first.train, unit)
-        if not own and first.preset_name != PresetArgs.preset and tuned.train != start.train:
+        meta = read_record(origin).meta
+        before, is_foreign = meta.config, meta.is_imported and unit_of(meta.config.data.tokenizer) == "token"
+        tuned = replace(before, data=start.data) if own else fine_tuning(before, start, first.train, is_foreign)
+        if not own and first.preset_name and tuned.train != start.train:
             to_stderr("for a model of another program the settings are those of fine-tuning, not those of the preset")
         start = replace(tuned, data=replace(start.data, tokenizer=before.data.tokenizer))
     args = parse(TrainArgs, "picogpt train", argv, TrainArgs(config=start))
     observers = Observers(args.monitoring, LOGS / name)
     Run(args.config, LOGS / name, DATASET, observers, args.fresh, origin, args.monitoring).train()
+
+
+def _preset_for(first: _KnownArgs) -> str:
+    """Return the preset where none is asked for: that of the text, or pico for a run from before there was another.
+
+    Raises UserError for a run whose records cannot be understood.
+    """
+    name = preset_for(first.names, first.tokenizer)
+    own = None if first.fresh or name == "pico" else checkpoints.newest_recorded(LOGS / first.run_name("pico"))
+    return "pico" if own and read_record(own).meta.config.data.tokenizer == "picogpt" else name
 
 
 def _verified(place: Path) -> Path:

@@ -1,5 +1,6 @@
 """Whole runs by name, and the settings of fine-tuning."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from picogpt.config.data import DataConfig
@@ -38,6 +39,22 @@ _NEO = replace(
 
 _CHARS = DataConfig(data="shakespeare", tokenizer="chars")
 
+# The best small model that an hour makes of any text: what benchmarks/README.md measures it with.
+_SWIFT = RunConfig(
+    ModelConfig(context_len=256, vocab_size=1, context_slot=False),  # the vocabulary grows to the tokenizer's
+    DataConfig(tokenizer="bpe"),
+    TrainConfig(batch_size=8),
+)
+_LEARNABLE = 50_000  # bytes of text from which on pieces of words are worth more than characters
+_ENGLISH = (
+    "sample",
+    "shakespeare",
+    "wiki",
+    "wiki-simple",
+    "wiki:en",
+    "wiki:simple",
+)  # texts that PicoGPT's table is for
+
 
 def _lecture_train(batch_size: int, steps: int, learning_rate: float, eval_interval: int) -> TrainConfig:
     """Return the defaults of PyTorch's AdamW: a constant rate, no warm-up, no clipping."""
@@ -65,6 +82,7 @@ _EXERCISE = _lecture_train(16, 5_000, 1e-3, 100)
 
 PRESETS: dict[str, RunConfig] = {
     "pico": RunConfig(),
+    "swift": _SWIFT,
     "gpt-neo-efficiency": RunConfig(
         replace(_LECTURE, context_len=50, n_layer=5), _CHARS, _lecture_train(512, 10_000, 1e-3, 100)
     ),
@@ -131,21 +149,35 @@ _FINE_TUNING = TrainConfig(
 
 _FINE_TUNING_CONTEXT = 256
 _FEW_TRAINED = 10  # times the learning rate, where little is trained beside frozen matrices
+_TUNED = tuple(_FINE_TUNING.learning_rate * factor for factor in (1, _FEW_TRAINED))
 
 
-def fine_tuning(origin: RunConfig, start: RunConfig, train: str, unit: str) -> RunConfig:
+def fine_tuning(origin: RunConfig, start: RunConfig, train: str, is_foreign: bool) -> RunConfig:
     """Return the default settings of a run that begins from the model of `origin`, with the data of `start`.
 
-    The settings of `start` are for training from scratch. They would ruin a model that has learned a language from a
-    large text, which is assumed where tokens are not characters: it gets settings for fine-tuning. train: what is
-    trained. unit: what a token of the model is, "char", "byte" or "token".
+    The settings of `start` are for training from scratch. They would ruin a model of another program that has learned a
+    language from a large text, and one that was tuned from it: these get settings for fine-tuning. train: what is
+    trained. is_foreign: the model is such a one, as it was imported.
     """
     model, settings = replace(origin.model, lora_rank=0), start.train
-    if unit == "token":
+    if is_foreign or origin.train.learning_rate in _TUNED:
         rate = _FINE_TUNING.learning_rate * (_FEW_TRAINED if train in ("biases", "lora") else 1)
         context = _FINE_TUNING_CONTEXT if model.context_len > _FINE_TUNING_CONTEXT else 0
         settings = replace(_FINE_TUNING, learning_rate=rate, context=context)
     return RunConfig(model, start.data, settings)
+
+
+def preset_for(names: Sequence[str], tokenizer: str) -> str:
+    """Return the preset of a text where the user names none: PicoGPT's model for the texts it was made for.
+
+    names: of the text. tokenizer: the one that is asked for, or "".
+    """
+    return "pico" if tokenizer == "picogpt" or set(names) <= set(_ENGLISH) else "swift"
+
+
+def tokenizer_for(start: DataConfig, size: int | None) -> str:
+    """Return the tokenizer of a preset's data for a text of so many bytes: one that is learnt needs enough of them."""
+    return "chars" if start.tokenizer == "bpe" and size is not None and size < _LEARNABLE else start.tokenizer
 
 
 def preset(name: str) -> RunConfig:

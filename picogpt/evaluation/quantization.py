@@ -58,5 +58,5 @@ def _validation_windows(place: Path, notify: Callable[[str], None]) -> tuple[str
         return "the embedded sample" if feed.text == SAMPLE else feed.source, feed.validation
     except UserError as error:
         notify(f"{error}: measuring on the embedded sample")
-    config = replace(config, data=replace(config.data, data="sample"))
+    config = replace(config, data=replace(config.data, data="sample", allow_unknown=True))
     return "the embedded sample", open_feed(config, DATASET, notify, tokenizer, windows, None).validation

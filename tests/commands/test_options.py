@@ -136,7 +136,7 @@ def test_options_change_the_preset(recorder: type[Recorder]) -> None:
 
 def test_an_empty_run_name_is_the_default(recorder: type[Recorder]) -> None:
     assert status_of("train", "--run", "", "--data", "books/War.txt") == 0
-    assert recorder.asked[1] == "logs/pico-War"
+    assert recorder.asked[1] == "logs/swift-War"
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,8 @@ def tuning(recorder: type[Recorder], monkeypatch: pytest.MonkeyPatch) -> Callabl
     """What --init-from asks for: `tuning(origin, *options)`."""
 
     def asked(origin: RunConfig, *options: str) -> RunConfig:
-        record = Record(1, {}, CheckpointMeta(origin, {}, "some text"))
+        is_foreign = origin.data.tokenizer == "bpe"
+        record = Record(1, {}, CheckpointMeta(origin, {}, "" if is_foreign else "some text"))
         monkeypatch.setattr("picogpt.commands.train.use_checkpoint", lambda name, *_: Path(name))
         monkeypatch.setattr("picogpt.commands.train.read_record", lambda place: record)
         assert status_of("train", "--init-from", "origin", "--run", "tuned", *options) == 0
@@ -202,9 +203,8 @@ def tuning(recorder: type[Recorder], monkeypatch: pytest.MonkeyPatch) -> Callabl
     return asked
 
 
-def of_another_program(monkeypatch: pytest.MonkeyPatch, **shape: Any) -> RunConfig:
-    monkeypatch.setattr("picogpt.commands.train.unit_of", lambda _: "token")
-    return RunConfig(replace(preset("gpt-neo-125m").model, **shape), DataConfig(tokenizer="chars"))
+def of_another_program(**shape: Any) -> RunConfig:
+    return RunConfig(replace(preset("gpt-neo-125m").model, **shape), DataConfig(tokenizer="bpe"))
 
 
 def test_a_model_of_characters_is_trained_on_as_from_scratch(tuning: Callable[..., RunConfig]) -> None:
@@ -216,14 +216,14 @@ def test_a_model_of_characters_is_trained_on_as_from_scratch(tuning: Callable[..
 def test_a_model_that_knows_a_language_is_tuned_gently(
     tuning: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    origin = of_another_program(monkeypatch)
+    origin = of_another_program()
     config = tuning(origin, "--data", "sample", "--preset", "gpt-neo-125m")
-    assert config.model == origin.model and config.data == DataConfig("sample", "chars")
+    assert config.model == origin.model and config.data == DataConfig("sample", "bpe")
     train = config.train
     assert (train.optimizer, train.learning_rate, train.beta2, train.weight_decay) == ("adamw", 5e-5, 0.999, 0.01)
     assert (train.steps, train.batch_size, train.eval_interval, train.depth_warmup) == (200, 8, 20, 0.0)
     assert config.context == 256
-    assert tuning(of_another_program(monkeypatch, context_len=200)).context == 200
+    assert tuning(of_another_program(context_len=200)).context == 200
     few = tuning(origin, "--train", "lora")
     assert (few.train.learning_rate, few.model) == (5e-4, replace(origin.model, lora_rank=8))
     assert tuning(origin, "--train", "biases").train.learning_rate == 5e-4
@@ -233,7 +233,7 @@ def test_a_model_that_knows_a_language_is_tuned_gently(
 def test_every_setting_of_tuning_can_be_another(
     tuning: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    origin = of_another_program(monkeypatch)
+    origin = of_another_program()
     options = ["--learning-rate", "0.001", "--context", "1000", "--optimizer", "muon", "--steps", "3"]
     config = tuning(origin, *options, "--train", "lora", "--lora-rank", "4")
     train = config.train
@@ -247,7 +247,7 @@ def test_every_setting_of_tuning_can_be_another(
 def test_help_shows_the_settings_of_tuning(
     tuning: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tuning(of_another_program(monkeypatch))
+    tuning(of_another_program())
     assert status_of("train", "--init-from", "origin", "--run", "tuned", "--help") == 0
     assert "5e-05" in capsys.readouterr().out
 

@@ -88,7 +88,7 @@ def test_what_sets_a_preset_apart() -> None:
 
 
 def test_unknown_preset_names_the_known_ones() -> None:
-    with pytest.raises(UserError, match="no preset is called 'GPT'; there are pico, gpt-neo-efficiency"):
+    with pytest.raises(UserError, match="no preset is called 'GPT'; there are pico, swift, gpt-neo-efficiency"):
         preset("GPT")
 
 

@@ -9,7 +9,7 @@ from tests.support.paths import ROOT
 
 SHAPE = ["--context-len", "16", "--n-layer", "1", "--n-head", "2", "--n-embd", "16"]
 TINY = [*SHAPE, "--batch-size", "4", "--steps", "4", "--eval-interval", "2", "--lanes", "1"]
-TRAIN = ["train", *TINY, "--data", "easy.txt"]
+TRAIN = ["train", *TINY, "--preset", "pico", "--data", "easy.txt"]
 EASY = "she sells sea shells by the sea shore.\n" * 60
 
 

@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -173,6 +173,14 @@ def open_corpus(data: DataConfig, dataset_dir: Path) -> Corpus:
     source = str(paths[0]) if files == paths[:1] == paths else f"{count} in {', '.join(map(str, paths))}"
     name = re.sub(r"[^\w-]+", "-", paths[0].resolve().stem)[:40].strip("-")
     return _corpus(name or "text", source, files, columns_of(data))
+
+
+def size_of(names: Sequence[str]) -> int | None:
+    """Return the bytes that the texts of these names take on the disk; None where they are not there to be counted."""
+    paths = [Path(name) for name in names]
+    if not all(path.exists() for path in paths):
+        return None
+    return sum(file.stat().st_size for path in paths for file in (_text_files(path) if path.is_dir() else [path]))
 
 
 def columns_of(data: DataConfig) -> Columns:
