@@ -15,9 +15,10 @@ from picogpt.inference.engines import open_generator
 from picogpt.inference.generator import Generator, Streams
 from picogpt.runs.find import newest_run
 from picogpt.system.terminal import to_stderr, visible
+from picogpt.tokenizers.base import Mark, question
 
 LONGEST_PROMPT = 12_800  # characters of a prompt that are read, ten times as many as PicoGPT looked back at
-QUESTION, STOP = "<Q>{}</Q>\n<A>", "</A>"  # as `--qa` makes documents of two fields
+_STOP = "</A>"  # as `--qa` makes documents of two fields
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class GenerateArgs:
     run: str = ""
     """A run in logs/, or its path. Default: the newest run."""
     chat: bool = False
-    """Treat prompts as questions: the model reads <Q>prompt</Q>, and its answer ends at </A>."""
+    """Treat prompts as questions, as --qa made them for training: the answer ends at its mark."""
     engine: Literal["onnx", "numpy"] = "onnx"
     """What runs the model: ONNX Runtime, for which the run is exported when needed, or NumPy."""
     precision: Literal["auto", "fp32", "int8", "int4"] = "auto"
@@ -65,7 +66,9 @@ class Responder:
 
     def __post_init__(self) -> None:
         if self.chat and not self.config.stop:
-            self.config = replace(self.config, stop=STOP)
+            tokenizer = self.generator.tokenizer
+            id = tokenizer.mark(_STOP)
+            self.config = replace(self.config, stop=_STOP if id is None else tokenizer.decode([id]))
 
     def answer(self, prompt: str, adds: bool = False) -> None:
         """Print the prompt as the model reads it and how the model continues it; in a chat, only the latter.
@@ -78,15 +81,20 @@ class Responder:
             prompt = prompt[-LONGEST_PROMPT:]
             if not tokenizer.has_words:  # the cut may have left a part of a number, which is another number
                 prompt = prompt.partition(" ")[2]
-        text = QUESTION.format(prompt) if self.chat and (prompt or not adds) else prompt
-        read = text
+        is_question = self.chat and (prompt or not adds)
+        parts = question(prompt) if is_question else [prompt]
+        text = "".join(part for part in parts if not isinstance(part, Mark) or tokenizer.mark(part) is None)
+        read = "".join(parts)
         if unknown := tokenizer.unknown(text):
             becomes = tokenizer.decode(tokenizer.encode(unknown[:1]))
-            read = text.translate({ord(character): becomes for character in unknown})
+            read = read.translate({ord(character): becomes for character in unknown})
             to_stderr(f"not in this model's alphabet: {unknown[:40]!r}, read as {becomes!r}")
         if self.streams is None or not adds:
             self.streams = self.generator.begin(self.config)
-        self.streams.read(text)
+        if is_question:
+            self.streams.read_parts(parts)
+        else:
+            self.streams.read(prompt)
         steps = self.streams.write(self.config)
         if self.json:
             self._print_json(read, steps, began)

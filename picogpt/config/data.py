@@ -31,7 +31,8 @@ class DataConfig:
     text_field: str = "text"
     """The field of JSON lines, or the column of parquet files, that is the text."""
     qa: str = ""
-    """Two fields instead, as "question,response": documents become <Q>..</Q> and <A>..</A>."""
+    """Two fields instead, as "question,response": documents become a question and an answer between marks, and
+    --chat asks. A model that has no such marks yet gets them."""
     data_limit: str = ""
     """How much of a streamed data set to keep on the disk, such as 500MB. Default: a quarter of what is free, at most
     20GB; a twentieth of the disk always stays free."""

@@ -26,7 +26,7 @@ from picogpt.data.token_folder import (
 from picogpt.data.unknown import TextSample, Unknown, read_unknown, write_unknown
 from picogpt.errors import UserError
 from picogpt.system.files import make_folder, sync_folder
-from picogpt.tokenizers.base import Ids, Tokenizer
+from picogpt.tokenizers.base import Ids, Mark, Tokenizer
 from picogpt.tokenizers.registry import TOKENIZERS
 
 _LEARNT_FROM = 20_000_000  # characters that a tokenizer is learnt from, at most
@@ -232,7 +232,7 @@ def _training_text(corpus: Corpus, data: DataConfig, survey: _Survey) -> Iterato
         for piece in document:
             seen += len(piece)
             part = piece if split.by_document else piece[: max(0, split.border - seen + len(piece))]
-            if is_trained and part and taken <= share * seen:
+            if is_trained and part and not isinstance(part, Mark) and taken <= share * seen:
                 taken += len(part)
                 yield part
 
@@ -265,17 +265,17 @@ def _split(
 
     Returns whether the text was as long as in the survey.
     """
-    characters, marked = survey.characters(tokenizer), corpus.columns.is_marked
+    characters = survey.characters(tokenizer)
     split = _Split(data, survey, characters)
     if split.by_document:
-        encoders, documents = {part: DocumentEncoder(tokenizer, marked) for part in (train, val)}, 0
+        encoders, documents = {part: DocumentEncoder(tokenizer) for part in (train, val)}, 0
         for document in corpus.documents(advance):
             documents += 1
             part = val if split.is_validation(documents) else train
             for _, ids in encoders[part].pieces(document):
                 part(ids)
         return documents == survey.documents
-    seen, encoder = 0, DocumentEncoder(tokenizer, marked)
+    seen, encoder = 0, DocumentEncoder(tokenizer)
     for document in corpus.documents(advance):
         for count, ids in encoder.pieces(document):
             before = max(0, split.border - seen)

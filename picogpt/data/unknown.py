@@ -7,7 +7,7 @@ from pathlib import Path
 
 from picogpt.errors import UserError
 from picogpt.system.files import write_durably
-from picogpt.tokenizers.base import Tokenizer
+from picogpt.tokenizers.base import Mark, Tokenizer
 
 _START, _STARTS = 2_000, 500  # characters of a piece, and pieces, that are searched
 _SOME_UNKNOWN, _MOST_UNKNOWN = 0.01, 0.05  # shares of the text
@@ -23,8 +23,8 @@ class TextSample:
         self._pieces, self._step = 0, 1  # every so many pieces, one is taken
 
     def add(self, piece: str) -> None:
-        """Take the start of the next piece, if it is its turn. Line breaks between documents are no pieces."""
-        if not piece.strip("\n"):
+        """Take the start of the next piece, if it is its turn. Marks and line breaks between documents are none."""
+        if isinstance(piece, Mark) or not piece.strip("\n"):
             return
         if self._pieces % self._step == 0:
             self._starts.append(piece[:_START])

@@ -4,7 +4,7 @@ B streams side by side   T tokens   V vocabulary
 """
 
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -69,7 +69,13 @@ class Streams:
 
         Raises UserError for a text that the tokenizer or the model does not take.
         """
-        ids = self._tokenizer.encode_marked(text)
+        self._read(self._tokenizer.encode_marked(text))
+
+    def read_parts(self, parts: Iterable[str]) -> None:
+        """Append a text in parts, of which only marks stand for special tokens. Raises UserError as `read` does."""
+        self._read(self._tokenizer.encode_parts(parts))
+
+    def _read(self, ids: Ids) -> None:
         if ids.max(initial=0) >= self._vocab_size:
             named = self._tokenizer.decode(ids[ids >= self._vocab_size][:1])
             raise UserError(f"this model has no token {shown(named)}, though its tokenizer has: leave it out")

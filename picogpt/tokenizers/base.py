@@ -30,6 +30,8 @@ Origin = Literal["fixed", "corpus", "training", "model"]
 MARKS = ("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 """Special ids of tokenizers that are made here: the end of a text, and those of a dialogue. No text becomes one."""
 
+_AS_MARKS = {"<S>": MARKS[1], "<Q>": MARKS[2], "<A>": MARKS[3], "</S>": MARKS[4], "</Q>": MARKS[4], "</A>": MARKS[4]}
+
 UNKNOWN = "\ufffd".encode()
 """Shown for an id that stands for nothing."""
 
@@ -41,6 +43,17 @@ class TextSize:
     characters: int
     bytes: int
     """In UTF-8."""
+
+
+class Mark(str):
+    """A part of a document that stands for a special id, by PicoGPT's name for it: no text is one, whatever it says."""
+
+    __slots__ = ()
+
+
+def question(text: str) -> list[str]:
+    """Return the parts of a document that goes on with the answer to a question, as PicoGPT marks both."""
+    return [Mark("<Q>"), text, Mark("</Q>"), "\n", Mark("<A>")]
 
 
 class LibraryMissingError(UserError):
@@ -107,6 +120,22 @@ class Tokenizer(ABC):
     @abstractmethod
     def encode(self, text: str) -> Ids:
         """Return the ids of any text, lone surrogates included: (n,) of `dtype`."""
+
+    def with_marks(self) -> "Tokenizer":
+        """Return the tokenizer with all `MARKS`, which follow its other ids; itself where it has marks of its own."""
+        return self
+
+    def mark(self, name: str) -> int | None:
+        """Return the id of a `Mark`; None where the tokenizer has none, so that the name is text."""
+        return self.special.get(name, self.special.get(_AS_MARKS.get(name, "")))
+
+    def encode_parts(self, parts: Iterable[str]) -> Ids:
+        """Return the ids of a text in parts, of which marks stand for special ids and nothing else does: (n,)."""
+        ids = [np.empty(0, self.dtype)]
+        for part in parts:
+            id = self.mark(part) if isinstance(part, Mark) else None
+            ids.append(self.encode(part) if id is None else np.array([id], self.dtype))
+        return np.concatenate(ids)
 
     def encode_marked(self, text: str) -> Ids:
         """Return the ids of a text in which the names of special ids stand for these ids: (n,) of `dtype`."""

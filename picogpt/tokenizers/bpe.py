@@ -25,6 +25,7 @@ from picogpt.tokenizers.base import (
     smallest_dtype,
     without_surrogates,
 )
+from picogpt.tokenizers.word_level import ALPHABET
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Library
@@ -38,16 +39,6 @@ _MOST_IDS = 1 << 20
 _PART = 1 << 14  # characters that the library is given as one text: it is slower with longer ones
 _PARTS = 64  # texts that the library is given at once: what it returns takes many times their size
 _FLAGS = ("single_word", "lstrip", "rstrip", "special")
-
-
-def _alphabet() -> dict[str, int]:
-    """Return the byte that each character of GPT-2's files stands for: its own if visible, else from U+0100 on."""
-    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = [byte for byte in range(0x100) if byte not in visible]
-    return {**{chr(byte): byte for byte in visible}, **{chr(0x100 + i): byte for i, byte in enumerate(hidden)}}
-
-
-_ALPHABET = _alphabet()
 
 
 class BpeTokenizer(SpellingTokenizer):
@@ -90,20 +81,29 @@ class BpeTokenizer(SpellingTokenizer):
         R. Sennrich et al., "Neural machine translation of rare words with subword units", arXiv 1508.07909.
         """
         size = size or DEFAULT_SIZE
-        least = len(_ALPHABET) + len(MARKS)
+        least = len(ALPHABET) + len(MARKS)
         if size < least:
             raise UserError(f"a tokenizer of {size} ids is too small: bytes and marks alone are {least}")
         library = _library()
         learnt = library.Tokenizer(library.models.BPE())
         learnt.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
         trainer = library.trainers.BpeTrainer(
-            vocab_size=size - len(MARKS), initial_alphabet=sorted(_ALPHABET), show_progress=False
+            vocab_size=size - len(MARKS), initial_alphabet=sorted(ALPHABET), show_progress=False
         )
         learnt.train_from_iterator(map(without_surrogates, texts), trainer)
         content = json.loads(learnt.to_str())
         first = len(content["model"]["vocab"])
         marks = [{"content": mark, "id": first + i, "special": True} for i, mark in enumerate(MARKS)]
         return cls({**content, **_BYTE_LEVEL, "added_tokens": marks})
+
+    def with_marks(self) -> Self:
+        """Return the tokenizer with all `MARKS`: those that are missing follow its other ids."""
+        content = json.loads(self._json)
+        missing = [mark for mark in MARKS if mark not in self.special]
+        content["added_tokens"] += [
+            {"content": mark, "id": self.vocab_size + i, "special": True} for i, mark in enumerate(missing)
+        ]
+        return type(self)(content) if missing else self
 
     @classmethod
     def find(cls, folder: Path) -> Self | None:
@@ -168,8 +168,8 @@ class BpeTokenizer(SpellingTokenizer):
 
 def _bytes_of(token: str) -> bytes:
     """Return the bytes of a token in GPT-2's characters, or of one that is plain text."""
-    if all(character in _ALPHABET for character in token):
-        return bytes(_ALPHABET[character] for character in token)
+    if all(character in ALPHABET for character in token):
+        return bytes(ALPHABET[character] for character in token)
     return token.encode()
 
 

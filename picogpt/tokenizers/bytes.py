@@ -3,6 +3,7 @@
 import numpy as np
 
 from picogpt.tokenizers.base import MARKS, Ids, SpellingTokenizer, smallest_dtype, without_surrogates
+from picogpt.tokenizers.word_level import ALPHABET, word_level_json
 
 
 class ByteTokenizer(SpellingTokenizer):
@@ -21,6 +22,11 @@ class ByteTokenizer(SpellingTokenizer):
     def encode(self, text: str) -> Ids:
         """Return the bytes of any text: (n,) of `dtype`. A lone surrogate is read as U+FFFD."""
         return np.frombuffer(without_surrogates(text).encode(), np.uint8).astype(self.dtype)
+
+    def tokenizer_json(self) -> str:
+        """Return the content of a tokenizer.json."""
+        level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+        return word_level_json(ALPHABET, "!", self.special, before=[level], decoder=level)
 
     def unknown(self, text: str) -> str:
         """Return the lone surrogates of the text: bytes stand for everything else."""

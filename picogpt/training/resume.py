@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+import numpy as np
+
 from picogpt.config import RunConfig
 from picogpt.data.feed import Feed, open_feed
 from picogpt.errors import UserError
@@ -145,17 +147,26 @@ def _given_tokenizer(origin: Checkpoint, init_from: Path, config: RunConfig, is_
     """
     tokenizer = from_dict(origin.meta.tokenizer)
     if tokenizer.name == config.data.tokenizer_name:
-        return tokenizer
+        return tokenizer.with_marks() if config.data.qa else tokenizer
     if not tokenizer.has_words and not is_resumed:
         return None
     raise UserError(f"{init_from} was trained with the tokenizer {tokenizer.name}: leave --tokenizer out")
 
 
 def _initial_weights(found: Checkpoint, config: RunConfig) -> Arrays:
-    """Return the weights of another run, low-rank matrices merged. Raises UserError where they do not fit the model."""
+    """Return the weights of another run, low-rank matrices merged; new tokens get the rows of an untrained model.
+
+    Raises UserError where they do not fit the model.
+    """
     old, new = found.meta.config.model, replace(config.model, lora_rank=0)
-    for arrays, model in ((found.model, old), (merged(old, found.model)[1], new)):
-        if {name: array.shape for name, array in arrays.items()} != parameter_shapes(model):
+    _, arrays = merged(old, found.model)
+    if new.vocab_size > old.vocab_size:
+        untrained = initial_arrays(new, config.train.seed)
+        for name, shape in parameter_shapes(new).items():
+            if name in arrays and arrays[name].shape == (old.vocab_size, *shape[1:]) and shape[0] == new.vocab_size:
+                arrays[name] = np.concatenate([np.asarray(arrays[name]), untrained[name][old.vocab_size :]])
+    for given, model in ((found.model, old), (arrays, new)):
+        if {name: array.shape for name, array in given.items()} != parameter_shapes(model):
             raise UserError(f"{found.path} has another shape than the model asked for: leave the model's flags out")
     return arrays
 

@@ -181,8 +181,10 @@ def test_ctrl_c_ends_a_text_and_not_the_conversation(
 
 def test_chat(home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
-    original = Streams.read
-    monkeypatch.setattr(Streams, "read", lambda self, text: (seen.append(text), original(self, text))[1])
+    original = Streams.read_parts
+    monkeypatch.setattr(
+        Streams, "read_parts", lambda self, parts: (seen.append("".join(parts)), original(self, parts))[1]
+    )
     monkeypatch.setattr("sys.stdin", io.StringIO("who sells?\nwhere \u2600\n"))
     out, error = generated(capsys, "--chat", "--tokens", "5", "--seed", "1")
     assert seen == ["<Q>who sells?</Q>\n<A>", "<Q>where \u2600</Q>\n<A>"]

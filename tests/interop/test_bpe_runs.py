@@ -157,13 +157,15 @@ def test_without_a_model_there_are_no_numbers(
 
 
 @pytest.mark.parametrize("argv", [("prepare",), ("train", "--run", "x")])
-def test_a_stream_has_no_text_to_learn_from_yet(
+def test_the_characters_of_a_stream_are_not_known_yet(
     argv: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    assert status_of(*argv, "--data", "wiki", "--tokenizer", "bpe") == 2
+    assert status_of(*argv, "--data", "wiki", "--tokenizer", "chars") == 2
     error = capsys.readouterr().err.lstrip()
-    assert is_one_line(error) and "is streamed, so its text is not known beforehand: use --tokenizer picogpt" in error
+    assert (
+        is_one_line(error) and "is streamed, so its characters are not known beforehand: use --tokenizer bpe" in error
+    )
 
 
 # Tokens of a text

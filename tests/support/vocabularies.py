@@ -5,7 +5,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from picogpt.tokenizers.bpe import _ALPHABET, BpeTokenizer
+from picogpt.tokenizers.bpe import BpeTokenizer
+from picogpt.tokenizers.word_level import ALPHABET
 
 END = "<|endoftext|>"
 # Merges as GPT-2 has them, in its characters: Ġ is the space, Ċ the line end, Ã© the two bytes of é.
@@ -14,7 +15,7 @@ MERGES = ["Ġ t", "Ġt h", "Ġth e", "l l", "e ll", "s h", "sh ell", "Ã ©", "1
 
 def tables() -> tuple[dict[str, int], str]:
     """Return vocab.json and merges.txt: the 256 bytes, the merges, and the end of a text."""
-    tokens = [*_ALPHABET, *(merge.replace(" ", "") for merge in MERGES), END]
+    tokens = [*ALPHABET, *(merge.replace(" ", "") for merge in MERGES), END]
     return {token: id for id, token in enumerate(tokens)}, "#version: 0.2\n" + "\n".join(MERGES) + "\n"
 
 

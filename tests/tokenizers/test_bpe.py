@@ -57,14 +57,14 @@ def test_bytes_without_a_merge_are_tokens() -> None:
 
 
 def bpe_character(byte: int) -> str:
-    return next(character for character, found in bpe._ALPHABET.items() if found == byte)
+    return next(character for character, found in bpe.ALPHABET.items() if found == byte)
 
 
 def test_gpt2s_alphabet() -> None:
     """As its vocabulary shows: "ő" is 129 and 239, which are the 129th and 239th of this order."""
-    assert sorted(bpe._ALPHABET.values()) == list(range(256))
+    assert sorted(bpe.ALPHABET.values()) == list(range(256))
     assert [bpe_character(byte) for byte in b" \n\x00\xad"] == ["Ġ", "Ċ", "Ā", "Ń"]
-    assert [list(bpe._ALPHABET.values()).index(byte) for byte in "ő".encode()] == [129, 239]
+    assert [list(bpe.ALPHABET.values()).index(byte) for byte in "ő".encode()] == [129, 239]
 
 
 @pytest.mark.parametrize(

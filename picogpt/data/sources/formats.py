@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from picogpt.errors import UserError, one_line, shown
+from picogpt.tokenizers.base import Mark, question
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -39,6 +40,7 @@ _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 KNOWN = f"{', '.join(_KINDS)}, or one of these compressed ({', '.join(_COMPRESSED)})"
 
 Document = Iterable[str]
+"""A text in parts, of which a `Mark` stands for a special id."""
 
 
 class DamagedFileError(UserError):
@@ -53,21 +55,16 @@ class Columns:
     qa: tuple[str, str] | None = None
 
     @property
-    def is_marked(self) -> bool:
-        """Whether documents hold the names of special ids."""
-        return self.qa is not None
-
-    @property
     def names(self) -> tuple[str, ...]:
         """The names of these fields."""
         return self.qa or (self.text,)
 
-    def document(self, row: Sequence[object]) -> str:
-        """Return the text of a row's fields, "" where one is missing; a question and its answer in PicoGPT's marks."""
+    def document(self, row: Sequence[object]) -> Document:
+        """Return the text of a row's fields, nothing where one is missing; a question and its answer with marks."""
         values = [value if isinstance(value, str) else "" for value in row]
-        if self.qa is None:
-            return values[0]
-        return f"<Q>{values[0]}</Q>\n<A>{values[1]}</A>" if all(values) else ""
+        if not all(values):
+            return ()
+        return values if self.qa is None else [*question(values[0]), values[1], Mark("</A>")]
 
 
 TEXT = Columns()
@@ -88,9 +85,9 @@ def documents(path: Path, columns: Columns, advance: Callable[[int], None] = lam
         counted = _Counted(raw, advance)
         kind = kind_of(path)
         if kind == ".jsonl":
-            texts: Iterator[Document] = ((text,) for text in _json_lines(path, file, columns))
+            texts: Iterator[Document] = _json_lines(path, file, columns)
         elif kind == ".parquet":
-            texts = ((text,) for text in _parquet(path, file, columns))
+            texts = _parquet(path, file, columns)
         else:
             texts = iter([_pieces(path, file, counted)])
         for document in texts:
@@ -215,7 +212,7 @@ def _pieces(path: Path, file: BinaryIO, counted: Callable[[], None]) -> Iterator
         start += used
 
 
-def _json_lines(path: Path, file: BinaryIO, columns: Columns) -> Iterator[str]:
+def _json_lines(path: Path, file: BinaryIO, columns: Columns) -> Iterator[Document]:
     """Yield the text of every line that has one. Raises UserError for a line that is no object with these fields."""
     for number, line in enumerate(iter(lambda: file.readline(_LINE + 1), b""), start=1):
         if len(line) > _LINE:
@@ -232,11 +229,11 @@ def _json_lines(path: Path, file: BinaryIO, columns: Columns) -> Iterator[str]:
             raise UserError(
                 f"{path} has no field {missing[0]!r} in line {number:,} (it has {there}): use --text-field or --qa"
             )
-        if text := columns.document([row[name] for name in columns.names]):
-            yield text
+        if document := columns.document([row[name] for name in columns.names]):
+            yield document
 
 
-def _parquet(path: Path, file: BinaryIO, columns: Columns) -> Iterator[str]:
+def _parquet(path: Path, file: BinaryIO, columns: Columns) -> Iterator[Document]:
     """Yield the documents of all row groups. Raises UserError as `open_parquet` and `row_group` do."""
     with _seekable(path, file) as seekable:
         table = open_parquet(str(path), seekable, columns)
@@ -296,17 +293,17 @@ def open_parquet(name: str, file: BinaryIO | io.RawIOBase, columns: Columns, buf
     return table
 
 
-def row_group(name: str, table: Any, group: int, columns: Columns) -> Iterator[str]:
+def row_group(name: str, table: Any, group: int, columns: Columns) -> Iterator[Document]:
     """Yield the documents of one row group. Raises DamagedFileError."""
     count, most = 0, max(_PLAUSIBLE, _TABLE_RATIO * size_of(table, group))
     with _damage(f"{name} is damaged in row group {group}"):
         for batch in table.iter_batches(batch_size=_ROWS, row_groups=[group], columns=list(columns.names)):
             for row in zip(*(batch.column(column).to_pylist() for column in columns.names), strict=True):
-                if text := columns.document(row):
-                    count += len(text)
+                if document := columns.document(row):
+                    count += sum(map(len, document))
                     if count > most:
                         raise DamagedFileError(f"{name} unpacks to more than {most / 1e9:.1f} GB: that is no text")
-                    yield text
+                    yield document
 
 
 def size_of(table: Any, group: int) -> int:

@@ -89,7 +89,7 @@ class _Filling:
         report: Callable[[StreamStatus], None],
     ) -> None:
         self._plan, self._train, self._val, self._report = plan, train, val, report
-        self._tokenizer, self._encoder = tokenizer, DocumentEncoder(tokenizer, plan.columns.is_marked)
+        self._tokenizer, self._encoder = tokenizer, DocumentEncoder(tokenizer)
         self._missing, self._failures = 0, dict[Source, int]()
 
     def run(self) -> None:
@@ -144,13 +144,13 @@ class _Filling:
 
     def _add(self, groups: RowGroups, source: Source) -> None:
         """Fetch, tokenize and seal one row group."""
-        sample = TextSample() if not self._train.sources else None
+        is_first, sample = not self._train.sources, TextSample()
         try:
-            for text, validates in groups.documents(source, len(self._train.sources)):
-                (self._val if validates else self._train).append(self._encoder.whole(text), source)
-                if sample:
-                    sample.add(text)
-            if sample:
+            for document, validates in groups.documents(source, len(self._train.sources)):
+                (self._val if validates else self._train).append(self._encoder.whole(document), source)
+                for part in document if is_first else ():
+                    sample.add(part)
+            if is_first:
                 write_unknown(self._plan.folder, Unknown.of(sample.text, self._tokenizer))
                 self._require_known()
             self._val.seal(source)

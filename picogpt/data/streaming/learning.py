@@ -13,7 +13,7 @@ from picogpt.data.streaming.plan import Plan
 from picogpt.data.streaming.row_groups import RowGroups
 from picogpt.data.token_folder import TOKENIZER, read_tokenizer, write_tokenizer
 from picogpt.errors import UserError
-from picogpt.tokenizers.base import Tokenizer
+from picogpt.tokenizers.base import Mark, Tokenizer
 from picogpt.tokenizers.registry import TOKENIZERS
 
 _ENOUGH_BYTES, _ENOUGH_SECONDS = 5_000_000, 60.0  # of text, and since the first of it arrived
@@ -31,7 +31,8 @@ def stream_tokenizer(plan: Plan, data: DataConfig, notify: Callable[[str], None]
             if is_offline():
                 raise UserError(f"{OFFLINE}, so the tokenizer of {plan.dataset} cannot be learnt: unset it")
             notify(f"waiting for the first text of {plan.dataset}: its tokenizer is learnt from that")
-            learnt = TOKENIZERS[data.tokenizer_name].from_corpus(_first_text(plan, notify), data.tokenizer_size)
+            texts = list(_first_text(plan, notify))  # before the library runs, which Ctrl-C could not end
+            learnt = TOKENIZERS[data.tokenizer_name].from_corpus(texts, data.tokenizer_size)
             write_tokenizer(plan.folder, learnt)
             notify(f"a tokenizer of {learnt.vocab_size:,} tokens is learnt")
     return read_tokenizer(plan.folder)
@@ -42,11 +43,12 @@ def _first_text(plan: Plan, notify: Callable[[str], None]) -> Iterator[str]:
     groups, done, size, began = RowGroups(plan, notify), list[tuple[str, int]](), 0, 0.0
     while source := groups.draw(done):
         try:
-            for text, validates in groups.documents(source, len(done)):
+            for document, validates in groups.documents(source, len(done)):
                 began = began or time.monotonic()
-                if not validates:
-                    size += len(text.encode(errors="replace"))
-                    yield text
+                for part in document:
+                    if not validates and not isinstance(part, Mark):
+                        size += len(part.encode(errors="replace"))
+                        yield part
                 if size >= _ENOUGH_BYTES or time.monotonic() - began > _ENOUGH_SECONDS:
                     return
         except MissingError:  # the next draw finds that it has no row groups

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from picogpt.data.shards.index import Source
-from picogpt.data.sources.formats import DamagedFileError, open_parquet, row_group, size_of
+from picogpt.data.sources.formats import DamagedFileError, Document, open_parquet, row_group, size_of
 from picogpt.data.sources.hub import Hub, HubFile
 from picogpt.data.sources.remote import ChangedError, MissingError
 from picogpt.data.streaming.plan import Plan
@@ -63,7 +63,7 @@ class RowGroups:
         """Return the bytes that a row group of `draw` unpacks to."""
         return size_of(self._tables[source[0]], source[1])
 
-    def documents(self, source: Source, number: int) -> Iterator[tuple[str, bool]]:
+    def documents(self, source: Source, number: int) -> Iterator[tuple[Document, bool]]:
         """Yield the documents of a row group of `draw`, each with whether it is for validation.
 
         number: how many row groups came before. Raises MissingError where the file is gone, DamagedFileError or
@@ -71,9 +71,9 @@ class RowGroups:
         """
         path, group = source
         rng = generator(_SEED, "split", number)
-        for row, text in enumerate(row_group(path, self._tables[path], group, self._plan.columns)):
+        for row, document in enumerate(row_group(path, self._tables[path], group, self._plan.columns)):
             # The very first row group has to have something to validate with.
-            yield text, bool(rng.random() < self._plan.val_fraction) or (number == 0 and row == 1)
+            yield document, bool(rng.random() < self._plan.val_fraction) or (number == 0 and row == 1)
 
     def forget(self, path: str) -> None:
         """Open a file anew the next time."""

@@ -34,6 +34,15 @@ def write_huggingface(
         (place / CONFIG).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
         if tokenizer:
             (place / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
+            end = _name_of(tokenizer, end_of_text)
+            about = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+            about |= {"model_max_length": config.context_len, **({"bos_token": end, "eos_token": end} if end else {})}
+            (place / "tokenizer_config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+
+def _name_of(tokenizer: str, id: int | None) -> str:
+    """Return the name that a tokenizer.json has for an id, "" for none."""
+    return next((token["content"] for token in json.loads(tokenizer)["added_tokens"] if token["id"] == id), "")
 
 
 class _Renamed(Mapping[str, npt.NDArray[Any]]):
