@@ -16,6 +16,7 @@ COMMANDS = {
     "export": "picogpt.commands.export",
     "import": "picogpt.commands.import_",
     "prepare": "picogpt.commands.prepare",
+    "tokenizer": "picogpt.commands.tokenizer",
     "info": "picogpt.commands.info",
     "logs": "picogpt.commands.logs",
     "report": "picogpt.commands.report",

@@ -14,6 +14,7 @@ from picogpt.data.sources.hub import is_offline, only_dataset
 from picogpt.data.streaming.filler import fill
 from picogpt.data.streaming.learning import stream_tokenizer
 from picogpt.data.streaming.plan import StreamStatus, plan_for
+from picogpt.data.token_folder import file_tokenizer
 from picogpt.errors import UserError
 from picogpt.monitoring.screen import Screen
 from picogpt.runs.layout import DATASET
@@ -59,7 +60,7 @@ def prepare_ahead(data: DataConfig, dataset_dir: Path) -> None:
             return
         if is_offline():
             raise UserError("HF_HUB_OFFLINE is set: unset it to fetch a data set from the hub")
-        plan, last = plan_for(dataset, data, None, dataset_dir), StreamStatus("working", "")
+        plan, last = plan_for(dataset, data, file_tokenizer(data), dataset_dir), StreamStatus("working", "")
         stream_tokenizer(plan, data, screen.notice)
 
         def report(status: StreamStatus) -> None:

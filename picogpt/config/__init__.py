@@ -4,7 +4,7 @@ A field's docstring is its help text on the command line, which is generated fro
 Zero means "choose for me" wherever a docstring says so.
 """
 
-from picogpt.config.data import DataConfig, TokenizerName
+from picogpt.config.data import DataConfig, TokenizerName, is_tokenizer_file
 from picogpt.config.generation import Context, GenerateConfig, Precision
 from picogpt.config.model import Activation, AttentionScale, AttentionSpan, Init, ModelConfig
 from picogpt.config.monitoring import MonitoringConfig
@@ -25,4 +25,5 @@ __all__ = [
     "RunConfig",
     "TokenizerName",
     "TrainConfig",
+    "is_tokenizer_file",
 ]

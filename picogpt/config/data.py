@@ -9,8 +9,13 @@ from picogpt.errors import require, shown
 
 TokenizerName = Literal["picogpt", "chars", "bytes", "bpe", "ids"]
 
-_LIMITS = {"text_field": 1000, "qa": 1000, "data_limit": 32, "tokenizer": 32}
+_LIMITS = {"text_field": 1000, "qa": 1000, "data_limit": 32, "tokenizer": 4096}
 _NAMES_LIMIT, _NAME_LIMIT = 100_000, 32_767  # files of a text, and characters of the longest path there is
+
+
+def is_tokenizer_file(name: str) -> bool:
+    """Return whether the setting that names a tokenizer is the path of a tokenizer.json, or of a folder with one."""
+    return name.endswith(".json") or "/" in name or "\\" in name
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,8 @@ class DataConfig:
     compressed), or - for the standard input."""
     tokenizer: str = "picogpt"
     """picogpt: PicoGPT's lower-case table of 88; chars: the characters of the corpus; bytes: any text in any language;
-    bpe or bpe:SIZE: frequent sequences of bytes, learnt from the text to train on; ids: those of an imported model."""
+    bpe or bpe:SIZE: frequent sequences of bytes, learnt from the text to train on; the path of a tokenizer.json, as
+    picogpt tokenizer and Hugging Face's programs make them; ids: those of an imported model."""
     allow_unknown: bool = False
     """Train also on a text of which more than a twentieth is unknown to the tokenizer."""
     val_fraction: float = 0.0
@@ -49,11 +55,14 @@ class DataConfig:
         check_limits(self, _LIMITS)
         name, _, size = self.tokenizer.partition(":")
         require(
-            name in get_args(TokenizerName),
-            f"tokenizer must be one of {', '.join(get_args(TokenizerName))}, or bpe:SIZE, not {shown(self.tokenizer)}",
+            self.tokenizer_is_file or name in get_args(TokenizerName),
+            f"tokenizer must be one of {', '.join(get_args(TokenizerName))}, bpe:SIZE or the path of a tokenizer.json, "
+            f"not {shown(self.tokenizer)}",
         )
         require(
-            name == self.tokenizer or (name == "bpe" and re.fullmatch(r"[1-9]\d{2,6}", size) is not None),
+            self.tokenizer_is_file
+            or name == self.tokenizer
+            or (name == "bpe" and re.fullmatch(r"[1-9]\d{2,6}", size) is not None),
             f"tokenizer {shown(self.tokenizer)} has a size that is none: give bpe:4096, for example",
         )
         require(
@@ -66,14 +75,19 @@ class DataConfig:
         )
 
     @property
+    def tokenizer_is_file(self) -> bool:
+        """Whether the tokenizer is a tokenizer.json, or a folder with one, by its path."""
+        return is_tokenizer_file(self.tokenizer)
+
+    @property
     def tokenizer_name(self) -> str:
         """The kind of tokenizer, without its size."""
-        return self.tokenizer.partition(":")[0]
+        return "bpe" if self.tokenizer_is_file else self.tokenizer.partition(":")[0]
 
     @property
     def tokenizer_size(self) -> int:
         """How many ids a tokenizer that is learnt should have; 0: the default."""
-        return int(self.tokenizer.partition(":")[2] or 0)
+        return 0 if self.tokenizer_is_file else int(self.tokenizer.partition(":")[2] or 0)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from picogpt.data.streaming.feed import StreamFeed
 from picogpt.data.streaming.learning import stream_tokenizer
 from picogpt.data.streaming.part import StreamPart
 from picogpt.data.streaming.plan import plan_for
+from picogpt.data.token_folder import file_tokenizer
 from picogpt.tokenizers.base import Tokenizer
 from picogpt.tokenizers.registry import TOKENIZERS
 
@@ -156,6 +157,7 @@ def open_feed(
     dataset = only_dataset(data.names)
     if dataset is None:
         return CorpusFeed(prepare(data, dataset_dir, notify, tokenizer), context, seed, windows)
+    tokenizer = tokenizer or file_tokenizer(data)
     plan = plan_for(dataset, data, tokenizer, dataset_dir)
     own, sample = tokenizer or stream_tokenizer(plan, data, notify), None
     if dataset.may_be_english and (tokenizer or TOKENIZERS[own.name].origin == "fixed"):

@@ -10,26 +10,23 @@ from pathlib import Path
 from filelock import FileLock
 
 from picogpt.config import DataConfig
-from picogpt.data.encoding import DocumentEncoder, Join
+from picogpt.data.encoding import DocumentEncoder
 from picogpt.data.shards.reader import Shards
 from picogpt.data.shards.writer import ShardWriter
 from picogpt.data.sources.corpora import Corpus, open_corpus
-from picogpt.data.token_folder import (
-    MANY_DOCUMENTS,
-    PARTS,
-    beside,
-    read_tokenizer,
-    require_known,
-    val_share,
-    write_tokenizer,
-)
-from picogpt.data.unknown import TextSample, Unknown, read_unknown, write_unknown
+from picogpt.data.split import Split, Survey, Surveyor, text_of_part
+from picogpt.data.token_folder import PARTS, beside, file_tokenizer, read_tokenizer, require_known, write_tokenizer
+from picogpt.data.unknown import Unknown, read_unknown, write_unknown
 from picogpt.errors import UserError
 from picogpt.system.files import make_folder, sync_folder
-from picogpt.tokenizers.base import Ids, Mark, Tokenizer
+from picogpt.tokenizers.base import Ids, Tokenizer
+from picogpt.tokenizers.bpe import BpeTokenizer
 from picogpt.tokenizers.registry import TOKENIZERS
 
 _LEARNT_FROM = 20_000_000  # characters that a tokenizer is learnt from, at most
+# Where words are long or not parted by spaces, as in Chinese, each takes much longer to learn from and few come twice.
+_LEAST, _SHORT_WORDS = 2_000_000, 10  # characters at the most of such a text, and of a word up to which all are used
+_SHOWN = 1_000_000  # characters of the validation part that a tokenizer is judged on
 _VERIFIED = 1 << 28  # ids that are verified before they are used; of more, each block when it is first read
 
 Advance = Callable[[int, int], None]
@@ -64,6 +61,7 @@ def prepare(
     Raises UserError for what is wrong with the corpus or the disk.
     """
     require_known(data, tokenizer)
+    tokenizer = tokenizer or file_tokenizer(data)
     corpus = open_corpus(data, dataset_dir)
     kind = tokenizer.fingerprint() if tokenizer else data.tokenizer
     key = sha256(repr((corpus.signature, kind, data.val_fraction)).encode()).hexdigest()[:12]
@@ -133,7 +131,7 @@ def _build(
         if folder.exists():
             return
         try:
-            survey, tokenizer = _survey(corpus, data, given, read)
+            survey, tokenizer = _surveyed(corpus, data, given, read)
             unknown = Unknown.of(survey.sample, tokenizer)
             if notice := unknown.require_little(tokenizer, given is not None, data.allow_unknown):
                 notify(notice)
@@ -149,6 +147,20 @@ def _build(
         except (UserError, OSError):  # after anything else, such as Ctrl-C, the next call continues with what is sealed
             shutil.rmtree(work, ignore_errors=True)
             raise
+
+
+def learnt_tokenizer(data: DataConfig, size: int, dataset_dir: Path) -> tuple[BpeTokenizer, str]:
+    """Return the BPE tokenizer of a corpus, and up to a million characters of its validation part.
+
+    size: how many ids it should have; 0: by the length of the text. Raises UserError for what is wrong with the corpus.
+    """
+    corpus = open_corpus(data, dataset_dir)
+    surveyor = Surveyor(corpus)
+    for _ in surveyor.pieces():
+        pass
+    survey = surveyor.survey
+    tokenizer = BpeTokenizer.from_corpus(training_text(corpus, data, survey), size)
+    return tokenizer, "".join(text_of_part(corpus, data, survey, validation=True, most=_SHOWN))[:_SHOWN]
 
 
 def _writers(work: Path, tokenizer: Tokenizer, corpus: Corpus) -> list[ShardWriter]:
@@ -180,82 +192,31 @@ def _append_after_sealed(writer: ShardWriter) -> _Append:
     return append
 
 
-@dataclass(frozen=True)
-class _Survey:
-    """The findings of the first pass over a corpus."""
-
-    joined: int  # characters, with the blank lines between documents
-    added: int  # characters of these blank lines
-    documents: int
-    sample: str  # of the text: the first characters of pieces, from its beginning to its end
-
-    def characters(self, tokenizer: Tokenizer) -> int:
-        """Return how many characters are encoded: the blank lines only where the tokenizer has no end of text."""
-        return self.joined if tokenizer.end_of_text is None else self.joined - self.added
-
-
-def _survey(
+def _surveyed(
     corpus: Corpus, data: DataConfig, tokenizer: Tokenizer | None, advance: Callable[[int], None]
-) -> tuple[_Survey, Tokenizer]:
+) -> tuple[Survey, Tokenizer]:
     """Read the corpus once, and return its tokenizer as well. tokenizer: the one to use instead of the corpus' own."""
-    joined, documents, join, sample = 0, 0, Join(), TextSample()
-
-    def pieces() -> Iterator[str]:
-        nonlocal joined, documents
-        for document in corpus.documents(advance):
-            documents += 1
-            for piece in join(document):
-                joined += len(piece)
-                sample.add(piece)
-                yield piece
-
-    text, kind = pieces(), TOKENIZERS[data.tokenizer_name]
+    surveyor, kind = Surveyor(corpus, advance), TOKENIZERS[data.tokenizer_name]
+    text = surveyor.pieces()
     if tokenizer is None and kind.origin != "training":
         tokenizer = kind.from_corpus(text)
     for _ in text:  # what the tokenizer did not have to see
         pass
-    survey = _Survey(joined, join.added, documents, sample.text)
-    if tokenizer is None:
-        tokenizer = kind.from_corpus(_training_text(corpus, data, survey), data.tokenizer_size)
-    return survey, tokenizer
+    survey = surveyor.survey
+    return survey, tokenizer or kind.from_corpus(training_text(corpus, data, survey), data.tokenizer_size)
 
 
-def _training_text(corpus: Corpus, data: DataConfig, survey: _Survey) -> Iterator[str]:
-    """Yield the text to train on, and nothing of what is kept for validation; of a large text, a sample of its pieces.
-
-    A piece is taken whenever the share of the text that was taken falls behind.
-    """
-    split, taken, seen = _Split(data, survey, survey.joined - survey.added), 0, 0
-    share = min(1.0, _LEARNT_FROM / max(1, survey.joined))
-    for number, document in enumerate(corpus.documents(lambda _: None), start=1):
-        is_trained = not split.is_validation(number)
-        for piece in document:
-            seen += len(piece)
-            part = piece if split.by_document else piece[: max(0, split.border - seen + len(piece))]
-            if is_trained and part and not isinstance(part, Mark) and taken <= share * seen:
-                taken += len(part)
-                yield part
-
-
-class _Split:
-    """Which part of a corpus is for validation: of many documents some whole ones, else the end of the text."""
-
-    def __init__(self, data: DataConfig, survey: _Survey, characters: int) -> None:
-        """characters: those that are encoded."""
-        self._share = val_share(data, survey.documents)
-        self.by_document = survey.documents >= MANY_DOCUMENTS and survey.documents * self._share >= 1
-        self.border = characters if self.by_document else int(characters * (1 - self._share))
-        """Characters before the validation text."""
-
-    def is_validation(self, number: int) -> bool:
-        """Return whether the document of this number, counted from 1, is for validation as a whole."""
-        return self.by_document and int(number * self._share) > int((number - 1) * self._share)
+def training_text(corpus: Corpus, data: DataConfig, survey: Survey) -> Iterator[str]:
+    """Yield what a tokenizer is learnt from: nothing of what is kept for validation, and of a large text a sample."""
+    words = len(survey.sample.split()) * _SHORT_WORDS / max(1, len(survey.sample))
+    most = max(_LEAST, int(min(1.0, words) * _LEARNT_FROM))
+    return text_of_part(corpus, data, survey, validation=False, most=most)
 
 
 def _split(
     corpus: Corpus,
     data: DataConfig,
-    survey: _Survey,
+    survey: Survey,
     tokenizer: Tokenizer,
     train: _Append,
     val: _Append,
@@ -266,7 +227,7 @@ def _split(
     Returns whether the text was as long as in the survey.
     """
     characters = survey.characters(tokenizer)
-    split = _Split(data, survey, characters)
+    split = Split(data, survey, characters)
     if split.by_document:
         encoders, documents = {part: DocumentEncoder(tokenizer) for part in (train, val)}, 0
         for document in corpus.documents(advance):

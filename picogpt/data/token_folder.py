@@ -9,6 +9,7 @@ from picogpt.config import DataConfig
 from picogpt.errors import UserError
 from picogpt.system.files import sync_file, sync_folder
 from picogpt.tokenizers.base import Tokenizer
+from picogpt.tokenizers.bpe import BpeTokenizer
 from picogpt.tokenizers.registry import TOKENIZERS, from_dict
 
 PARTS = ("train", "val")
@@ -22,6 +23,14 @@ def require_known(data: DataConfig, tokenizer: Tokenizer | None) -> None:
     """Raise UserError if `data` names a tokenizer that comes with a model, and there is none of a model."""
     if tokenizer is None and TOKENIZERS[data.tokenizer_name].origin == "model":
         raise UserError(f"the tokenizer {data.tokenizer} is a model's own: name its run with --init-from")
+
+
+def file_tokenizer(data: DataConfig) -> Tokenizer | None:
+    """Return the tokenizer of the file that `data` names, None where it names none.
+
+    Raises UserError for a file that is missing, damaged or of another kind.
+    """
+    return BpeTokenizer.open(Path(data.tokenizer)) if data.tokenizer_is_file else None
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:

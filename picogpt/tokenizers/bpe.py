@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer as Library
 
 DEFAULT_SIZE = 4096  # ids
+SIZES = ((200_000, 512), (500_000, 1024), (2_000_000, 2048))
+"""Characters of a text below which so many ids are better than more: what `benchmarks.tokenizers` measures."""
 _ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>")
 _FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 _FILE_LIMIT = 16 << 20  # bytes; GPT-2's has about two million
@@ -76,11 +78,12 @@ class BpeTokenizer(SpellingTokenizer):
     def from_corpus(cls, texts: Iterable[str], size: int = 0) -> Self:
         """Learn the tokenizer with `size` ids whose pieces are the most frequent ones of these texts.
 
-        All bytes have an id, so any text can be encoded; the marks come last. A small text may have fewer pieces. The
-        same texts give the same tokenizer everywhere. Raises UserError where the library is not installed.
+        size: 0: DEFAULT_SIZE, or fewer for a small text, by SIZES. All bytes have an id, so any text can be encoded;
+        the marks come last. A small text may have fewer pieces. The same texts give the same tokenizer everywhere.
+        Raises UserError where the library is not installed.
         R. Sennrich et al., "Neural machine translation of rare words with subword units", arXiv 1508.07909.
         """
-        size = size or DEFAULT_SIZE
+        chosen, size, characters = size, size or DEFAULT_SIZE, 0
         least = len(ALPHABET) + len(MARKS)
         if size < least:
             raise UserError(f"a tokenizer of {size} ids is too small: bytes and marks alone are {least}")
@@ -90,11 +93,20 @@ class BpeTokenizer(SpellingTokenizer):
         trainer = library.trainers.BpeTrainer(
             vocab_size=size - len(MARKS), initial_alphabet=sorted(ALPHABET), show_progress=False
         )
-        learnt.train_from_iterator(map(without_surrogates, texts), trainer)
+
+        def counted() -> Iterator[str]:
+            nonlocal characters
+            for text in texts:
+                characters += len(text)
+                yield without_surrogates(text)
+
+        learnt.train_from_iterator(counted(), trainer)
         content = json.loads(learnt.to_str())
         first = len(content["model"]["vocab"])
         marks = [{"content": mark, "id": first + i, "special": True} for i, mark in enumerate(MARKS)]
-        return cls({**content, **_BYTE_LEVEL, "added_tokens": marks})
+        tokenizer = cls({**content, **_BYTE_LEVEL, "added_tokens": marks})
+        enough = next((most for least, most in SIZES if characters < least), DEFAULT_SIZE)
+        return tokenizer.shortened(enough) if not chosen and enough < tokenizer.vocab_size else tokenizer
 
     def with_marks(self) -> Self:
         """Return the tokenizer with all `MARKS`: those that are missing follow its other ids."""
@@ -104,6 +116,34 @@ class BpeTokenizer(SpellingTokenizer):
             {"content": mark, "id": self.vocab_size + i, "special": True} for i, mark in enumerate(missing)
         ]
         return type(self)(content) if missing else self
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Return the tokenizer of a tokenizer.json, or of a folder as `find` does.
+
+        Raises UserError for a file that is missing, damaged or of another kind.
+        """
+        if not path.is_dir():
+            try:
+                return cls(_parsed(_read(path)))
+            except UserError as error:
+                raise UserError(f"{path}: {error}") from None
+        if found := cls.find(path):
+            return found
+        raise UserError(f"{path} has no tokenizer.json, nor vocab.json and merges.txt: name a file")
+
+    def shortened(self, size: int) -> Self:
+        """Return the tokenizer that would have been learnt with `size` ids, fewer than it has: its first merges.
+
+        Raises UserError for fewer ids than bytes and marks.
+        """
+        content = json.loads(self._json)
+        merges = max(0, size - len(ALPHABET) - len(content["added_tokens"]))
+        vocab = dict(list(content["model"]["vocab"].items())[: len(ALPHABET) + merges])
+        content["model"] |= {"vocab": vocab, "merges": content["model"]["merges"][:merges]}
+        for i, token in enumerate(content["added_tokens"]):
+            token["id"] = len(vocab) + i
+        return type(self)(content)
 
     @classmethod
     def find(cls, folder: Path) -> Self | None:

@@ -119,6 +119,8 @@ def find_start(
     if resumed and init_from:
         notify(f"run {run_dir.name} continues from its own checkpoint: --init-from was needed only once")
     origin, tokenizer = resumed, None
+    if resumed and config.data.tokenizer_is_file:  # which may be gone
+        tokenizer = from_dict(resumed.meta.tokenizer)
     if init_from:
         origin = resumed or checkpoints.load(init_from, optimizer=False, mapped=is_large(config.model))
         tokenizer = _given_tokenizer(origin, init_from, config, is_resumed=resumed is not None)
@@ -145,8 +147,9 @@ def _given_tokenizer(origin: Checkpoint, init_from: Path, config: RunConfig, is_
 
     Raises UserError where another one is asked for.
     """
-    tokenizer = from_dict(origin.meta.tokenizer)
-    if tokenizer.name == config.data.tokenizer_name:
+    tokenizer, asked = from_dict(origin.meta.tokenizer), config.data.tokenizer
+    is_another_file = config.data.tokenizer_is_file and asked != origin.meta.config.data.tokenizer
+    if tokenizer.name == config.data.tokenizer_name and not is_another_file:
         return tokenizer.with_marks() if config.data.qa else tokenizer
     if not tokenizer.has_words and not is_resumed:
         return None

@@ -180,7 +180,7 @@ def test_a_tokenizer_made_from_the_corpus_may_have_an_end_of_text(tmp_path, monk
     """It is known only after the first pass, which joins documents with blank lines until then."""
 
     class Ended(CharTokenizer):
-        def __init__(self, chars: str) -> None:
+        def __init__(self, chars: str, has_marks: bool = False) -> None:
             super().__init__(chars)
             self.end_of_text, self.vocab_size = len(self.chars), len(self.chars) + 1
 

@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Library
 
 from picogpt.config import DataConfig
-from picogpt.data.prepare import prepare
+from picogpt.data.prepare import prepare, training_text
+from picogpt.data.sources.corpora import open_corpus
+from picogpt.data.split import Surveyor
 from picogpt.errors import UserError
 from picogpt.tokenizers.base import MARKS
-from picogpt.tokenizers.bpe import BpeTokenizer
+from picogpt.tokenizers.bpe import DEFAULT_SIZE, SIZES, BpeTokenizer
 from picogpt.tokenizers.registry import from_dict, unit_of
 from tests.support.paths import ROOT
 from tests.support.running import status_of
@@ -95,6 +97,7 @@ def test_it_learns_nothing_from_the_text_to_validate_with(documents: int, tmp_pa
 
 def test_a_large_text_is_sampled_evenly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("picogpt.data.prepare._LEARNT_FROM", 2000)
+    monkeypatch.setattr("picogpt.data.prepare._LEAST", 500)
     seen: list[str] = []
     original = BpeTokenizer.from_corpus.__func__  # type: ignore[attr-defined]
 
@@ -110,6 +113,37 @@ def test_a_large_text_is_sampled_evenly(tmp_path: Path, monkeypatch: pytest.Monk
     assert 1500 < sum(map(len, seen)) < 3000
     numbers = [int(text.split()[2].rstrip(".")) for text in seen]
     assert numbers[0] < 8 and numbers[-1] > 25 and numbers == sorted(numbers)
+
+
+def test_a_text_of_long_words_is_learnt_from_less_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chinese has no spaces: what comes between two commas is one word, and few of these come twice."""
+    monkeypatch.setattr("picogpt.data.prepare._LEARNT_FROM", 20_000)
+    monkeypatch.setattr("picogpt.data.prepare._LEAST", 2_000)
+    taken = {}
+    for name, text in (("en", "a few short words. "), ("zh", "話說天下大勢分久必合合久必分周末七國分爭并入于秦\n")):
+        for number in range(40):
+            (tmp_path / f"{name}{number:02}.txt").write_text(text * (900 // len(text)), encoding="utf-8")
+        corpus = open_corpus(DataConfig(tuple(map(str, tmp_path.glob(f"{name}*.txt")))), tmp_path)
+        surveyor = Surveyor(corpus)
+        total = sum(map(len, surveyor.pieces()))
+        taken[name] = sum(map(len, training_text(corpus, DataConfig(), surveyor.survey))) / total
+    assert taken["en"] > 0.45 and taken["zh"] < 0.3
+
+
+@pytest.mark.parametrize("characters", [50_000, 300_000, 1_000_000, 2_500_000])
+def test_the_default_size_follows_the_length_of_the_text(characters: int) -> None:
+    words = [f"{word:x} " for word in range(20_000)]
+    text = "".join(words) * (1 + characters // 100_000)
+    learnt = BpeTokenizer.from_corpus([text[:characters]])
+    assert learnt.vocab_size == next((size for least, size in SIZES if characters < least), DEFAULT_SIZE)
+    again = BpeTokenizer.from_corpus([text[:characters]], learnt.vocab_size)
+    assert again.fingerprint() == learnt.fingerprint()  # the first pieces of a larger one are those of a smaller one
+
+
+@given(st.integers(261, 340))
+@settings(max_examples=20, deadline=None)
+def test_a_shortened_tokenizer_is_the_one_that_would_have_been_learnt(size: int) -> None:
+    assert SMALL.shortened(size).to_dict() == BpeTokenizer.from_corpus([TEXT], size).to_dict()
 
 
 @pytest.mark.parametrize("name", ["bpe:", "bpe:12", "bpe:0400", "bpe:x", "bytes:300", "gpt2", "bpe:99999999"])

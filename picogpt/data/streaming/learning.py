@@ -14,6 +14,7 @@ from picogpt.data.streaming.row_groups import RowGroups
 from picogpt.data.token_folder import TOKENIZER, read_tokenizer, write_tokenizer
 from picogpt.errors import UserError
 from picogpt.tokenizers.base import Mark, Tokenizer
+from picogpt.tokenizers.bpe import DEFAULT_SIZE
 from picogpt.tokenizers.registry import TOKENIZERS
 
 _ENOUGH_BYTES, _ENOUGH_SECONDS = 5_000_000, 60.0  # of text, and since the first of it arrived
@@ -32,7 +33,7 @@ def stream_tokenizer(plan: Plan, data: DataConfig, notify: Callable[[str], None]
                 raise UserError(f"{OFFLINE}, so the tokenizer of {plan.dataset} cannot be learnt: unset it")
             notify(f"waiting for the first text of {plan.dataset}: its tokenizer is learnt from that")
             texts = list(_first_text(plan, notify))  # before the library runs, which Ctrl-C could not end
-            learnt = TOKENIZERS[data.tokenizer_name].from_corpus(texts, data.tokenizer_size)
+            learnt = TOKENIZERS[data.tokenizer_name].from_corpus(texts, data.tokenizer_size or DEFAULT_SIZE)
             write_tokenizer(plan.folder, learnt)
             notify(f"a tokenizer of {learnt.vocab_size:,} tokens is learnt")
     return read_tokenizer(plan.folder)
