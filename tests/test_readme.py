@@ -20,6 +20,7 @@ from tests.support.vocabularies import write_tables
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BENCHMARKS = sorted((ROOT / "benchmarks").glob("*.md"))
 PEERS = "<!-- peers -->\n"  # above a block that makes or needs an environment with PyTorch
+CLIENT = r"<!-- client\.\w+ -->\n"  # above a program that tests/inference/onnx/test_clients.py runs
 EXCERPT = r"<!-- (picogpt/[\w/]+\.py) -->\n"  # above a block that is a part of this file, and no program
 
 
@@ -29,7 +30,7 @@ def blocks(language: str, pages: list[Path] = PAGES) -> list[str]:
         block
         for page in pages
         for mark, _, block in re.findall(
-            rf"^({PEERS}|{EXCERPT})?```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S
+            rf"^({PEERS}|{CLIENT}|{EXCERPT})?```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S
         )
         if not mark
     ]

@@ -21,7 +21,7 @@ _EVERY = 2.0  # seconds between samples
 _GROWTH, _SLACK_MB = 1.05, 2.0  # of the memory: beyond both it is a leak
 _LANES = 2
 _COMMAND = (
-    f"train --data text.txt --run load --context-len 8 --n-layer 1 --n-head 1 --n-embd 8 --batch-size 2 "
+    f"train --preset pico --data text.txt --run load --context-len 8 --n-layer 1 --n-head 1 --n-embd 8 --batch-size 2 "
     f"--lanes {_LANES} --eval-interval 250 --save-minutes 0.05"
 )
 

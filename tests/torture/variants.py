@@ -48,7 +48,7 @@ def new_home(folder: Path, name: str, text: str) -> Path:
 
 def command(variant: Variant, steps: int) -> list[str]:
     """Return the arguments of `picogpt` that start the run, or let it go on."""
-    return f"train --data {TEXT} --run run --steps {steps} {_SHAPE} {_SAVES} {variant.options}".split()
+    return f"train --preset pico --data {TEXT} --run run --steps {steps} {_SHAPE} {_SAVES} {variant.options}".split()
 
 
 def run_folder(home: Path) -> Path:

@@ -14,6 +14,7 @@ from picogpt.config import ModelConfig, Precision
 from picogpt.inference.onnx.checksums import append_checksum
 from picogpt.inference.onnx.fused import FusedGraph
 from picogpt.inference.onnx.initializers import Arrays, ExternalStore, Store, store_inside
+from picogpt.inference.onnx.metadata import TOKENIZER_JSON, tokenizer_fields
 from picogpt.inference.onnx.portable import PortableGraph
 from picogpt.inference.onnx.ports import cached_head_size
 from picogpt.inference.onnx.quantize import weight_bytes
@@ -55,9 +56,11 @@ def export(
         with ExitStack() as files:
             store = ExternalStore(files.enter_context(beside[0].open("wb")), weights) if beside else store_inside
             model = _model(config, arrays, precision, portable, store)
-        metadata: dict[str, object] = {"config": asdict(config), "tokenizer": tokenizer.to_dict()}
+        metadata: dict[str, object] = {"config": asdict(config), "tokenizer": tokenizer_fields(tokenizer)}
         metadata |= {"precision": precision, "portable": portable, "source": source, "rolls": rolls}
-        helper.set_model_props(model, {name: json.dumps(value) for name, value in metadata.items()})
+        metadata["tokens"] = tokenizer.vocab_size  # the table may have more rows
+        properties = {name: json.dumps(value) for name, value in metadata.items()}
+        helper.set_model_props(model, {**properties, TOKENIZER_JSON: tokenizer.tokenizer_json() or "null"})
         onnx.save_model(model, temporary)
         for written in (temporary, *beside):
             append_checksum(written)

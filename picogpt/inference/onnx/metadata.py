@@ -4,12 +4,15 @@ An ONNX file is one protobuf message: fields with a number and a content, which 
 the few fields that matter here are below; all others, the weights among them, are skipped.
 """
 
+import json
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
 from picogpt.inference.onnx.checksums import check_checksum
+from picogpt.tokenizers.base import Tokenizer
+from picogpt.tokenizers.registry import from_dict
 
 _METADATA = (14,)  # of the model: pairs of a key and a value
 # Pairs that say in which file the weights of a tensor are: those of the graph, and those of its nodes.
@@ -17,6 +20,29 @@ _EXTERNAL = (7, 5, 13), (7, 1, 5, 5, 13)
 
 _PAIR_LIMIT = 32 << 20  # bytes; the largest tokenizer has about one million
 _SCALARS = {1: 8, 5: 4}  # bytes of the kinds of fields that have a fixed size
+
+
+TOKENIZER_JSON = "tokenizer.json"
+"""The key of the whole tokenizer for other programs (docs/onnx.md), in the format of Hugging Face; null for none."""
+
+
+def tokenizer_fields(tokenizer: Tokenizer) -> dict[str, object]:
+    """Return what `tokenizer_of` needs beside TOKENIZER_JSON."""
+    fields = tokenizer.to_dict()
+    if fields.get("json") == tokenizer.tokenizer_json():
+        del fields["json"]
+    return fields
+
+
+def tokenizer_of(metadata: dict[str, str]) -> Tokenizer:
+    """Return the tokenizer that an exported file describes.
+
+    Raises KeyError, ValueError, RecursionError or UserError where it is damaged.
+    """
+    fields: object = json.loads(metadata["tokenizer"])
+    if isinstance(fields, dict) and fields.get("name") == "bpe" and "json" not in fields:
+        fields["json"] = metadata[TOKENIZER_JSON]
+    return from_dict(fields)
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -19,11 +19,10 @@ import numpy.typing as npt
 
 from picogpt.config import ModelConfig, Precision
 from picogpt.errors import UserError, one_line
-from picogpt.inference.onnx.metadata import read_metadata
+from picogpt.inference.onnx.metadata import read_metadata, tokenizer_of
 from picogpt.inference.onnx.ports import FLOAT, INT32, INT64, LOCAL, ports
 from picogpt.model.kv_cache import SlidingWindow
 from picogpt.tokenizers.base import LibraryMissingError, Tokenizer
-from picogpt.tokenizers.registry import from_dict
 
 Array = npt.NDArray[Any]
 
@@ -82,9 +81,10 @@ class OnnxModel:
 
     def _take_metadata(self, metadata: dict[str, str]) -> None:
         """Take the model's description. Raises KeyError, ValueError, RecursionError or UserError where it is wrong."""
-        fields: dict[str, object] = {name: json.loads(value) for name, value in metadata.items()}
+        self.tokenizer: Tokenizer = tokenizer_of(metadata)
+        names = ("config", "precision", "portable", "source", "rolls")  # older files have no rolls
+        fields: dict[str, object] = {name: json.loads(metadata[name]) for name in names if name in metadata}
         self.config = ModelConfig.from_dict(fields["config"])
-        self.tokenizer: Tokenizer = from_dict(fields["tokenizer"])
         self.precision = _precision(fields["precision"])
         portable, source, rolls = fields["portable"], fields["source"], fields.get("rolls")
         if not isinstance(portable, bool) or not isinstance(source, str):
