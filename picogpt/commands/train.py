@@ -9,7 +9,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from picogpt.commands.options import PresetArgs, parse, parse_known, with_dashboard_port
-from picogpt.config import DataConfig, MonitoringConfig, RunConfig, TrainConfig
+from picogpt.config import NO_LIMIT, DataConfig, MonitoringConfig, RunConfig, TrainConfig
 from picogpt.config.presets import fine_tuning, preset, preset_for, tokenizer_for
 from picogpt.data.sources.corpora import size_of
 from picogpt.errors import UserError
@@ -66,6 +66,8 @@ class _KnownArgs(TrainStartArgs):
     data: str | tuple[str, ...] = ""
     tokenizer: str = ""
     train: str = TrainConfig.train
+    steps: int = 0
+    minutes: float = TrainConfig.minutes
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -104,6 +106,8 @@ def run(argv: Sequence[str]) -> None:
         if not own and first.preset_name and tuned.train != start.train:
             to_stderr("for a model of another program the settings are those of fine-tuning, not those of the preset")
         start = replace(tuned, data=replace(start.data, tokenizer=before.data.tokenizer))
+    if first.minutes > 0 and not first.steps:
+        start = replace(start, train=replace(start.train, steps=NO_LIMIT))
     args = parse(TrainArgs, "picogpt train", argv, TrainArgs(config=start))
     observers = Observers(args.monitoring, LOGS / name)
     Run(args.config, LOGS / name, DATASET, observers, args.fresh, origin, args.monitoring).train()

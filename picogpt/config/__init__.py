@@ -4,14 +4,15 @@ A field's docstring is its help text on the command line, which is generated fro
 Zero means "choose for me" wherever a docstring says so.
 """
 
-from picogpt.config.data import DataConfig, TokenizerName, is_tokenizer_file
+from picogpt.config.data import DataConfig, TokenizerName
 from picogpt.config.generation import Context, GenerateConfig, Precision
 from picogpt.config.model import Activation, AttentionScale, AttentionSpan, Init, ModelConfig
 from picogpt.config.monitoring import MonitoringConfig
 from picogpt.config.run import RunConfig
-from picogpt.config.training import TrainConfig
+from picogpt.config.training import NO_LIMIT, TrainConfig
 
 __all__ = [
+    "NO_LIMIT",
     "Activation",
     "AttentionScale",
     "AttentionSpan",
@@ -25,5 +26,4 @@ __all__ = [
     "RunConfig",
     "TokenizerName",
     "TrainConfig",
-    "is_tokenizer_file",
 ]

@@ -13,11 +13,6 @@ _LIMITS = {"text_field": 1000, "qa": 1000, "data_limit": 32, "tokenizer": 4096}
 _NAMES_LIMIT, _NAME_LIMIT = 100_000, 32_767  # files of a text, and characters of the longest path there is
 
 
-def is_tokenizer_file(name: str) -> bool:
-    """Return whether the setting that names a tokenizer is the path of a tokenizer.json, or of a folder with one."""
-    return name.endswith(".json") or "/" in name or "\\" in name
-
-
 @dataclass(frozen=True)
 class DataConfig:
     """The data that is read, and how text becomes ids."""
@@ -77,7 +72,7 @@ class DataConfig:
     @property
     def tokenizer_is_file(self) -> bool:
         """Whether the tokenizer is a tokenizer.json, or a folder with one, by its path."""
-        return is_tokenizer_file(self.tokenizer)
+        return self.tokenizer.endswith(".json") or "/" in self.tokenizer or "\\" in self.tokenizer
 
     @property
     def tokenizer_name(self) -> str:

@@ -11,6 +11,9 @@ _LIMITS = {"steps": 10**12, "context": 1 << 30, "batch_size": 1 << 20, "micro_ba
 _LIMITS |= {"warmup_steps": 10**12, "eval_interval": 10**12, "seed": (1 << 64) - 1}
 
 
+NO_LIMIT = 10**9  # steps of a run that its minutes end
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """How a run trains."""
@@ -19,7 +22,7 @@ class TrainConfig:
     """What is trained: all; last-N, that many blocks and the last norm; biases alone; lora, low-rank matrices beside
     those of the blocks. The rest takes no memory for gradients."""
     steps: int = 2000
-    """Optimizer steps."""
+    """Optimizer steps. With --minutes and without --steps: as many as there is time for."""
     minutes: float = 0.0
     """Stop after so many minutes of training if that comes before the last step; the schedule follows. 0: no limit."""
     context: int = 0

@@ -1,5 +1,7 @@
 """Numbers as people read them: counts, durations, percentages, learning rates and sizes."""
 
+from picogpt.config import NO_LIMIT
+
 
 def count(number: float | None) -> str:
     """Return a count, a large one in three digits with its unit, as 6.34M; "-" for None."""
@@ -35,6 +37,11 @@ def number(value: float | None, form: str) -> str:
 def rate(value: float) -> str:
     """Return a learning rate in a few characters."""
     return f"{value:.4f}" if value >= 0.001 or value == 0 else f"{value:.1e}"
+
+
+def of(total: int) -> str:
+    """Return how many steps a run has, to follow the number of those that are done; "" where its minutes end it."""
+    return "" if total >= NO_LIMIT else f" of {total:,}"
 
 
 def size(count: int) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from itertools import product
 from typing import Literal
 
-from picogpt.config import RunConfig
+from picogpt.config import NO_LIMIT, RunConfig
 from picogpt.config.presets import preset
 from picogpt.errors import UserError, shown
 
@@ -16,7 +16,6 @@ EXERCISE = "exercise"  # a preset that only sweeps have
 _PARTS = ("model", "data", "train")
 _MOST_CASES = 200
 _OTHER_TEXT = "data", "val_fraction", "text_field", "qa"  # losses do not compare across these
-_NO_STEPS = 10**9  # where the minutes end a run
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ def within(cases: Sequence[Case], budget: Budget) -> list[Case]:
     if budget == "minutes":
         if not all(case.config.train.minutes for case in cases):
             raise UserError("--budget minutes needs to know how many: give --minutes")
-        return [_with_steps(case, _NO_STEPS) for case in cases]
+        return [_with_steps(case, NO_LIMIT) for case in cases]
     tokens = first.train.steps * first.train.batch_size * first.context
     return [
         _with_steps(case, max(1, round(tokens / (case.config.train.batch_size * case.config.context))))

@@ -2,7 +2,6 @@
 
 from contextlib import suppress
 
-from picogpt.config import is_tokenizer_file
 from picogpt.errors import UserError
 from picogpt.tokenizers.base import Tokenizer, Unit
 from picogpt.tokenizers.bpe import BpeTokenizer
@@ -33,7 +32,5 @@ def from_dict(fields: object) -> Tokenizer:
 
 def unit_of(name: object) -> Unit:
     """Return what an id of a tokenizer is, by the setting that names it; a character for a name that is unknown."""
-    if not isinstance(name, str):
-        return "char"
-    kind = BpeTokenizer if is_tokenizer_file(name) else TOKENIZERS.get(name.partition(":")[0])
+    kind = TOKENIZERS.get(name.partition(":")[0]) if isinstance(name, str) else None
     return kind.unit if kind else "char"

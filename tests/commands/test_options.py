@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from picogpt import cli
-from picogpt.config import DataConfig, ModelConfig, MonitoringConfig, RunConfig, TrainConfig
+from picogpt.config import NO_LIMIT, DataConfig, ModelConfig, MonitoringConfig, RunConfig, TrainConfig
 from picogpt.config.presets import PRESETS, preset
 from picogpt.monitoring.observers import Observers
 from picogpt.runs.checkpoint import Record
@@ -271,3 +271,49 @@ def test_numpy_generates_where_onnx_cannot_be_loaded(home: Path, tmp_path: Path)
     for engine, notice in (("numpy", ""), ("onnx", "no onnx here; generating with NumPy")):
         status, out, error = shell(home, *words, "--engine", engine, PYTHONPATH=str(tmp_path / "stub"))
         assert status == 0 and out.startswith("she") and (notice in error if notice else error == "")
+
+
+# Presets and steps that nobody named
+
+
+@pytest.mark.parametrize(
+    ("argv", "name", "tokenizer"),
+    [
+        (("--data", "wiki"), "pico", "picogpt"),
+        (("--data", "wiki:en"), "pico", "picogpt"),
+        (("--data", "wiki:ja"), "swift", "bpe"),
+        (("--data", "hf:owner/name"), "swift", "bpe"),
+        (("--data", "small.txt"), "swift", "chars"),
+        (("--data", "large.txt"), "swift", "bpe"),
+        (("--data", "large.txt", "small.txt"), "swift", "bpe"),
+        (("--data", "small.txt", "--tokenizer", "bpe:400"), "swift", "bpe:400"),
+        (("--data", "large.txt", "--tokenizer", "picogpt"), "pico", "picogpt"),
+        (("--data", "large.txt", "--preset", "pico"), "pico", "picogpt"),
+        (("--data", "sample", "--preset", "swift"), "swift", "bpe"),
+    ],
+)
+def test_the_preset_follows_the_text(
+    argv: tuple[str, ...],
+    name: str,
+    tokenizer: str,
+    recorder: type[Recorder],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.txt").write_text("a few words\n" * 20, encoding="utf-8")
+    (tmp_path / "large.txt").write_text("a few words\n" * 20_000, encoding="utf-8")
+    assert status_of("train", *argv) == 0
+    config, folder, _ = recorder.asked
+    expected = replace(preset(name), data=config.data)
+    assert config == expected and config.data.tokenizer == tokenizer and folder.startswith(f"logs/{name}-")
+
+
+def test_minutes_without_steps_end_a_run_by_themselves(recorder: type[Recorder]) -> None:
+    for argv, steps in (
+        (["--minutes", "5"], NO_LIMIT),
+        (["--minutes", "5", "--steps", "70"], 70),
+        ([], preset("pico").train.steps),
+    ):
+        assert status_of("train", *argv) == 0
+        assert recorder.asked[0].train.steps == steps
