@@ -22,6 +22,8 @@ from picogpt.system.terminal import to_stderr
 from picogpt.tokenizers.registry import unit_of
 from picogpt.training.run import Run
 
+_HINT = "pico reads lower-case characters; --preset swift learns pieces of words, and writes better after the same time"
+
 
 @dataclass(frozen=True)
 class TrainPresetArgs(PresetArgs):
@@ -109,6 +111,8 @@ def run(argv: Sequence[str]) -> None:
     if first.minutes > 0 and not first.steps:
         start = replace(start, train=replace(start.train, steps=NO_LIMIT))
     args = parse(TrainArgs, "picogpt train", argv, TrainArgs(config=start))
+    if chosen == "pico" and not (first.preset_name or first.tokenizer or origin or checkpoints.newest(LOGS / name)):
+        to_stderr(_HINT)
     observers = Observers(args.monitoring, LOGS / name)
     Run(args.config, LOGS / name, DATASET, observers, args.fresh, origin, args.monitoring).train()
 

@@ -309,6 +309,17 @@ def test_the_preset_follows_the_text(
     assert config == expected and config.data.tokenizer == tokenizer and folder.startswith(f"logs/{name}-")
 
 
+def test_one_line_says_what_the_other_preset_would_bring(
+    recorder: type[Recorder], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status_of("train", "--data", "wiki") == 0
+    error = capsys.readouterr().err
+    assert is_one_line(error) and "--preset swift learns pieces of words" in error
+    for argv in (["--preset", "pico"], ["--tokenizer", "picogpt"], ["-s"], ["--data", "hf:owner/name"]):
+        assert status_of("train", *argv) == 0
+        assert capsys.readouterr().err == ""
+
+
 def test_minutes_without_steps_end_a_run_by_themselves(recorder: type[Recorder]) -> None:
     for argv, steps in (
         (["--minutes", "5"], NO_LIMIT),

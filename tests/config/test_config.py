@@ -15,7 +15,7 @@ from picogpt.model.parameters import parameter_count
 
 COUNTS = {
     "pico": 6_374_144,
-    "swift": 6_384_384,  # without the rows of its tokens
+    "swift": 4_772_096,  # without the rows of its tokens
     "gpt-neo-efficiency": 260_673,
     "gpt-neo-speed": 258_497,
     "lecture": 10_788_929,
