@@ -17,7 +17,7 @@ from picogpt.config.presets import PRESETS, preset
 from picogpt.monitoring.observers import Observers
 from picogpt.runs.checkpoint import Record
 from picogpt.runs.checkpoint_meta import CheckpointMeta
-from tests.support.commands import shell
+from tests.support.commands import is_one_line, shell
 from tests.support.paths import ROOT
 from tests.support.running import status_of
 
@@ -175,7 +175,7 @@ def test_a_wrong_option_is_one_line(argv: tuple[str, ...], capsys: pytest.Captur
         (["--dashboard", "0.0.0.0:9000", "--steps", "5"], "0.0.0.0:9000", 5),
         (["--dashboard=[::1]:0"], "[::1]:0", 2000),
         (["--dashboard", "--dashboard", "7"], "7", 2000),
-        (["--run", "dashboard", "--data", "dashboard"], "", 2000),
+        (["--run", "dashboard", "--data", "dashboard"], "", 4000),
     ],
 )
 def test_dashboard_with_and_without_a_port(
