@@ -147,6 +147,7 @@ QUICK = {
     "bench generate": ["--tokens", "4"],
     "benchmarks.memory": ["--model", "tiny"],
     "benchmarks.context": ["--sequences", "2"],
+    "benchmarks.tokenizers": ["--preset", "race", "--judged", "3000"],
     "tests.torture": ["--minutes", "0.02", "--load", "0"],
     "benchmarks.compare": ["--seconds", "0.1", "--rounds", "1"],
 }

@@ -23,6 +23,7 @@ from picogpt.data.sources import hub, remote
 from picogpt.data.sources.formats import Columns, documents, open_parquet, row_group, size_of
 from picogpt.data.streaming.plan import StreamStatus, read_status
 from picogpt.data.token_folder import read_tokenizer
+from picogpt.data.unknown import Unknown, read_unknown
 from picogpt.errors import UserError
 from picogpt.inference.onnx.checksums import append_checksum, check_checksum
 from picogpt.inference.onnx.metadata import read_metadata
@@ -42,6 +43,7 @@ from picogpt.tokenizers.registry import from_dict
 from tests.fuzz import interop
 from tests.fuzz.hub import headers, listing, listings
 from tests.fuzz.target import Target, as_json, parsed, watched
+from tests.support import vocabularies
 from tests.support.vocabularies import small_bpe
 
 # Pickles and seals
@@ -55,7 +57,7 @@ def log(folder: Path, data: bytes) -> None:
     path = folder / "log.pkl"
     path.write_bytes(data)
     found = read_log(path)
-    Console(file=io.TextIOWrapper(io.BytesIO(), encoding="ascii"), width=80).print(run_view(found, "name"))
+    Console(file=io.TextIOWrapper(io.BytesIO(), encoding="ascii"), width=80).print(run_view(Summary("name", found)))
     assert page([Summary("name", found), Summary("other", found)])
     RunLog.open(path, {}).save()
 
@@ -121,10 +123,37 @@ def tokenizer(folder: Path, data: bytes) -> None:
 
 def bpe(folder: Path, data: bytes) -> None:
     (folder / "tokenizer.json").write_bytes(data)
-    found = BpeTokenizer.find(folder)
-    assert found
-    found.decode(found.encode_marked("the shell <|endoftext|> é\ud800"))
+    use_bpe(BpeTokenizer.open(folder / "tokenizer.json"))
+
+
+def bpe_tables(folder: Path, data: bytes) -> None:
+    """vocab.json, a NUL, and merges.txt."""
+    vocab, _, merges = data.partition(b"\0")
+    (folder / "vocab.json").write_bytes(vocab)
+    (folder / "merges.txt").write_bytes(merges)
+    use_bpe(BpeTokenizer.open(folder))
+
+
+def use_bpe(found: BpeTokenizer) -> None:
+    text = "the shell <|endoftext|> é\ud800"
+    ids = found.encode_marked(text)
+    found.decode(ids)
+    found.text_size(ids)
+    marked = found.with_marks()
+    assert marked.mark("<Q>") is not None and marked.encode_parts([text]).tolist() == found.encode(text).tolist()
     from_dict(found.to_dict())
+
+
+def unknown(folder: Path, data: bytes) -> None:
+    (folder / "unknown.json").write_bytes(data)
+    found = read_unknown(folder)
+    with suppress(UserError):
+        found.require_little(PicoTokenizer(), is_given=False, is_allowed=False)
+
+
+def vocabulary_files(folder: Path) -> list[bytes]:
+    vocab, merges = vocabularies.tables()
+    return [json.dumps(vocab).encode() + b"\0" + merges.encode()]
 
 
 # Shards
@@ -357,10 +386,14 @@ TARGETS = {
     "sizes": Target(sizes, seeds(b"500MB", b"1.5 GiB", b"wiki:de", b"hf:a/b:c", b"question,response")),
     "tokenizer": Target(
         tokenizer,
-        lambda _: as_json(PicoTokenizer().to_dict(), CharTokenizer("ab c").to_dict(), IdsTokenizer(9, 8).to_dict()),
+        lambda _: as_json(
+            PicoTokenizer().to_dict(), CharTokenizer("ab c").with_marks().to_dict(), IdsTokenizer(9, 8).to_dict()
+        ),
         is_json=True,
     ),
     "bpe": Target(bpe, lambda _: [small_bpe().to_dict()["json"].encode()], is_json=True),
+    "bpe-tables": Target(bpe_tables, vocabulary_files),
+    "unknown": Target(unknown, lambda _: as_json(asdict(Unknown(0.25, "\ud800é"))), is_json=True),
     "index": Target(index, lambda folder: [(made_shards(folder) / INDEX).read_bytes()], is_json=True),
     "shard": Target(shard, lambda folder: [(made_shards(folder) / "00000.bin").read_bytes()]),
     "weights": Target(weights, containers),
