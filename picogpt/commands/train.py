@@ -9,8 +9,9 @@ from typing import Annotated
 from tyro.conf import arg
 
 from picogpt.commands.options import PresetArgs, parse, parse_known, with_dashboard_port
-from picogpt.config import NO_LIMIT, DataConfig, MonitoringConfig, RunConfig, TrainConfig
+from picogpt.config import DataConfig, MonitoringConfig, RunConfig, TrainConfig
 from picogpt.config.presets import fine_tuning, preset, preset_for, tokenizer_for
+from picogpt.config.training import NO_LIMIT
 from picogpt.data.sources.corpora import size_of
 from picogpt.errors import UserError
 from picogpt.monitoring.observers import Observers
@@ -111,9 +112,9 @@ def run(argv: Sequence[str]) -> None:
     if first.minutes > 0 and not first.steps:
         start = replace(start, train=replace(start.train, steps=NO_LIMIT))
     args = parse(TrainArgs, "picogpt train", argv, TrainArgs(config=start))
-    if chosen == "pico" and not (first.preset_name or first.tokenizer or origin or checkpoints.newest(LOGS / name)):
-        to_stderr(_HINT)
     observers = Observers(args.monitoring, LOGS / name)
+    if chosen == "pico" and not (first.preset_name or first.tokenizer or origin or checkpoints.newest(LOGS / name)):
+        observers.notice(_HINT)
     Run(args.config, LOGS / name, DATASET, observers, args.fresh, origin, args.monitoring).train()
 
 

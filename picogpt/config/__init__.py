@@ -9,10 +9,9 @@ from picogpt.config.generation import Context, GenerateConfig, Precision
 from picogpt.config.model import Activation, AttentionScale, AttentionSpan, Init, ModelConfig
 from picogpt.config.monitoring import MonitoringConfig
 from picogpt.config.run import RunConfig
-from picogpt.config.training import NO_LIMIT, TrainConfig
+from picogpt.config.training import TrainConfig
 
 __all__ = [
-    "NO_LIMIT",
     "Activation",
     "AttentionScale",
     "AttentionSpan",

@@ -1,6 +1,6 @@
 """Numbers as people read them: counts, durations, percentages, learning rates and sizes."""
 
-from picogpt.config import NO_LIMIT
+from picogpt.config.training import NO_LIMIT
 
 
 def count(number: float | None) -> str:

@@ -6,8 +6,9 @@ from dataclasses import dataclass, fields, replace
 from itertools import product
 from typing import Literal
 
-from picogpt.config import NO_LIMIT, RunConfig
+from picogpt.config import RunConfig
 from picogpt.config.presets import preset
+from picogpt.config.training import NO_LIMIT
 from picogpt.errors import UserError, shown
 
 Budget = Literal["own", "tokens", "minutes"]

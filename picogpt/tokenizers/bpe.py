@@ -7,14 +7,13 @@ A. Radford et al., "Language Models are Unsupervised Multitask Learners", 2019.
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Self, TypeGuard
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from picogpt.errors import UserError, one_line
+from picogpt.errors import UserError
 from picogpt.tokenizers.base import (
     BORDER,
     MARKS,
@@ -25,6 +24,16 @@ from picogpt.tokenizers.base import (
     smallest_dtype,
     without_surrogates,
 )
+from picogpt.tokenizers.bpe_file import (
+    BYTE_LEVEL,
+    ENDS,
+    added_beside,
+    checked_fields,
+    foreign_tokenizer,
+    parsed_json,
+    read_text,
+    with_merges,
+)
 from picogpt.tokenizers.word_level import ALPHABET
 
 if TYPE_CHECKING:
@@ -32,15 +41,11 @@ if TYPE_CHECKING:
 
 DEFAULT_SIZE = 4096  # ids
 SIZES = ((200_000, 512), (500_000, 1024), (2_000_000, 2048))
-"""Characters of a text below which so many ids are better than more: what `benchmarks.tokenizers` measures."""
-_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>")
+"""Characters of a text, and how many ids are enough for one that has fewer."""
 _FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
-_FILE_LIMIT = 16 << 20  # bytes; GPT-2's has about two million
 _JSON_LIMIT = 12 << 20  # bytes that a tokenizer may take in a checkpoint
-_MOST_IDS = 1 << 20
 _PART = 1 << 14  # characters that the library is given as one text: it is slower with longer ones
 _PARTS = 64  # texts that the library is given at once: what it returns takes many times their size
-_FLAGS = ("single_word", "lstrip", "rstrip", "special")
 
 
 class BpeTokenizer(SpellingTokenizer):
@@ -53,19 +58,19 @@ class BpeTokenizer(SpellingTokenizer):
     def __init__(self, content: object) -> None:
         """content: of a tokenizer.json. Raises UserError where it is another kind of tokenizer or damaged."""
         try:
-            fields = _checked(content)
+            fields = checked_fields(content)
             self._json = json.dumps(fields.to_dict(), ensure_ascii=False, separators=(",", ":"))
             self._json.encode()
         except ValueError as error:
-            raise _foreign(error) from None
+            raise foreign_tokenizer(error) from None
         if len(json.dumps(self._json)) > _JSON_LIMIT:
             raise UserError(f"the tokenizer takes more than {_JSON_LIMIT >> 20} MB: take a smaller one")
         self._bpe = _load(self._json)
         self._bpe.encode_special_tokens = True  # as text: their ids are for `encode_marked`
         if any(self._bpe.token_to_id(token.content) != token.id for token in fields.added):
-            raise _foreign(ValueError("its added tokens do not follow its vocabulary"))
+            raise foreign_tokenizer(ValueError("its added tokens do not follow its vocabulary"))
         self.special = {token.content: token.id for token in fields.added if token.flags["special"]}
-        self.end_of_text = next((self.special[name] for name in _ENDS if name in self.special), None)
+        self.end_of_text = next((self.special[name] for name in ENDS if name in self.special), None)
         spellings = {id: _bytes_of(token) for token, id in fields.vocab.items()}
         self._bytes = {spelling[0] for spelling in spellings.values() if len(spelling) == 1}
         spellings |= {token.id: token.content.encode() for token in fields.added}
@@ -104,7 +109,7 @@ class BpeTokenizer(SpellingTokenizer):
         content = json.loads(learnt.to_str())
         first = len(content["model"]["vocab"])
         marks = [{"content": mark, "id": first + i, "special": True} for i, mark in enumerate(MARKS)]
-        tokenizer = cls({**content, **_BYTE_LEVEL, "added_tokens": marks})
+        tokenizer = cls({**content, **BYTE_LEVEL, "added_tokens": marks})
         enough = next((most for least, most in SIZES if characters < least), DEFAULT_SIZE)
         return tokenizer.shortened(enough) if not chosen and enough < tokenizer.vocab_size else tokenizer
 
@@ -125,7 +130,7 @@ class BpeTokenizer(SpellingTokenizer):
         """
         if not path.is_dir():
             try:
-                return cls(_parsed(_read(path)))
+                return cls(parsed_json(read_text(path)))
             except UserError as error:
                 raise UserError(f"{path}: {error}") from None
         if found := cls.find(path):
@@ -156,10 +161,10 @@ class BpeTokenizer(SpellingTokenizer):
             paths = [folder / name for name in names]
             if all(path.is_file() for path in paths):
                 try:
-                    first, *merges = map(_read, paths)
+                    first, *merges = map(read_text, paths)
                     if merges:
-                        return cls(_with_merges(_parsed(first), *merges) | {"added_tokens": _added_beside(folder)})
-                    return cls(_parsed(first))
+                        return cls(with_merges(parsed_json(first), *merges) | {"added_tokens": added_beside(folder)})
+                    return cls(parsed_json(first))
                 except UserError as error:
                     raise UserError(f"{' and '.join(map(str, paths))}: {error}") from None
         return None
@@ -169,7 +174,7 @@ class BpeTokenizer(SpellingTokenizer):
         """Return the tokenizer that `to_dict` described. Raises ValueError or UserError for anything else."""
         match fields:
             case {"name": cls.name, "json": str(text), **rest} if not rest:
-                return cls(_parsed(text))
+                return cls(parsed_json(text))
         raise ValueError("it has no tokenizer.json")
 
     def to_dict(self) -> dict[str, object]:
@@ -230,179 +235,5 @@ def _load(text: str) -> "Library":
     try:
         loaded: Library = library.Tokenizer.from_str(text)
     except Exception as error:  # the library's exceptions have no other class in common
-        raise _foreign(error) from None
+        raise foreign_tokenizer(error) from None
     return loaded
-
-
-def _read(path: Path) -> str:
-    """Return the text of a file. Raises UserError where it cannot be read, is too large or is no text."""
-    try:
-        with path.open("rb") as file:
-            content = file.read(_FILE_LIMIT + 1)
-    except OSError as error:
-        raise UserError(f"it cannot be read ({error.strerror or error})") from None
-    if len(content) > _FILE_LIMIT:
-        raise UserError(f"its file has more than {_FILE_LIMIT >> 20} MB: take a smaller one")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise _foreign(error) from None
-
-
-def _parsed(text: str) -> object:
-    """Return the value of a JSON text. Raises UserError for any other text."""
-    try:
-        value: object = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise _foreign(error) from None
-    return value
-
-
-def _added_beside(folder: Path) -> list[dict[str, object]]:
-    """Return the tokens of added_tokens.json in tokenizer.json's form, with their flags from tokenizer_config.json."""
-    paths = folder / "added_tokens.json", folder / "tokenizer_config.json"
-    ids, config = (_parsed(_read(path)) if path.is_file() else {} for path in paths)
-    flags = config.get("added_tokens_decoder") if isinstance(config, dict) else None
-    if not isinstance(ids, dict) or not isinstance(flags or {}, dict):
-        raise _foreign(ValueError("its added tokens are not objects"))
-    by_id = {id: fields for id, fields in flags.items() if isinstance(fields, dict)} if flags else {}
-    return [{**by_id.get(str(id), {}), "content": name, "id": id} for name, id in ids.items()]
-
-
-def _with_merges(vocab: object, merges: str) -> dict[str, object]:
-    """Return the content of a tokenizer.json for GPT-2's two files."""
-    lines = [line.rstrip("\r") for line in merges.split("\n")]
-    if lines[0].startswith("#version"):
-        del lines[0]
-    return {"model": {"type": "BPE", "vocab": vocab, "merges": [line for line in lines if line]}, **_BYTE_LEVEL}
-
-
-_BYTE_LEVEL: dict[str, object] = {
-    "normalizer": None,
-    "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
-    "post_processor": None,
-    "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
-}
-
-
-@dataclass(frozen=True)
-class _AddedToken:
-    content: str
-    flags: dict[str, bool]  # by the names of _FLAGS
-    id: int
-
-    def to_dict(self) -> dict[str, object]:
-        return {"content": self.content, "normalized": False, **self.flags, "id": self.id}
-
-
-@dataclass(frozen=True)
-class _Fields:
-    """What decides the ids, of a tokenizer.json."""
-
-    vocab: dict[str, int]  # in the order of the ids
-    merges: list[str]
-    added: list[_AddedToken]  # in the order of the ids
-    unknown: str | None
-    ignores_merges: bool
-
-    def to_dict(self) -> dict[str, object]:
-        """Return a whole tokenizer.json, always with the same keys in the same order."""
-        return {
-            "version": "1.0",
-            "truncation": None,
-            "padding": None,
-            "added_tokens": [token.to_dict() for token in self.added],
-            **_BYTE_LEVEL,
-            "model": {
-                "type": "BPE",
-                "dropout": None,
-                "unk_token": self.unknown,
-                "continuing_subword_prefix": "",
-                "end_of_word_suffix": "",
-                "fuse_unk": False,
-                "byte_fallback": False,
-                "ignore_merges": self.ignores_merges,
-                "vocab": self.vocab,
-                "merges": self.merges,
-            },
-        }
-
-
-def _checked(content: object) -> _Fields:
-    """Return what decides the ids, of the content of a tokenizer.json. Raises ValueError where something is wrong."""
-    fields = _object(content, "it is no object")
-    model, before, after = (
-        _object(fields.get(name), f"it has no {name}") for name in ("model", "pre_tokenizer", "decoder")
-    )
-    if model.get("type", "BPE") != "BPE" or before.get("type") != "ByteLevel" or after.get("type") != "ByteLevel":
-        raise ValueError("its model, pre_tokenizer or decoder is of another kind")
-    if fields.get("normalizer") is not None or before.get("add_prefix_space") or before.get("use_regex") is False:
-        raise ValueError("it changes the text, or splits it in another way")
-    if any(model.get(name) for name in ("continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")):
-        raise ValueError("its tokens have a prefix, a suffix or a byte_fallback")
-    vocab, unknown = _checked_vocab(model.get("vocab")), model.get("unk_token")
-    return _Fields(
-        vocab,
-        [_merge(merge) for merge in _list(model.get("merges"), "it has no list of merges")],
-        _checked_added(fields.get("added_tokens") or [], vocab),
-        unknown if isinstance(unknown, str) and unknown in vocab else None,
-        model.get("ignore_merges") is True,
-    )
-
-
-def _object(value: object, reason: str) -> dict[str, object]:
-    if not isinstance(value, dict):
-        raise ValueError(reason)
-    return value
-
-
-def _list(value: object, reason: str) -> list[object]:
-    if not isinstance(value, list):
-        raise ValueError(reason)
-    return value
-
-
-def _is_id(value: object) -> TypeGuard[int]:
-    return type(value) is int and 0 <= value < _MOST_IDS
-
-
-def _checked_vocab(value: object) -> dict[str, int]:
-    """Return the vocabulary in the order of the ids. Raises ValueError."""
-    vocab = {token: id for token, id in _object(value, "it has no vocabulary").items() if _is_id(id)}
-    if not vocab or len(vocab) < len(_object(value, "")):
-        raise ValueError(f"its vocabulary is empty, or has ids that are not numbers below {_MOST_IDS:,}")
-    if len(set(vocab.values())) < len(vocab):
-        raise ValueError("two of its tokens have one id")
-    return dict(sorted(vocab.items(), key=lambda item: item[1]))
-
-
-def _merge(value: object) -> str:
-    match value:
-        case str():
-            return value
-        case [str(first), str(second)]:  # as newer files have it
-            return f"{first} {second}"
-    raise ValueError("one of its merges is not a pair")
-
-
-def _checked_added(values: object, vocab: dict[str, int]) -> list[_AddedToken]:
-    """Return the added tokens by id; GPT-2's end of text is one even where the file does not say so."""
-    added: dict[str, _AddedToken] = {}
-    for value in _list(values, "its added tokens are not a list"):
-        token = _object(value, "one of its added tokens is not an object")
-        content, id = token.get("content"), token.get("id")
-        if not isinstance(content, str) or not content or not _is_id(id):
-            raise ValueError("one of its added tokens has no text or no id")
-        added[content] = _AddedToken(content, {name: token.get(name) is True for name in _FLAGS}, id)
-    if (end := _ENDS[0]) in vocab and end not in added:
-        added[end] = _AddedToken(end, {name: name == "special" for name in _FLAGS}, vocab[end])
-    tokens = {id: token for token, id in vocab.items()}
-    if any(tokens.setdefault(token.id, token.content) != token.content for token in added.values()):
-        raise ValueError("two of its tokens have one id")
-    return sorted(added.values(), key=lambda token: token.id)
-
-
-def _foreign(error: Exception) -> UserError:
-    return UserError(
-        f"this is no byte-level BPE tokenizer as GPT-2 has it ({one_line(error)}): take the model's own files"
-    )

@@ -229,7 +229,7 @@ def test_generate_from_a_run(
     text: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, no_plots: None
 ) -> None:
     monkeypatch.chdir(text.parent)
-    assert status_of("train", *SHAPE, "--data", str(text), "--steps", "1", "--run", "mine") == 0
+    assert status_of("train", *SHAPE, "--preset", "pico", "--data", str(text), "--steps", "1", "--run", "mine") == 0
     capsys.readouterr()
     result = result_of(capsys, "generate", "--run", "mine", "--tokens", "20")
     assert result["parameters"] == 88 * 16 + 17 * 16 + 12 * 16 * 16 + 13 * 16 + 2 * 16
