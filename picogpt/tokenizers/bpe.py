@@ -77,7 +77,8 @@ class BpeTokenizer(SpellingTokenizer):
         self.vocab_size = max(spellings) + 1
         self.dtype = smallest_dtype(self.vocab_size)
         self._spellings = [spellings.get(id, UNKNOWN) for id in range(self.vocab_size)]
-        self._may_cut = len(self.special) == len(fields.added)  # added tokens that are text may go across a border
+        # Added tokens that are text may go across a border, and so may the parts of another way to split.
+        self._may_cut = len(self.special) == len(fields.added) and not fields.splits
 
     @classmethod
     def from_corpus(cls, texts: Iterable[str], size: int = 0) -> Self:

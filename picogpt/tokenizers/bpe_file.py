@@ -15,6 +15,7 @@ ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>")
 """Names that the end of a text has in these files."""
 _FILE_LIMIT = 16 << 20  # bytes; GPT-2's has about two million
 _MOST_IDS = 1 << 20
+_PATTERN_LIMIT = 2_000  # characters
 _FLAGS = ("single_word", "lstrip", "rstrip", "special")
 
 
@@ -88,6 +89,7 @@ class BpeFields:
     added: list[AddedToken]  # in the order of the ids
     unknown: str | None
     ignores_merges: bool
+    splits: list[dict[str, object]]  # where it splits a text in its own way, else that is GPT-2's
 
     def to_dict(self) -> dict[str, object]:
         """Return a whole tokenizer.json, always with the same keys in the same order."""
@@ -96,7 +98,7 @@ class BpeFields:
             "truncation": None,
             "padding": None,
             "added_tokens": [token.to_dict() for token in self.added],
-            **BYTE_LEVEL,
+            **(BYTE_LEVEL | self._own_splits()),
             "model": {
                 "type": "BPE",
                 "dropout": None,
@@ -111,6 +113,12 @@ class BpeFields:
             },
         }
 
+    def _own_splits(self) -> dict[str, object]:
+        if not self.splits:
+            return {}
+        bytes_alone = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+        return {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [*self.splits, bytes_alone]}}
+
 
 def checked_fields(content: object) -> BpeFields:
     """Return what decides the ids, of the content of a tokenizer.json. Raises ValueError where something is wrong."""
@@ -118,10 +126,10 @@ def checked_fields(content: object) -> BpeFields:
     model, before, after = (
         _object(fields.get(name), f"it has no {name}") for name in ("model", "pre_tokenizer", "decoder")
     )
-    if model.get("type", "BPE") != "BPE" or before.get("type") != "ByteLevel" or after.get("type") != "ByteLevel":
-        raise ValueError("its model, pre_tokenizer or decoder is of another kind")
-    if fields.get("normalizer") is not None or before.get("add_prefix_space") or before.get("use_regex") is False:
-        raise ValueError("it changes the text, or splits it in another way")
+    if model.get("type", "BPE") != "BPE" or after.get("type") != "ByteLevel":
+        raise ValueError("its model or decoder is of another kind")
+    if fields.get("normalizer") is not None:
+        raise ValueError("it changes the text")
     if any(model.get(name) for name in ("continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")):
         raise ValueError("its tokens have a prefix, a suffix or a byte_fallback")
     vocab, unknown = _checked_vocab(model.get("vocab")), model.get("unk_token")
@@ -131,7 +139,38 @@ def checked_fields(content: object) -> BpeFields:
         _checked_added(fields.get("added_tokens") or [], vocab),
         unknown if isinstance(unknown, str) and unknown in vocab else None,
         model.get("ignore_merges") is True,
+        _checked_splits(before),
     )
+
+
+def _checked_splits(before: dict[str, object]) -> list[dict[str, object]]:
+    """Return how a text is split before its bytes are merged, where that is not GPT-2's way: as Llama 3 does, say.
+
+    Nothing of the text may be lost. Raises ValueError.
+    """
+    steps = [before]
+    if before.get("type") == "Sequence":
+        steps = [
+            _object(step, "one of its steps is no object") for step in _list(before.get("pretokenizers"), "no steps")
+        ]
+    if not steps or steps[-1].get("type") != "ByteLevel":
+        raise ValueError("its pre_tokenizer is of another kind")
+    splits = [_checked_split(step) for step in steps[:-1]]
+    is_split_alike = steps[-1].get("use_regex", True) is not False
+    if steps[-1].get("add_prefix_space") or is_split_alike == bool(splits):
+        raise ValueError("it changes the text, or splits it in another way")
+    return splits
+
+
+def _checked_split(step: dict[str, object]) -> dict[str, object]:
+    """Return a step that parts a text before and after what a pattern finds. Raises ValueError for any other."""
+    match step:
+        case {"type": "Split", "pattern": {"Regex": str(pattern)}, "behavior": "Isolated"} if not step.get("invert"):
+            if len(pattern) <= _PATTERN_LIMIT:
+                return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+        case {"type": "Digits", "individual_digits": bool(each)}:
+            return {"type": "Digits", "individual_digits": each}
+    raise ValueError("it splits the text in a way that is not known here")
 
 
 def _object(value: object, reason: str) -> dict[str, object]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Library
 
 from picogpt.errors import UserError
 from picogpt.tokenizers import bpe
@@ -19,6 +20,14 @@ from tests.support.vocabularies import END, MERGES, small_bpe, tables, whole, wr
 
 BPE = small_bpe()
 VOCAB, _ = tables()
+LLAMA_3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+SPLIT = {"type": "Split", "pattern": {"Regex": LLAMA_3}, "behavior": "Isolated", "invert": False}
+BYTES_ALONE = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+OWN_SPLITS = whole(pre_tokenizer={"type": "Sequence", "pretokenizers": [SPLIT, BYTES_ALONE]})
+SPLITTING, LIBRARY_SPLITTING = BpeTokenizer(OWN_SPLITS), Library.from_str(json.dumps(OWN_SPLITS))
 any_text = st.text(st.characters(codec="utf-8") | st.sampled_from(" \n\t\r'é12the"), max_size=60)
 
 
@@ -233,6 +242,14 @@ def added(**changes: Any) -> dict[str, Any]:
         whole(pre_tokenizer={"type": "Whitespace"}),
         whole(pre_tokenizer={"type": "ByteLevel", "add_prefix_space": True}),
         whole(pre_tokenizer={"type": "ByteLevel", "use_regex": False}),
+        whole(pre_tokenizer={"type": "Sequence", "pretokenizers": []}),
+        whole(pre_tokenizer={"type": "Sequence", "pretokenizers": [BYTES_ALONE]}),
+        whole(pre_tokenizer={"type": "Sequence", "pretokenizers": [{**SPLIT, "behavior": "Removed"}, BYTES_ALONE]}),
+        whole(pre_tokenizer={"type": "Sequence", "pretokenizers": [{**SPLIT, "invert": True}, BYTES_ALONE]}),
+        whole(pre_tokenizer={"type": "Sequence", "pretokenizers": [{"type": "Whitespace"}, BYTES_ALONE]}),
+        whole(pre_tokenizer={"type": "Sequence", "pretokenizers": [SPLIT, {"type": "ByteLevel"}]}),
+        whole(pre_tokenizer={"type": "Sequence", "pretokenizers": [{**SPLIT, "pattern": {"Regex": "("}}, BYTES_ALONE]}),
+        whole(pre_tokenizer={"type": "Sequence", "pretokenizers": [SPLIT, 5]}),
         whole(decoder=None),
         whole(added_tokens=[{}]),
         whole(added_tokens=3),
@@ -340,3 +357,16 @@ def test_the_dict_of_numbers(size: int, end: int | None) -> None:
 def test_foreign_dicts_are_refused(fields: Any) -> None:
     with pytest.raises(UserError):
         from_dict(fields)
+
+
+@given(
+    st.text()
+    | st.lists(st.sampled_from(["the ", "shell", "12", "345", "\n\n", "'S", " ", ".\n", "\u00e9"])).map("".join)
+)
+def test_another_way_to_split_is_the_librarys(text: str) -> None:
+    """As Llama 3 has it: three digits at most, and line breaks with what comes before them."""
+    ids = SPLITTING.encode(text)
+    assert ids.tolist() == LIBRARY_SPLITTING.encode(text, add_special_tokens=False).ids
+    assert SPLITTING.decode(ids) == text
+    again = from_dict(json.loads(json.dumps(SPLITTING.to_dict())))
+    assert again.fingerprint() == SPLITTING.fingerprint() != small_bpe().fingerprint()
