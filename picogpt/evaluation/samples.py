@@ -2,14 +2,31 @@
 
 from dataclasses import replace
 
+import numpy as np
+import numpy.typing as npt
+
 from picogpt.config import GenerateConfig
 from picogpt.inference.generator import Generator
 from picogpt.inference.numpy_reader import NumpyReader
 from picogpt.model.gpt import GPT
 from picogpt.tokenizers.base import Tokenizer
+from picogpt.tokenizers.characters import PicoTokenizer
 
 PROMPT = "He is a"
+_PROMPT_CHARACTERS = 12
 SAMPLE_CONFIG = GenerateConfig(tokens=128, temperature=0.5)
+
+
+def sample_prompt(tokenizer: Tokenizer, ids: npt.NDArray[np.integer]) -> str:
+    """Return what samples of a run begin with: PROMPT for PicoGPT's tokenizer, else words of its text.
+
+    ids: of the text, (T,), in whatever language it is.
+    """
+    if isinstance(tokenizer, PicoTokenizer):
+        return PROMPT
+    lines = [line.strip() for line in tokenizer.decode(ids).replace("\ufffd", "").splitlines()]
+    line = max(lines, key=len, default="")
+    return line[:_PROMPT_CHARACTERS].rpartition(" ")[0] or line[:_PROMPT_CHARACTERS]
 
 
 def write_sample(model: GPT, tokenizer: Tokenizer, seed: int, rolls: bool, prompt: str = PROMPT) -> str:

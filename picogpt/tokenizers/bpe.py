@@ -6,7 +6,9 @@ A. Radford et al., "Language Models are Unsupervised Multitask Learners", 2019.
 """
 
 import json
+import re
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Self
@@ -44,6 +46,9 @@ SIZES = ((200_000, 512), (500_000, 1024), (2_000_000, 2048))
 """Characters of a text, and how many ids are enough for one that has fewer."""
 _FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 _JSON_LIMIT = 12 << 20  # bytes that a tokenizer may take in a checkpoint
+# Learning takes time with the square of a word's length: a text without spaces, such as a genome, is cut.
+_LONG_WORD = re.compile(r"\S{256}|\s{256}")
+_LONGEST_TOKEN = 64  # bytes; without a limit, a text that repeats itself becomes one token
 _PART = 1 << 14  # characters that the library is given as one text: it is slower with longer ones
 _PARTS = 64  # texts that the library is given at once: what it returns takes many times their size
 
@@ -97,14 +102,19 @@ class BpeTokenizer(SpellingTokenizer):
         learnt = library.Tokenizer(library.models.BPE())
         learnt.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
         trainer = library.trainers.BpeTrainer(
-            vocab_size=size - len(MARKS), initial_alphabet=sorted(ALPHABET), show_progress=False
+            vocab_size=size - len(MARKS),
+            initial_alphabet=sorted(ALPHABET),
+            show_progress=False,
+            max_token_length=_LONGEST_TOKEN,
         )
 
         def counted() -> Iterator[str]:
             nonlocal characters
             for text in texts:
                 characters += len(text)
-                yield without_surrogates(text)
+                text = without_surrogates(text)
+                ends = [0, *(run.end() for run in _LONG_WORD.finditer(text)), len(text)]
+                yield from (text[start:end] for start, end in pairwise(ends))
 
         learnt.train_from_iterator(counted(), trainer)
         content = json.loads(learnt.to_str())

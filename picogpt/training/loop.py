@@ -6,7 +6,7 @@ from picogpt.config import MonitoringConfig
 from picogpt.data.loader import Batch
 from picogpt.errors import UserError
 from picogpt.evaluation.loss import text_bits
-from picogpt.evaluation.samples import write_sample
+from picogpt.evaluation.samples import sample_prompt, write_sample
 from picogpt.optim.schedule import learning_rate_factor
 from picogpt.rng import generator
 from picogpt.runs.log import Evaluation
@@ -135,7 +135,8 @@ class Loop:
             return
         seed = int(generator(self._train.seed, "sample", state.step).integers(1 << 31))
         memory = hardware.peak_memory() / 2**20
-        text = write_sample(trainer.replicas[0], self._feed.tokenizer, seed, self._config.rolls)
+        prompt = sample_prompt(self._feed.tokenizer, x[0])
+        text = write_sample(trainer.replicas[0], self._feed.tokenizer, seed, self._config.rolls, prompt)
         bits_per_char, bits_per_byte = text_bits(val_loss, y.size, self._feed.tokenizer.text_size(y))
         state.seconds += self._clock.lap()
         evaluation = Evaluation(

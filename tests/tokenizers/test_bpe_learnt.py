@@ -130,6 +130,14 @@ def test_a_text_of_long_words_is_learnt_from_less_of_it(tmp_path: Path, monkeypa
     assert taken["en"] > 0.45 and taken["zh"] < 0.3
 
 
+@pytest.mark.parametrize("text", ["acgt" * 60_000, "\U0001f600\U0001f31e" * 100_000, " " * 300_000, "ab\n" * 90_000])
+def test_a_text_without_words_is_learnt_in_no_time(text: str) -> None:
+    """A word of 100,000 characters would take seconds and one of a megabyte minutes, or become one token."""
+    learnt = BpeTokenizer.from_corpus([text], 600)
+    spellings = [learnt.spell(id) for id in range(learnt.vocab_size)]
+    assert max(map(len, spellings)) <= 64 and learnt.decode(learnt.encode(text)) == text
+
+
 @pytest.mark.parametrize("characters", [50_000, 300_000, 1_000_000, 2_500_000])
 def test_the_default_size_follows_the_length_of_the_text(characters: int) -> None:
     words = [f"{word:x} " for word in range(20_000)]
