@@ -1,15 +1,17 @@
 """Turn a text into tokens ahead of time, which training otherwise does by itself."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from picogpt.commands.options import parse
+from picogpt.commands.options import parse, parse_known
 from picogpt.config import DataConfig
+from picogpt.config.presets import preset, preset_for, tokenizer_for
 from picogpt.data.prepare import prepare
+from picogpt.data.sources.corpora import size_of
 from picogpt.data.sources.hub import is_offline, only_dataset
 from picogpt.data.streaming.filler import fill
 from picogpt.data.streaming.learning import stream_tokenizer
@@ -27,9 +29,21 @@ class PrepareArgs:
     config: DataConfig
 
 
+@dataclass(frozen=True)
+class _KnownArgs:
+    """The options that have to be known first."""
+
+    data: str | tuple[str, ...] = DataConfig.data
+    tokenizer: str = ""
+
+
 def run(argv: Sequence[str]) -> None:
     """Prepare the text that the options name. Raises UserError for a problem the user can solve."""
-    prepare_ahead(parse(PrepareArgs, "picogpt prepare", argv, PrepareArgs(DataConfig())).config, DATASET)
+    first = parse_known(_KnownArgs, "picogpt prepare", argv)
+    names = DataConfig(first.data).names
+    start = preset(preset_for(names, first.tokenizer)).data  # as train chooses it
+    start = replace(start, data=DataConfig.data, tokenizer=tokenizer_for(start, size_of(names)))
+    prepare_ahead(parse(PrepareArgs, "picogpt prepare", argv, PrepareArgs(start)).config, DATASET)
 
 
 def prepare_ahead(data: DataConfig, dataset_dir: Path) -> None:

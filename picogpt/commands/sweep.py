@@ -27,6 +27,8 @@ from picogpt.system.hardware import machine
 from picogpt.system.signals import stop_signals
 from picogpt.system.terminal import to_stderr, visible
 
+_FOR_WIDE = ("min", "train", "val", "tok/s", "MB")  # columns that leave names no room on a narrow terminal
+
 
 @dataclass(frozen=True)
 class SweepArgs(PresetArgs):
@@ -139,10 +141,11 @@ def _print_results(found: Sequence[CaseResult], folder: Path) -> None:
     console = Console()
     titles, *rows = table(found)
     grid = Table(box=None, pad_edge=False, padding=(0, 2 if console.width >= 100 else 1, 0, 0))
-    for i, title in enumerate(titles):
-        grid.add_column(title, justify="right" if i else "left", no_wrap=0 < i < len(COLUMNS), overflow="fold")
+    shown = [i for i, title in enumerate(titles) if console.width >= 100 or title not in _FOR_WIDE]
+    for i in shown:
+        grid.add_column(titles[i], justify="right" if i else "left", no_wrap=0 < i < len(COLUMNS), overflow="fold")
     for row in rows:
-        grid.add_row(*(Text(visible(cell, console.encoding)) for cell in row))
+        grid.add_row(*(Text(visible(row[i], console.encoding)) for i in shown))
     console.print(grid)
     for note in notes(found):
         console.print(Text(visible(note, console.encoding), "dim"))

@@ -29,7 +29,7 @@ class TokenizerArgs:
     """Learn a tokenizer from a text ahead of training, for several runs to share, and show what its size is worth."""
 
     data: str | tuple[str, ...] = "sample"
-    """The text: sample, shakespeare, or files and folders as train takes them. Its validation part is not used."""
+    """The text: sample, shakespeare, or files and folders as train takes them. It learns from the training part."""
     size: int = 0
     """How many tokens it should have. 0: by the length of the text."""
     out: str = ""
@@ -47,7 +47,7 @@ def run(argv: Sequence[str]) -> None:
     data = DataConfig(args.data, text_field=args.text_field, val_fraction=args.val_fraction)
     if dataset := only_dataset(data.names):
         raise UserError(f"{dataset} is streamed: train --tokenizer bpe learns one from its first text")
-    to_stderr("learning a tokenizer; this reads the text twice")
+    to_stderr("learning a tokenizer")
     tokenizer, validation = learnt_tokenizer(data, args.size, DATASET)
     _show(tokenizer, validation)
     if out:
@@ -55,7 +55,7 @@ def run(argv: Sequence[str]) -> None:
             write_durably(out, tokenizer.tokenizer_json().encode())
         except OSError as error:
             raise write_error(out, error) from error
-        print(f"wrote {out}: train with --tokenizer {out if '/' in str(out) else './' + str(out)}")
+        print(f"wrote {out}: train with --tokenizer {out}")
 
 
 def _show(tokenizer: BpeTokenizer, text: str) -> None:

@@ -125,7 +125,7 @@ def _preset_for(first: _KnownArgs) -> str:
     """
     name = preset_for(first.names, first.tokenizer)
     own = None if first.fresh or name == "pico" else checkpoints.newest_recorded(LOGS / first.run_name("pico"))
-    return "pico" if own and read_record(own).meta.config.data.tokenizer == "picogpt" else name
+    return "pico" if own and read_record(own).meta.config.model.context_slot else name
 
 
 def _verified(place: Path) -> Path:

@@ -39,7 +39,7 @@ _NEO = replace(
 
 _CHARS = DataConfig(data="shakespeare", tokenizer="chars")
 
-# A small model of any text that writes well soon: what it was chosen from is in benchmarks/README.md.
+# A small model of any text that writes well soon.
 _SWIFT = RunConfig(
     ModelConfig(vocab_size=1, n_layer=6, context_slot=False),  # the vocabulary grows to the tokenizer's
     DataConfig(tokenizer="bpe"),

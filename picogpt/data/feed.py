@@ -16,7 +16,7 @@ from picogpt.data.prepare import Prepared, prepare
 from picogpt.data.sources.hub import only_dataset
 from picogpt.data.streaming.feed import StreamFeed
 from picogpt.data.streaming.learning import stream_tokenizer
-from picogpt.data.streaming.part import StreamPart
+from picogpt.data.streaming.part import SAMPLE, StreamPart
 from picogpt.data.streaming.plan import plan_for
 from picogpt.data.token_folder import file_tokenizer
 from picogpt.tokenizers.base import Tokenizer
@@ -160,7 +160,8 @@ def open_feed(
     tokenizer = tokenizer or file_tokenizer(data)
     plan = plan_for(dataset, data, tokenizer, dataset_dir)
     own, sample = tokenizer or stream_tokenizer(plan, data, notify), None
-    if dataset.may_be_english and (tokenizer or TOKENIZERS[own.name].origin == "fixed"):
+    may_stand_in = dataset.may_be_english or (state is not None and state.text == SAMPLE)  # as it once did for all
+    if may_stand_in and (tokenizer or TOKENIZERS[own.name].origin == "fixed"):
         stand_in = DataConfig(tokenizer=own.name, allow_unknown=True)
         sample = prepare(stand_in, dataset_dir, lambda _: None, tokenizer)
     return StreamFeed(plan, own, sample, context, seed, windows, state, notify)

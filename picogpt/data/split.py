@@ -78,6 +78,6 @@ def text_of_part(corpus: Corpus, data: DataConfig, survey: Survey, validation: b
             seen += len(piece)
             cut = max(0, split.border - seen + len(piece))
             part = piece if split.by_document else piece[cut:] if validation else piece[:cut]
-            if part and not is_other and not isinstance(part, Mark) and taken <= share * seen:
+            if part and not is_other and not isinstance(piece, Mark) and taken <= share * seen:
                 taken += len(part)
                 yield part

@@ -30,7 +30,10 @@ def file_tokenizer(data: DataConfig) -> Tokenizer | None:
 
     Raises UserError for a file that is missing, damaged or of another kind.
     """
-    return BpeTokenizer.open(Path(data.tokenizer)) if data.tokenizer_is_file else None
+    if not data.tokenizer_is_file:
+        return None
+    tokenizer = BpeTokenizer.open(Path(data.tokenizer))
+    return tokenizer.with_marks() if data.qa else tokenizer
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:

@@ -24,9 +24,11 @@ def sample_prompt(tokenizer: Tokenizer, ids: npt.NDArray[np.integer]) -> str:
     """
     if isinstance(tokenizer, PicoTokenizer):
         return PROMPT
+    ids = ids[~np.isin(ids, list(tokenizer.special.values()))]
     lines = [line.strip() for line in tokenizer.decode(ids).replace("\ufffd", "").splitlines()]
     line = max(lines, key=len, default="")
-    return line[:_PROMPT_CHARACTERS].rpartition(" ")[0] or line[:_PROMPT_CHARACTERS]
+    start = line[:_PROMPT_CHARACTERS]
+    return line if start == line else start.rpartition(" ")[0] or start
 
 
 def write_sample(model: GPT, tokenizer: Tokenizer, seed: int, rolls: bool, prompt: str = PROMPT) -> str:

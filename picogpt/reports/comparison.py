@@ -26,7 +26,8 @@ def common_loss(runs: Sequence[Summary]) -> Literal["val_loss", "bits_per_byte"]
     None where a log does not tell it.
     """
     runs = [run for run in runs if run.points] or runs
-    if len(set(map(_tokenizer, runs))) == 1:
+    fingerprints = {shown_value(of) for run in runs if (of := run.log.config.get("tokenizer"))}
+    if len(set(map(_tokenizer, runs))) == 1 and len(fingerprints) < 2:
         return "val_loss"
     return None if any(run.bits_per_byte is None for run in runs) else "bits_per_byte"
 

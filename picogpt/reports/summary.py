@@ -11,7 +11,7 @@ import numpy as np
 from picogpt.runs.log import Evaluation, LogContent, Values, is_finite, read_log, series, values_of
 from picogpt.tokenizers.registry import unit_of
 
-_ABOUT = ("parameters", "machine")  # what a log's config holds beside the settings
+_ABOUT = ("parameters", "machine", "tokenizer")  # what a log's config holds beside the settings
 _VALUE_CHARACTERS = 300
 
 

@@ -118,7 +118,7 @@ class LogContent:
     divergence: list[DivergenceEvent] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
     config: dict[str, object] = field(default_factory=dict)
-    """The run's settings as they were written, and "parameters" and "machine"."""
+    """The run's settings as they were written, and "parameters", "machine" and the fingerprint of the "tokenizer"."""
 
     @property
     def axis(self) -> str:

@@ -79,10 +79,12 @@ PUBLISHED = ("published val (train)", "vs first there")
 def table(found: Sequence[CaseResult]) -> list[list[str]]:
     """Return the rows of the table: first the titles, COLUMNS and in a reproduced study PUBLISHED; then each case."""
     published = any(result.case.published for result in found)
-    first = found[0].figure("loss")
+    # Runs from before bits were measured are compared with those of after in nats.
+    measure = "val_loss" if any(r.figure("val_loss") and not r.figure("bits_per_byte") for r in found) else "loss"
+    first = found[0].figure(measure)
     rows = [[*COLUMNS, *(PUBLISHED if published else ())]]
     for result in found:
-        loss = result.figure("loss")
+        loss = result.figure(measure)
         cells = [
             result.case.name,
             _seeds(result.trials),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from picogpt.errors import UserError
+from picogpt.errors import UserError, one_line
 from picogpt.tokenizers.base import (
     BORDER,
     MARKS,
@@ -39,6 +39,7 @@ from picogpt.tokenizers.bpe_file import (
 from picogpt.tokenizers.word_level import ALPHABET
 
 if TYPE_CHECKING:
+    from tokenizers import Encoding
     from tokenizers import Tokenizer as Library
 
 DEFAULT_SIZE = 4096  # ids
@@ -151,7 +152,7 @@ class BpeTokenizer(SpellingTokenizer):
     def shortened(self, size: int) -> Self:
         """Return the tokenizer that would have been learnt with `size` ids, fewer than it has: its first merges.
 
-        Raises UserError for fewer ids than bytes and marks.
+        It keeps all bytes and marks.
         """
         content = json.loads(self._json)
         merges = max(0, size - len(ALPHABET) - len(content["added_tokens"]))
@@ -204,9 +205,17 @@ class BpeTokenizer(SpellingTokenizer):
         parts = list(self._parts(without_surrogates(text)))
         ids = []
         for start in range(0, len(parts), _PARTS):
-            encoded = self._bpe.encode_batch_fast(parts[start : start + _PARTS], add_special_tokens=False)
+            encoded = self._encoded(parts[start : start + _PARTS])
             ids += [np.array(part.ids, self.dtype) for part in encoded]
         return np.concatenate(ids)
+
+    def _encoded(self, parts: list[str]) -> "list[Encoding]":
+        try:
+            return self._bpe.encode_batch_fast(parts, add_special_tokens=False)
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # which has no class that could be imported
+                raise
+            raise UserError(f"the tokenizer cannot split this text ({one_line(error)}): take another") from None
 
     def _parts(self, text: str) -> Iterator[str]:
         start = 0

@@ -37,6 +37,8 @@ def fit_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:
 def refuse_differences(saved: Checkpoint, config: RunConfig, feed: Feed) -> None:
     """Raise UserError where a run was trained with other settings or on another text than asked for now."""
     before = saved.meta.config
+    if before.data.tokenizer_is_file and config.data.tokenizer_is_file:  # the run has its own, wherever the file is now
+        config = replace(config, data=replace(config.data, tokenizer=before.data.tokenizer))
     free = {name: getattr(config.train, name) for name in FREE if hasattr(config.train, name)}
     # context 0 stands for one window, so both are resolved. The name of the text is free: its fingerprint is compared.
     old = replace(before.train, context=before.context, **free)
@@ -139,7 +141,8 @@ def find_start(
     require_memory(fitted, notify)
     arrays = initial_arrays(config.model, config.train.seed, given)
     notices = [f"{damage}: it is left out" for damage in damages] + _machine_notices(fitted, resumed)
-    return Start(config, fitted, feed, arrays, resumed, _open_log(run_dir, config, fresh, resumed), notices)
+    log = _open_log(run_dir, config, feed.tokenizer, fresh, resumed)
+    return Start(config, fitted, feed, arrays, resumed, log, notices)
 
 
 def _given_tokenizer(origin: Checkpoint, init_from: Path, config: RunConfig, is_resumed: bool) -> Tokenizer | None:
@@ -150,7 +153,7 @@ def _given_tokenizer(origin: Checkpoint, init_from: Path, config: RunConfig, is_
     tokenizer, asked = from_dict(origin.meta.tokenizer), config.data.tokenizer
     is_another_file = config.data.tokenizer_is_file and asked != origin.meta.config.data.tokenizer
     if tokenizer.name == config.data.tokenizer_name and not is_another_file:
-        return tokenizer.with_marks() if config.data.qa else tokenizer
+        return tokenizer.with_marks() if config.data.qa and not is_resumed else tokenizer
     if not tokenizer.has_words and not is_resumed:
         return None
     raise UserError(f"{init_from} was trained with the tokenizer {tokenizer.name}: leave --tokenizer out")
@@ -164,6 +167,8 @@ def _initial_weights(found: Checkpoint, config: RunConfig) -> Arrays:
     old, new = found.meta.config.model, replace(config.model, lora_rank=0)
     _, arrays = merged(old, found.model)
     if new.vocab_size > old.vocab_size:
+        if config.train.train != "all":
+            raise UserError(f"--train {config.train.train} cannot teach the marks that --qa adds: leave it out")
         untrained = initial_arrays(new, config.train.seed)
         for name, shape in parameter_shapes(new).items():
             if name in arrays and arrays[name].shape == (old.vocab_size, *shape[1:]) and shape[0] == new.vocab_size:
@@ -174,9 +179,12 @@ def _initial_weights(found: Checkpoint, config: RunConfig) -> Arrays:
     return arrays
 
 
-def _open_log(run_dir: Path, config: RunConfig, fresh: bool, resumed: Checkpoint | None) -> RunLog:
+def _open_log(
+    run_dir: Path, config: RunConfig, tokenizer: Tokenizer, fresh: bool, resumed: Checkpoint | None
+) -> RunLog:
     """Continue or begin the log of a run. Raises UserError where it has entries and there is no checkpoint."""
     about = {**config.to_dict(), "parameters": parameter_count(config.model)[0], "machine": hardware.machine()}
+    about["tokenizer"] = tokenizer.fingerprint()
     log = RunLog(run_dir / LOG, about) if fresh else RunLog.open(run_dir / LOG, about)
     if log.evaluations and not resumed:
         raise UserError(f"{run_dir} has a log but no checkpoint to continue from: start over with --fresh")

@@ -167,7 +167,8 @@ class Run:
             )
         elif best := self.log.best:
             name = self.dir.as_posix().removeprefix("logs/")  # a run of a sweep is in a subfolder
-            bits = "" if best.bits_per_char is None else f", {best.bits_per_char:.3f} bits a character"
+            figures = {"character": best.bits_per_char, "byte": best.bits_per_byte}
+            bits = "".join(f", {value:.3f} bits a {of}" for of, value in figures.items() if value is not None)
             unknown = f" of a text of which {best.unknown:.1%} is unknown to it" if best.unknown else ""
             self._observer.notice(
                 f"done: best validation loss {best.val_loss:.3f} nats a token{bits}{unknown}; "

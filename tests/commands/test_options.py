@@ -310,6 +310,21 @@ def test_the_preset_follows_the_text(
     assert config == expected and config.data.tokenizer == tokenizer and folder.startswith(f"logs/{name}-")
 
 
+def test_a_run_from_before_there_was_another_preset_continues(
+    recorder: type[Recorder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.txt").write_text("a few words\n" * 20_000, encoding="utf-8")
+    before = Record(1, {}, CheckpointMeta(RunConfig(data=DataConfig("mine.txt", "bytes")), {}, "some text"))
+    newest = lambda place: place if place.name == "pico-mine" else None  # noqa: E731
+    monkeypatch.setattr("picogpt.commands.train.checkpoints.newest_recorded", newest)
+    monkeypatch.setattr("picogpt.commands.train.read_record", lambda place: before)
+    assert status_of("train", "--data", "mine.txt", "--tokenizer", "bytes") == 0
+    assert recorder.asked == (before.meta.config, "logs/pico-mine", False)
+    assert status_of("train", "--data", "mine.txt", "--fresh") == 0
+    assert recorder.asked[1] == "logs/swift-mine"
+
+
 def test_one_line_says_what_the_other_preset_would_bring(
     recorder: type[Recorder], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -28,7 +28,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_it_is_made_shown_and_shared_by_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert status_of("tokenizer", "--data", "text.txt", "--size", "300", "--out", "shells.json") == 0
     out = capsys.readouterr().out
-    assert "characters" in out and " 300 " in out and "|" in out and "--tokenizer ./shells.json" in out
+    assert "characters" in out and " 300 " in out and "|" in out and "--tokenizer shells.json" in out
     fingerprints = []
     for run in ("one", "two"):
         for steps in ("2", "4"):

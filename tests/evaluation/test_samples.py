@@ -25,6 +25,11 @@ def test_a_text_in_any_language_begins_them(text: str, prompt: str) -> None:
     assert sample_prompt(PicoTokenizer(), PicoTokenizer().encode(text)) == PROMPT
 
 
+def test_marks_are_left_out() -> None:
+    ids = ByteTokenizer().encode_marked("<|user|>who sells?<|end|>\n<|endoftext|>sea")
+    assert sample_prompt(ByteTokenizer(), ids) == "who sells?"
+
+
 def test_half_a_character_is_left_out() -> None:
     ids = ByteTokenizer().encode("\u8a71\u8aaa\u5929\u4e0b")[1:-1]
     assert sample_prompt(ByteTokenizer(), ids) == "\u8aaa\u5929"

@@ -124,6 +124,13 @@ def test_other_tokenizers_are_compared_by_bits_a_byte(tmp_path: Path) -> None:
     assert any(note.startswith("the losses cannot be compared") for note in notes([chars, without]))
 
 
+def test_tokenizers_of_one_name_are_told_apart_by_their_fingerprints(tmp_path: Path) -> None:
+    runs = [summary_of(tmp_path / name, [4.0], tokenizer="bpe", per_token=k) for name, k in (("a", 3), ("b", 2))]
+    assert difference(runs[1], runs[0]) == 0.0
+    runs = [Summary(run.name, replace(run.log, config={**run.log.config, "tokenizer": run.name})) for run in runs]
+    assert difference(runs[1], runs[0]) == pytest.approx(50)
+
+
 def test_text_that_a_tokenizer_does_not_know_is_told(tmp_path: Path) -> None:
     runs = [summary_of(tmp_path / "a", [2.0]), summary_of(tmp_path / "b", [1.0], unknown=0.25)]
     assert any("b: 25.0% of the text is unknown to its tokenizer" in note for note in notes(runs))

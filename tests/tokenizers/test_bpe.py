@@ -370,3 +370,10 @@ def test_another_way_to_split_is_the_librarys(text: str) -> None:
     assert SPLITTING.decode(ids) == text
     again = from_dict(json.loads(json.dumps(SPLITTING.to_dict())))
     assert again.fingerprint() == SPLITTING.fingerprint() != small_bpe().fingerprint()
+
+
+def test_a_pattern_that_the_library_gives_up_on_is_one_line() -> None:
+    evil = {**SPLIT, "pattern": {"Regex": "([a-z ]+)+$"}}
+    tokenizer = BpeTokenizer(whole(pre_tokenizer={"type": "Sequence", "pretokenizers": [evil, BYTES_ALONE]}))
+    with pytest.raises(UserError, match="the tokenizer cannot split this text"):
+        tokenizer.encode("she sells sea shells by the sea shore " * 50 + "!")

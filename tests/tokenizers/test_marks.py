@@ -10,7 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from picogpt.config import DataConfig
-from picogpt.data.prepare import prepare
+from picogpt.data.prepare import prepare, training_text
+from picogpt.data.sources.corpora import open_corpus
+from picogpt.data.split import Surveyor
+from picogpt.errors import UserError
 from picogpt.inference.language_model import load
 from picogpt.runs import checkpoints
 from picogpt.tokenizers.base import MARKS, Mark, Tokenizer, question
@@ -134,3 +137,24 @@ def test_new_rows_are_those_of_an_untrained_model_and_old_ones_stay(tmp_path: Pa
     tuned = open_run(config, "tuned", init_from=place)
     old, new = checkpoints.load(place).model["wte.weight"], tuned.start.arrays["wte.weight"]
     assert np.array_equal(new[: len(old)], old) and len(new) == len(old) + 5 and new[len(old) :].std() > 0
+
+
+def test_marks_that_could_not_learn_are_refused(tmp_path: Path) -> None:
+    text = tmp_path / "easy.txt"
+    text.write_text("she sells sea shells by the sea shore?\n" * 60, encoding="utf-8")
+    base = open_run(config_for(text, SHAPE, tokenizer="chars", lanes=1), "base")
+    base.train()
+    (tmp_path / "a.jsonl").write_text('{"q": "she sells?", "a": "sea shells"}\n' * 60, encoding="utf-8")
+    config = config_for(text, SHAPE, tokenizer="chars", lanes=1, train="biases")
+    config = replace(config, data=replace(config.data, data=str(tmp_path / "a.jsonl"), qa="q,a"))
+    with pytest.raises(UserError, match="--train biases cannot teach the marks that --qa adds"):
+        open_run(config, "tuned", init_from=checkpoints.newest(base.dir))
+
+
+def test_a_tokenizer_learns_nothing_from_the_names_of_marks(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"q": "fox", "a": "box"}\n' * 9, encoding="utf-8")
+    data = DataConfig(str(tmp_path / "a.jsonl"), qa="q,a")
+    corpus = open_corpus(data, tmp_path)
+    surveyor = Surveyor(corpus)
+    assert sum(isinstance(piece, Mark) for piece in surveyor.pieces()) == 9 * 4
+    assert not any("<" in text for text in training_text(corpus, data, surveyor.survey))

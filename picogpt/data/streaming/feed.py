@@ -50,6 +50,7 @@ class StreamFeed:
         self._plan, self._context, self._seed, self._windows = plan, context, seed, windows
         self._sample, self._notify = sample, notify
         self._part = StreamPart(self.fingerprint, _NOTHING, 0, 0, 0, 0, 0)
+        self._validation: Batch | None = None
         self._stream, self._shards = StreamProcess(plan), shards_of(plan)
         self._looked, self._seen = 0.0, StreamStatus("working", f"asking for {plan.dataset}")
         if state and state.of == self.fingerprint:
@@ -63,6 +64,13 @@ class StreamFeed:
         if self._sample and self._part.text == SAMPLE:
             return self._sample.unknown.share
         return read_unknown(self._plan.folder).share
+
+    @property
+    def validation(self) -> Batch:
+        """See `Feed`. Raises UserError before there is any text."""
+        if self._validation is None:
+            raise UserError(f"nothing of {self.source} is here yet")
+        return self._validation
 
     def describe(self) -> str:
         """See `Feed`."""
@@ -199,5 +207,5 @@ class StreamFeed:
         seed = int(generator(self._seed, "part", part.number).integers(1 << 31)) if part.number > 1 else self._seed
         self._loader = Loader(Span(train, part.start, part.stop), self._context, seed)
         if part.text != self.text:
-            self.validation = validation_windows(Span(val, 0, part.validation), self._context, self._windows)
+            self._validation = validation_windows(Span(val, 0, part.validation), self._context, self._windows)
         self._part, self.text = part, part.text
