@@ -99,6 +99,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatc
     root = tmp_path_factory.mktemp("hub")
     wiki_files(root)
     wiki_files(root, "20231101.simple")
+    wiki_files(root, "20231101.ja")
     path = root / "Open-Orca" / "OpenOrca" / "1M-GPT4-Augmented.parquet"
     path.parent.mkdir(parents=True)
     rows = [{"question": f"what is {i}?", "response": f"{i}."} for i in range(50)]
