@@ -13,7 +13,7 @@ from picogpt.config.presets import preset
 from picogpt.data.prepare import learnt_tokenizer
 from picogpt.data.sources.hub import only_dataset
 from picogpt.errors import UserError
-from picogpt.evaluation.tokens import frequency_bits
+from picogpt.evaluation.loss import frequency_bits
 from picogpt.model.flops import write_flops
 from picogpt.runs.layout import DATASET
 from picogpt.system.files import write_durably, write_error

@@ -23,7 +23,7 @@ from picogpt.system.terminal import to_stderr
 from picogpt.tokenizers.registry import unit_of
 from picogpt.training.run import Run
 
-_HINT = "pico reads lower-case characters; --preset swift learns pieces of words, and writes better after the same time"
+_HINT = "pico reads lower-case characters; --preset swift learns pieces of words, upper case too, and any language"
 
 
 @dataclass(frozen=True)

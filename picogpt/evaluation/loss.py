@@ -54,6 +54,13 @@ def text_bits(loss: float, tokens: int, size: TextSize) -> tuple[float | None, f
     return bits / size.characters if size.characters else None, bits / size.bytes if size.bytes else None
 
 
+def frequency_bits(ids: npt.NDArray[np.integer], characters: int) -> float:  # (n,)
+    """Return the bits a character of a code that knows nothing but how frequent each token of this text is."""
+    counts = np.unique(ids, return_counts=True)[1]
+    shares = counts / max(1, len(ids))
+    return float(-(shares * np.log2(shares)).sum() * len(ids) / max(1, characters))
+
+
 def full_loss(model: Evaluator, tokens: Tokens) -> float:
     """Return the mean loss over every token but the first, in nats a token.
 

@@ -131,11 +131,11 @@ class Tokenizer(ABC):
 
     def encode_parts(self, parts: Iterable[str]) -> Ids:
         """Return the ids of a text in parts, of which marks stand for special ids and nothing else does: (n,)."""
-        ids = [np.empty(0, self.dtype)]
+        ids = []
         for part in parts:
             id = self.mark(part) if isinstance(part, Mark) else None
             ids.append(self.encode(part) if id is None else np.array([id], self.dtype))
-        return np.concatenate(ids)
+        return ids[0] if len(ids) == 1 else np.concatenate([*ids, np.empty(0, self.dtype)])
 
     def encode_marked(self, text: str) -> Ids:
         """Return the ids of a text in which the names of special ids stand for these ids: (n,) of `dtype`."""
@@ -165,7 +165,8 @@ class Tokenizer(ABC):
     @cached_property
     def _text_sizes(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """The characters (vocab_size,) and bytes (vocab_size,) that each id stands for."""
-        spellings = [b"" if id in self.special.values() else self.spell(id) for id in range(self.vocab_size)]
+        reserved = {*self.special.values()}
+        spellings = [b"" if id in reserved else self.spell(id) for id in range(self.vocab_size)]
         # A character begins with the one byte of it that is none of 0b10xxxxxx.
         characters = [sum(byte & 0xC0 != 0x80 for byte in spelling) for spelling in spellings]
         return np.array(characters), np.array([len(spelling) for spelling in spellings])
