@@ -68,7 +68,8 @@ class Tokenizers:
 class Result:
     """One run."""
 
-    text: str
+    setting: str
+    """What all runs of a table have in common."""
     kind: str
     seed: int
     bits_per_char: float
@@ -133,8 +134,8 @@ class _Text:
         return self._ids[start:stop]
 
 
-def measure(config: RunConfig, text: str, kind: str, judged: str, flops: float, dataset_dir: Path) -> Result:
-    """Train on `config.data` with this tokenizer and arithmetic, and judge. text: its name in the result."""
+def measure(config: RunConfig, setting: str, kind: str, judged: str, flops: float, dataset_dir: Path) -> Result:
+    """Train on `config.data` with this tokenizer and arithmetic, and judge. setting: for the result."""
     data = prepare(replace(config.data, tokenizer=kind), dataset_dir, to_stderr)
     tokenizer = data.tokenizer
     config = fit_vocabulary(replace(config, model=replace(config.model, vocab_size=1)), tokenizer)
@@ -147,7 +148,7 @@ def measure(config: RunConfig, text: str, kind: str, judged: str, flops: float, 
     predicted = judged[len(tokenizer.decode(ids[:1])) :]
     bits, per_token = nats / log(2), len(judged) / len(ids)
     return Result(
-        text=text,
+        setting=setting,
         kind=kind,
         seed=config.train.seed,
         bits_per_char=bits / len(predicted),
@@ -183,32 +184,40 @@ def known(out: str) -> list[Result]:
         raise UserError(f"{out} is no file of results: give another --out") from None
 
 
+def setting_of(args: Tokenizers) -> str:
+    """Return in words what all runs of a table have in common."""
+    train, judged = (Path(text).name for text in args.texts)
+    case = ", in lower case" * args.lower
+    shape = f"{args.preset}'s shape" + ("" if args.preset == "pico" else ", pico's arithmetic")
+    return f"{train}{case}: {shape}, {args.steps:,} steps, judged on {args.judged:,} characters of {judged}"
+
+
 def run(args: Tokenizers) -> list[Result]:
     """Measure what `out` does not have yet, and return all. Raises UserError."""
     if len(args.texts) != 2:
         raise UserError("give two texts: one to train on, and one to judge on")
     base, results = preset(args.preset), known(args.out)
-    name = Path(args.texts[0]).name + (", lower-case" if args.lower else "")
+    setting = setting_of(args)
     judged, flops = spread(read_text(args.texts[1], args.lower), args.judged), run_flops(RunConfig(), args.steps)
     with TemporaryDirectory() as folder:
         text = Path(folder, "text.txt")
         text.write_text(read_text(args.texts[0], args.lower), encoding="utf-8")
         base = replace(base, data=DataConfig(str(text), val_fraction=0.01, allow_unknown=True))
         for seed, kind in product(args.seeds, args.kinds):
-            if any((one.text, one.kind, one.seed) == (name, kind, seed) for one in results):
+            if any((one.setting, one.kind, one.seed) == (setting, kind, seed) for one in results):
                 continue
             seeded = replace(base, train=replace(base.train, seed=seed))
-            results.append(measure(seeded, name, kind, judged, flops, Path(folder)))
+            results.append(measure(seeded, setting, kind, judged, flops, Path(folder)))
             to_stderr(f"{kind}, seed {seed}: {results[-1].bits_per_char:.3f} bits a character")
             if args.out:
                 with open(args.out, "a", encoding="utf-8") as file:
                     file.write(json.dumps(asdict(results[-1])) + "\n")
-    return [one for one in results if one.text == name and one.kind in args.kinds and one.seed in args.seeds]
+    return [one for one in results if one.setting == setting and one.kind in args.kinds and one.seed in args.seeds]
 
 
 def show(results: Sequence[Result]) -> None:
     """Print one row a tokenizer: means over the seeds, and the standard error of bits a character."""
-    table = Table(title=results[0].text, title_justify="left", box=None)
+    table = Table(title=results[0].setting, title_justify="left", box=None)
     for title in ("tokenizer", "bits/char", "bits/byte", "characters learnt from", "a window sees", "head", "minutes"):
         table.add_column(title, justify="left" if title == "tokenizer" else "right")
     for kind in dict.fromkeys(one.kind for one in results):

@@ -9,6 +9,7 @@ from rich.table import Table
 from picogpt.commands.options import PresetArgs, parse, parse_known
 from picogpt.config import ModelConfig, RunConfig, TrainConfig
 from picogpt.config.presets import fine_tuning, preset
+from picogpt.data.token_folder import file_tokenizer
 from picogpt.engine.backend import gpu
 from picogpt.inference.onnx.quantize import weight_bytes
 from picogpt.model.flops import cache_bytes, flops_per_token, read_flops, text_flops, write_flops
@@ -38,8 +39,10 @@ def run(argv: Sequence[str]) -> None:
     """Print what the options ask for about a model. Raises UserError for a problem the user can solve."""
     name = parse_known(PresetArgs, "picogpt info", argv).preset
     args = parse(InfoArgs, "picogpt info", argv, InfoArgs(config=preset(name)))
-    if not args.run and args.config.data.tokenizer_name == "bpe":  # which is learnt, and the vocabulary grows to it
-        size = max(args.config.model.vocab_size, args.config.data.tokenizer_size or DEFAULT_SIZE)
+    if not args.run and args.config.data.tokenizer_name == "bpe":  # whose size a model's vocabulary grows to
+        given = file_tokenizer(args.config.data)
+        tokens = given.vocab_size if given else args.config.data.tokenizer_size or DEFAULT_SIZE
+        size = max(args.config.model.vocab_size, tokens)
         args = replace(args, config=replace(args.config, model=replace(args.config.model, vocab_size=size)))
     if args.run:
         name = args.run

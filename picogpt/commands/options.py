@@ -3,13 +3,15 @@
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
+from picogpt.config import RunConfig
+from picogpt.config.training import NO_LIMIT
 from picogpt.errors import UserError
 
 DASHBOARD_PORT = "8050"
@@ -48,6 +50,19 @@ def parse_known(kind: type[Args], program: str, argv: Sequence[str]) -> Args:
     with _one_line_errors(program):
         known, _ = tyro.cli(kind, args=argv, return_unknown_args=True, add_help=False)
     return known
+
+
+@dataclass(frozen=True)
+class LengthArgs:
+    """The options that say how long a run is."""
+
+    steps: int = 0
+    minutes: float = 0.0
+
+    def applied(self, start: RunConfig) -> RunConfig:
+        """Return the settings, without a last step where minutes are asked for and no steps."""
+        ends = self.steps or not self.minutes > 0
+        return start if ends else replace(start, train=replace(start.train, steps=NO_LIMIT))
 
 
 @contextmanager

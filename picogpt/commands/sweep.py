@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 from tyro.conf import UseAppendAction
 
-from picogpt.commands.options import PresetArgs, parse, parse_known, with_dashboard_port
+from picogpt.commands.options import LengthArgs, PresetArgs, parse, parse_known, with_dashboard_port
 from picogpt.config import MonitoringConfig, RunConfig
 from picogpt.config.presets import preset
 from picogpt.data.sources.hub import only_dataset
@@ -90,7 +90,8 @@ def _parse_cases(argv: Sequence[str]) -> tuple[SweepArgs, list[Case]]:
             raise UserError("--preset exercise is four cases already: leave --vary out, or give --preset exercise-base")
         cases = exercise(lambda start: parse_from(start).config)
     else:
-        args = parse_from(preset(name))
+        length = parse_known(LengthArgs, "picogpt sweep", argv)
+        args = parse_from(length.applied(preset(name)))
         if not args.vary:
             raise UserError("say what to compare: for example --vary n_head=4,8, or --preset exercise")
         cases = varied(args.config, args.vary)

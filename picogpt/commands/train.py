@@ -8,10 +8,9 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from picogpt.commands.options import PresetArgs, parse, parse_known, with_dashboard_port
+from picogpt.commands.options import LengthArgs, PresetArgs, parse, parse_known, with_dashboard_port
 from picogpt.config import DataConfig, MonitoringConfig, RunConfig, TrainConfig
 from picogpt.config.presets import fine_tuning, preset, preset_for, tokenizer_for
-from picogpt.config.training import NO_LIMIT
 from picogpt.data.sources.corpora import size_of
 from picogpt.errors import UserError
 from picogpt.monitoring.observers import Observers
@@ -63,14 +62,12 @@ class TrainStartArgs(TrainPresetArgs):
 
 
 @dataclass(frozen=True)
-class _KnownArgs(TrainStartArgs):
+class _KnownArgs(TrainStartArgs, LengthArgs):
     """The options that have to be known first."""
 
     data: str | tuple[str, ...] = ""
     tokenizer: str = ""
     train: str = TrainConfig.train
-    steps: int = 0
-    minutes: float = TrainConfig.minutes
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -109,9 +106,7 @@ def run(argv: Sequence[str]) -> None:
         if not own and first.preset_name and tuned.train != start.train:
             to_stderr("for a model of another program the settings are those of fine-tuning, not those of the preset")
         start = replace(tuned, data=replace(start.data, tokenizer=before.data.tokenizer))
-    if first.minutes > 0 and not first.steps:
-        start = replace(start, train=replace(start.train, steps=NO_LIMIT))
-    args = parse(TrainArgs, "picogpt train", argv, TrainArgs(config=start))
+    args = parse(TrainArgs, "picogpt train", argv, TrainArgs(config=first.applied(start)))
     observers = Observers(args.monitoring, LOGS / name)
     if chosen == "pico" and not (first.preset_name or first.tokenizer or origin or checkpoints.newest(LOGS / name)):
         observers.notice(_HINT)

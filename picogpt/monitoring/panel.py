@@ -12,7 +12,7 @@ from rich.text import Text
 
 from picogpt.monitoring.screen import bits
 from picogpt.monitoring.status import Status
-from picogpt.reports.number_format import duration, of, rate, size
+from picogpt.reports.number_format import duration, rate, size, steps_done
 from picogpt.runs.log import Evaluation, is_finite
 from picogpt.system.terminal import visible
 
@@ -57,7 +57,8 @@ class Panel:
         """Return the lines by their labels. plain: in ASCII. columns: of a sparkline, at most."""
         status = self._status
         gap = "   "
-        step = f"{status.step:,}{of(status.steps)}{gap}{status.progress:.1%} done{gap}lr {rate(status.learning_rate)}"
+        step = steps_done(status.step, status.steps, " of ")
+        step += f"{gap}{status.progress:.1%} done{gap}lr {rate(status.learning_rate)}"
         speed = [f"{status.tokens_per_second:,.0f} tokens/s"]
         if status.peak_share is not None:
             speed.append(f"{status.peak_share:.0%} of the machine's matrix products")

@@ -13,7 +13,7 @@ from rich.padding import Padding
 from rich.panel import Panel as Frame
 from rich.text import Text
 
-from picogpt.reports.number_format import duration, of, rate
+from picogpt.reports.number_format import duration, rate, steps_done
 from picogpt.runs.log import Evaluation
 from picogpt.system.terminal import visible
 
@@ -149,7 +149,7 @@ def bits(entry: Evaluation) -> list[str]:
 
 
 def _losses_and_speed(entry: Evaluation, steps: int) -> str:
-    parts = [f"step {entry.step:,}{of(steps).replace(' of ', '/')}"]
+    parts = [f"step {steps_done(entry.step, steps, '/')}"]
     parts += [] if entry.train_loss is None else [f"train {entry.train_loss:.3f}"]
     parts += [] if entry.val_loss is None else [f"val {entry.val_loss:.3f} nats/token", *bits(entry)]
     parts += [] if entry.tokens_per_second is None else [f"{entry.tokens_per_second:,.0f} tokens/s"]

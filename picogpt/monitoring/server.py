@@ -23,7 +23,7 @@ from waitress.server import create_server
 
 from picogpt.errors import UserError
 from picogpt.monitoring.status import Status
-from picogpt.reports.number_format import duration, of
+from picogpt.reports.number_format import duration, steps_done
 from picogpt.reports.page import POLICY, SCRIPT, STYLE, csp_hash, render, report
 from picogpt.reports.summary import Summary
 from picogpt.runs.layout import LOG
@@ -41,7 +41,7 @@ _POLL_SECONDS, _END_SECONDS = 6.0, 5.0  # in which an open page asks again for s
 
 def status_html(status: Status | None, age: float, ended: bool) -> str:
     """Return the state of a run as HTML. age: seconds since this status came. ended: whether it is the last one."""
-    return render("live.html", status=status, age=age, ended=ended, duration=duration, of=of)
+    return render("live.html", status=status, age=age, ended=ended, duration=duration, steps_done=steps_done)
 
 
 def page_html(name: str, state: str, report: str, version: int) -> str:

@@ -39,9 +39,9 @@ def rate(value: float) -> str:
     return f"{value:.4f}" if value >= 0.001 or value == 0 else f"{value:.1e}"
 
 
-def of(total: int) -> str:
-    """Return how many steps a run has, to follow the number of those that are done; "" where its minutes end it."""
-    return "" if total >= NO_LIMIT else f" of {total:,}"
+def steps_done(step: int, total: int, between: str) -> str:
+    """Return the steps that are done, and all that there are; only the first where its minutes end a run."""
+    return f"{step:,}" if total >= NO_LIMIT else f"{step:,}{between}{total:,}"
 
 
 def size(count: int) -> str:

@@ -79,12 +79,10 @@ PUBLISHED = ("published val (train)", "vs first there")
 def table(found: Sequence[CaseResult]) -> list[list[str]]:
     """Return the rows of the table: first the titles, COLUMNS and in a reproduced study PUBLISHED; then each case."""
     published = any(result.case.published for result in found)
-    # Runs from before bits were measured are compared with those of after in nats.
-    measure = "val_loss" if any(r.figure("val_loss") and not r.figure("bits_per_byte") for r in found) else "loss"
-    first = found[0].figure(measure)
+    first = found[0].figure("loss")
     rows = [[*COLUMNS, *(PUBLISHED if published else ())]]
     for result in found:
-        loss = result.figure(measure)
+        loss = result.figure("loss")
         cells = [
             result.case.name,
             _seeds(result.trials),

@@ -165,8 +165,7 @@ def _library() -> Any:
 def _figures_of(trial: Any) -> Figures:
     """Return the figures that `Study.close` stored in a trial."""
     values = trial.user_attrs[_FIGURES]
-    unmeasured = {"bits_per_char": None, "bits_per_byte": None}  # by older versions
-    return Figures(**{field.name: {**unmeasured, **values}[field.name] for field in fields(Figures)})
+    return Figures(**{field.name: values[field.name] for field in fields(Figures)})
 
 
 def _first_line(error: BaseException) -> str:

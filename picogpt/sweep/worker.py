@@ -17,7 +17,7 @@ from picogpt.data.prepare import prepare
 from picogpt.data.shards.reader import Shards, Span
 from picogpt.errors import UserError
 from picogpt.evaluation.loss import full_loss, text_bits
-from picogpt.evaluation.samples import write_sample
+from picogpt.evaluation.samples import sample_prompt, write_sample
 from picogpt.model.gpt import GPT
 from picogpt.model.initialization import initial_arrays
 from picogpt.model.parameters import as_tensors, merged, parameter_count
@@ -213,6 +213,7 @@ def _measure(order: Order, run: Run) -> Figures:
         data = prepare(order.config.data, order.dataset_dir, lambda _: None)
         val = _beginning(data.val, MOST_TOKENS)
         val_loss, train_loss = full_loss(trainer, val), full_loss(trainer, _beginning(data.train, len(val)))
+    prompt = sample_prompt(tokenizer, val.read(0, min(len(val), run.fitted.context)))
     per_char, per_byte = text_bits(val_loss, len(val) - 1, tokenizer.text_size(val.read(1, len(val))))
     return Figures(
         val_loss=val_loss,
@@ -224,8 +225,8 @@ def _measure(order: Order, run: Run) -> Figures:
         seconds=run.state.seconds,
         tokens_per_second=median(entry.tokens_per_second or 0.0 for entry in run.log.evaluations),
         memory_mb=last.memory_mb,
-        before=write_sample(untrained, tokenizer, SAMPLE_SEED, order.config.rolls),
-        after=write_sample(GPT(config, as_tensors(arrays)), tokenizer, SAMPLE_SEED, order.config.rolls),
+        before=write_sample(untrained, tokenizer, SAMPLE_SEED, order.config.rolls, prompt),
+        after=write_sample(GPT(config, as_tensors(arrays)), tokenizer, SAMPLE_SEED, order.config.rolls, prompt),
     )
 
 

@@ -50,6 +50,8 @@ def test_results_are_kept_and_not_measured_twice(
     assert len(first) == 4 == len(known(args.out))
     monkeypatch.setattr(tokenizers, "measure", lambda *_: pytest.fail("measured again"))
     assert run(args) == first and len(run(replace(args, kinds=("chars",)))) == 2
+    with pytest.raises(pytest.fail.Exception):
+        run(replace(args, steps=2))  # other arithmetic is another table
     tokenizers.show(first)
     out = capsys.readouterr().out
     assert "bpe:300" in out and "±" in out and "train.txt" in out

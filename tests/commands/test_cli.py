@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from picogpt.config.presets import PRESETS, preset
 from picogpt.model.parameters import parameter_count
 from picogpt.runs.log import read_log
 from picogpt.system import hardware
-from picogpt.tokenizers.bpe import DEFAULT_SIZE
+from picogpt.tokenizers.bpe import DEFAULT_SIZE, BpeTokenizer
 from tests.support.commands import ROOT, SHAPE, TINY, TRAIN, is_one_line, shell
 from tests.support.folders import snapshot, without_tokens
 from tests.support.running import status_of
@@ -215,6 +216,17 @@ def test_info_of_another_shape(capsys: pytest.CaptureFixture[str]) -> None:
     assert status_of("info", "--n-layer", "1", "--context-len", "32") == 0
     total = 88 * 256 + 33 * 256 + 12 * 256 * 256 + 13 * 256 + 2 * 256
     assert f"{total:,} / " in capsys.readouterr().out
+
+
+def test_info_counts_the_tokens_of_a_tokenizer_that_is_a_file(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = BpeTokenizer.from_corpus(("She sells sea shells by the sea shore.",), 300)
+    Path("tokenizer.json").write_text(tokenizer.tokenizer_json(), encoding="utf-8")
+    shape = ["info", "--preset", "swift", "--n-layer", "1"]
+    counts = []
+    for words in ([], ["--tokenizer", "./tokenizer.json"], ["--vocab-size", "5000"]):
+        assert status_of(*shape, *words) == 0
+        counts.append(int(re.findall(r"parameters +([\d,]+)", capsys.readouterr().out)[0].replace(",", "")))
+    assert [counts[0] - count for count in counts[1:]] == [256 * (4096 - tokenizer.vocab_size), 256 * (4096 - 5000)]
 
 
 def test_info_of_a_run(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

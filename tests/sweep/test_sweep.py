@@ -13,6 +13,7 @@ import pytest
 
 from picogpt.commands import sweep
 from picogpt.config import RunConfig
+from picogpt.config.training import NO_LIMIT
 from picogpt.errors import UserError
 from picogpt.runs import checkpoints
 from picogpt.sweep import study
@@ -247,6 +248,13 @@ def test_a_run_that_diverges_fails_for_good(home: Path, capsys: pytest.CaptureFi
     assert status_of("sweep", *wild, *TINY.split(), "--run", "s", "--steps", "40") == 0
     out = capsys.readouterr().out
     assert "learning_rate=1e30, seed 1337, failed:" in out and "0, 1 failed" in out
+
+
+def test_minutes_alone_end_every_run(home: Path) -> None:
+    words = ["--vary", "n_head=1,2", "--minutes", "5"]
+    for more, steps in (([], NO_LIMIT), (["--steps", "7"], 7)):
+        _, cases = sweep._parse_cases([*words, *more])
+        assert {case.config.train.steps for case in cases} == {steps}
 
 
 @pytest.mark.parametrize(

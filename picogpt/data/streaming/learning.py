@@ -27,11 +27,11 @@ def stream_tokenizer(plan: Plan, data: DataConfig, notify: Callable[[str], None]
     """
     if (plan.folder / TOKENIZER).exists():
         return read_tokenizer(plan.folder)
-    with FileLock(plan.folder / "tokenizer.lock"):
+    if is_offline():
+        raise UserError(f"{OFFLINE}, so the tokenizer of {plan.dataset} cannot be learnt: unset it")
+    notify(f"waiting for the first text of {plan.dataset}: its tokenizer is learnt from that")
+    with FileLock(plan.folder / "tokenizer.lock"):  # another run may be learning it already
         if not (plan.folder / TOKENIZER).exists():
-            if is_offline():
-                raise UserError(f"{OFFLINE}, so the tokenizer of {plan.dataset} cannot be learnt: unset it")
-            notify(f"waiting for the first text of {plan.dataset}: its tokenizer is learnt from that")
             texts = list(_first_text(plan, notify))  # before the library runs, which Ctrl-C could not end
             learnt = TOKENIZERS[data.tokenizer_name].from_corpus(texts, data.tokenizer_size or DEFAULT_SIZE)
             write_tokenizer(plan.folder, learnt)
