@@ -108,14 +108,14 @@ class CorpusFeed:
     def __init__(self, data: Prepared, context: int, seed: int, windows: int) -> None:
         """windows: how many to validate with. Raises UserError where the text is too short for one."""
         self.source, self.tokenizer, self.fingerprint = data.corpus.source, data.tokenizer, data.fingerprint
-        self.unknown, self._tokens = data.unknown.share, (len(data.train), len(data.val))
+        self.unknown, self._train, self._val = data.unknown.share, data.train, data.val
         self._loader = Loader(data.train, context, seed)
         self.validation = validation_windows(data.val, context, windows)
 
     def describe(self) -> str:
         """See `Feed`."""
-        train, val = self._tokens
-        return f"{self.source}: {train:,} tokens to train on, {val:,} to validate"
+        train, val = len(self._train), len(self._val)
+        return f"{self.source}: {train:,} tokens to train on, {val:,} to validate{self._train.note}"
 
     def begin(self, position: int) -> list[str]:
         """See `Feed`: there is nothing to prepare."""

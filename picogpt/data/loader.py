@@ -1,8 +1,8 @@
 """Makes batches of token shards, in an order that is a pure function of (seed, epoch, position in the epoch).
 
 An epoch cuts the tokens into windows, groups windows into chunks of about a million tokens, permutes the chunks, and
-shuffles the windows of eight chunks together. Those eight are read as wholes, each sequentially, and stay in memory: a
-spinning disk seeks once a chunk, never once a window.
+shuffles the windows of eight chunks together. Those eight are read as wholes, each sequentially, and mapped until the
+next eight: a spinning disk seeks once a chunk, never once a window.
 """
 
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from picogpt.data.shards.mapping import Chunk
 from picogpt.data.shards.reader import Shards, Span
 from picogpt.errors import UserError
 from picogpt.rng import generator
@@ -17,6 +18,7 @@ from picogpt.tokenizers.base import Ids
 
 CHUNK_TOKENS = 1 << 20
 GROUP_CHUNKS = 8
+_GATHERED_TOKENS = 1 << 17
 
 Batch = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]
 
@@ -33,8 +35,8 @@ class _Epoch:
 class _Group:
     epoch: int
     start: int  # position in the epoch of its first window
-    tokens: Ids  # of its chunks, one after the other
-    windows: npt.NDArray[np.int64]  # where each window starts in `tokens`, shuffled
+    chunks: list[Chunk]
+    windows: npt.NDArray[np.int32]  # the chunk of each window and where it starts there, (windows, 2), shuffled
 
 
 def _require_window(shards: Shards | Span, context: int, text: str) -> None:
@@ -67,6 +69,8 @@ class Loader:
         self._per_chunk = max(1, CHUNK_TOKENS // context)
         self._epoch = self._plan(0)
         self._group: _Group | None = None
+        self._per_gathering = max(1, _GATHERED_TOKENS // context)
+        self._held: tuple[_Group, int, Ids] | None = None  # windows of a group from one on
 
     def batch(self, position: int, count: int) -> Batch:
         """Return sequences position..position + count - 1 of the run: x and y, (count, context), y one token later."""
@@ -76,8 +80,8 @@ class Loader:
             epoch, inside = divmod(position + done, self.windows_per_epoch)
             group = self._group_of(epoch, inside)
             first = inside - group.start
-            windows = group.windows[first : first + count - done, None]
-            rows[done : done + len(windows)] = group.tokens[windows + np.arange(self._context + 1)]
+            windows = self._gathered(group, first)[: count - done]
+            rows[done : done + len(windows)] = windows
             done += len(windows)
         return _split(rows)
 
@@ -99,23 +103,37 @@ class Loader:
             epoch = self._epoch
             if epoch.number != number:
                 self._epoch = epoch = self._plan(number)
-            self._group = group = None  # two at once would be twice the memory
+            self._group = self._held = group = None  # unmapped: two at once would be twice the memory
             self._group = group = self._load(epoch, int(np.searchsorted(epoch.ends, inside, "right")) // GROUP_CHUNKS)
         return group
 
+    def _gathered(self, group: _Group, first: int) -> Ids:
+        """Return windows of a group from `first` on: as many as were gathered together, which is quicker than one."""
+        held = self._held
+        begin = first - first % self._per_gathering
+        if held is None or held[0] is not group or held[1] != begin:
+            places = group.windows[begin : begin + self._per_gathering]
+            rows = np.empty((len(places), self._context + 1), self._shards.dtype)
+            for number, chunk in enumerate(group.chunks):
+                of_chunk = places[:, 0] == number
+                rows[of_chunk] = chunk.windows(places[of_chunk, 1], self._context + 1)
+            self._held = held = group, begin, rows
+        return held[2][first - begin :]
+
     def _load(self, epoch: _Epoch, group: int) -> _Group:
         first = group * GROUP_CHUNKS
-        chunks = epoch.chunks[first : first + GROUP_CHUNKS]
-        texts, windows, held = [], [], 0
-        for start, stop in zip(chunks * self._per_chunk, self._chunk_stop(chunks), strict=True):
+        numbers = epoch.chunks[first : first + GROUP_CHUNKS]
+        chunks, windows, held = list[Chunk](), [], [0]
+        for start, stop in zip(numbers * self._per_chunk, self._chunk_stop(numbers), strict=True):
             begin, end = (epoch.offset + int(window) * self._context for window in (start, stop))
-            texts.append(self._shards.read(begin, end + 1))  # the last window's targets end one token later
-            windows.append(held + np.arange(0, end - begin, self._context))
-            held += len(texts[-1])
+            chunks.append(self._shards.chunk(begin, end + 1))  # the last window's targets end one token later
+            windows.append(held[-1] + np.arange(0, end - begin, self._context))
+            held.append(held[-1] + len(chunks[-1]))
         order = np.concatenate(windows)
         generator(self._seed, "windows", epoch.number, group).shuffle(order)
-        start = int(epoch.ends[first - 1]) if first else 0
-        return _Group(epoch.number, start, np.concatenate(texts), order)
+        chunk_of = np.searchsorted(held, order, "right") - 1
+        places = np.stack([chunk_of, order - np.take(held, chunk_of)], axis=1, dtype=np.int32)
+        return _Group(epoch.number, int(epoch.ends[first - 1]) if first else 0, chunks, places)
 
 
 def validation_windows(shards: Shards | Span, context: int, count: int) -> Batch:

@@ -1,5 +1,7 @@
 """The order of batches: every window once an epoch, from the position alone."""
 
+import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest import mock
@@ -70,6 +72,28 @@ def test_batch_depends_on_nothing_but_its_position(tmp_path_factory, requests):
         assert np.array_equal(used.batch(position, count)[0], whole[0][position : position + count])
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists what is mapped")
+def test_only_one_group_is_mapped(tmp_path):
+    tokens = counting(tmp_path / "tokens", 4000)
+    with mock.patch.object(loader, "CHUNK_TOKENS", 10):
+        batches = Loader(tokens, 10, 1)
+        for position in range(0, 3 * batches.windows_per_epoch, loader.GROUP_CHUNKS):
+            batches.batch(position, loader.GROUP_CHUNKS)
+            maps = Path("/proc/self/maps").read_text(encoding="utf-8").count(f"{tmp_path}/")
+            assert 0 < maps <= loader.GROUP_CHUNKS
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows lets nobody cut a file that is mapped")
+def test_a_shard_cut_short_is_one_line_and_not_the_end_of_the_process(tmp_path):
+    tokens = counting(tmp_path / "tokens", 4000)
+    with mock.patch.object(loader, "_GATHERED_TOKENS", 50):
+        batches = Loader(tokens, 10, 1)
+    batches.batch(0, 5)
+    os.truncate(tmp_path / "tokens/00000.bin", 100)
+    with pytest.raises(UserError, match="has been cut short"):
+        batches.batch(5, 5)
+
+
 def test_epochs_and_seeds_differ(tmp_path):
     tokens = counting(tmp_path / "tokens", 1000)
     batches = Loader(tokens, 10, 1)
@@ -87,7 +111,7 @@ def test_order_is_chunk_sequential_and_reads_each_chunk_once(tmp_path):
         batches = Loader(tokens, 10, 7)
     per_epoch = batches.windows_per_epoch
     chunks = -(-per_epoch // 10)
-    with mock.patch.object(Shards, "read", autospec=True, side_effect=Shards.read) as read:
+    with mock.patch.object(Shards, "chunk", autospec=True, side_effect=Shards.chunk) as read:
         starts = np.concatenate([starts_of(*batches.batch(i, 1)) for i in range(per_epoch)])
     assert read.call_count == chunks
     assert max(stop - start for _, start, stop in (call.args for call in read.call_args_list)) == 101

@@ -1,6 +1,8 @@
 """Token shards: written, sealed, read, and damaged."""
 
 import json
+import os
+import sys
 import zlib
 from contextlib import suppress
 from pathlib import Path
@@ -9,9 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.lib.stride_tricks import sliding_window_view
 
 from picogpt.data.shards import index
 from picogpt.data.shards.index import read_index, write_index
+from picogpt.data.shards.mapping import Part
 from picogpt.data.shards.reader import Shards, Span
 from picogpt.data.shards.writer import ShardWriter
 from picogpt.data.token_folder import read_tokenizer, write_tokenizer
@@ -54,14 +58,21 @@ def test_read_is_the_concatenation(tmp_path_factory, parts, shard_tokens, dtype,
     stop = data.draw(st.integers(start, len(whole)))
     read = tokens.read(start, stop)
     assert read.dtype == dtype and read.tolist() == whole[start:stop].tolist()
+    chunk = tokens.chunk(start, stop)
+    assert len(chunk) == stop - start
+    if start < stop:
+        count = data.draw(st.integers(1, len(chunk)))
+        windows = chunk.windows(np.arange(len(chunk) - count + 1), count)
+        assert windows.dtype == dtype and np.array_equal(windows, sliding_window_view(read, count))
     tokens.verify()
 
 
 def test_reads_outside_are_refused(tmp_path):
     tokens = Shards(write(tmp_path / "tokens", IDS), "vocabulary")
     for start, stop in [(-1, 2), (0, 11), (3, 2)]:
-        with pytest.raises(IndexError):
-            tokens.read(start, stop)
+        for read in (tokens.read, tokens.chunk):
+            with pytest.raises(IndexError):
+                read(start, stop)
 
 
 def test_what_is_read_is_the_readers_own(tmp_path):
@@ -73,9 +84,11 @@ def test_what_is_read_is_the_readers_own(tmp_path):
 def test_a_span_is_all_there_is(tmp_path):
     span = Span(Shards(write(tmp_path / "tokens", IDS), "vocabulary"), 3, 8)
     assert len(span) == 5 and span.dtype == IDS.dtype and span.read(0, 5).tolist() == IDS[3:8].tolist()
+    assert ids_of(span.chunk(1, 5)) == IDS[4:8].tolist()
     for start, stop in [(-1, 2), (0, 6), (3, 2)]:
-        with pytest.raises(IndexError):
-            span.read(start, stop)
+        for read in (span.read, span.chunk):
+            with pytest.raises(IndexError):
+                read(start, stop)
 
 
 def test_file_is_a_little_endian_header_and_raw_ids(tmp_path):
@@ -246,11 +259,48 @@ def test_a_flipped_bit_is_found_when_its_block_is_first_read(tmp_path, monkeypat
     path.write_bytes(patch(32 + 2 * 5, b"\xff")(path.read_bytes()))
     tokens = Shards(folder, "vocabulary")
     assert [*tokens.read(0, 4), *tokens.read(8, 10)] == [0, 1, 2, 3, 8, 9]
-    for read in (lambda: tokens.read(3, 5), tokens.verify):
+    for read in (lambda: tokens.read(3, 5), lambda: tokens.chunk(3, 5), tokens.verify):
         with pytest.raises(
             UserError, match=r"00000.bin has a wrong checksum of ids 4 to 8: delete .*; it is made again"
         ):
             read()
+
+
+def ids_of(chunk):
+    return chunk.windows(np.zeros(1, np.int32), len(chunk))[0].tolist()
+
+
+def test_a_chunk_is_a_map_of_the_file(tmp_path):
+    folder = write(tmp_path / "tokens", IDS)
+    chunk = Shards(folder, "vocabulary").chunk(2, 9)
+    with (folder / "00000.bin").open("r+b") as file:
+        file.seek(32 + 2 * 4)
+        file.write(b"\x07\x00")
+    assert ids_of(chunk) == [2, 3, 7, 5, 6, 7, 8]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows lets nobody cut a file that is mapped")
+def test_a_file_cut_short_is_noticed_before_it_is_looked_at(tmp_path):
+    folder = write(tmp_path / "tokens", IDS)
+    tokens, path = Shards(folder, "vocabulary"), folder / "00000.bin"
+    chunk = tokens.chunk(2, 9)
+    os.truncate(path, 32 + 2 * 9)
+    assert ids_of(chunk) == [2, 3, 4, 5, 6, 7, 8]  # the file ends with the last of them
+    os.truncate(path, 32 + 2 * 8)
+    with pytest.raises(UserError, match=r"00000.bin has been cut short: delete .*; it is made again"):
+        ids_of(chunk)
+    with pytest.raises(UserError, match="is cut short before id 9"):
+        Part.mapped(path, IDS.dtype, 2, 7)
+
+
+def test_what_may_vanish_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("picogpt.data.shards.reader.may_vanish", lambda folder: "nfs4")
+    folder = write(tmp_path / "tokens", IDS)
+    tokens = Shards(folder, "vocabulary")
+    chunk = tokens.chunk(0, 10)
+    (folder / "00000.bin").write_bytes(b"")
+    assert ids_of(chunk) == IDS.tolist()
+    assert tokens.note == "; they are read, not mapped, because nfs4 may vanish"
 
 
 def test_readers_follow_a_writer(tmp_path):

@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from picogpt.data.shards.index import BLOCK_TOKENS, HEADER, INDEX, ShardEntry, check_header, damaged, read_index
+from picogpt.data.shards.mapping import Chunk, Part
+from picogpt.system.file_systems import may_vanish
 from picogpt.tokenizers.base import Ids
 
 
@@ -21,8 +23,7 @@ class Shards:
     """The sealed shards of a folder as one sequence of ids.
 
     A block of ids is compared with its checksum when it is read for the first time. Memory holds only what is read,
-    however large the folder. Files are read, not mapped: the failure of a disk or a network is then an exception, and
-    the caller can wait and read again; with a map it would end the process.
+    however large the folder.
     """
 
     def __init__(self, folder: Path, fingerprint: str) -> None:
@@ -31,6 +32,8 @@ class Shards:
         self._checked: set[tuple[int, int]] = set()
         self._entries: tuple[ShardEntry, ...] = ()
         self.refresh()
+        self.read_from = may_vanish(folder)
+        """The type of file system that is read and not mapped, as it may vanish; "" for others."""
 
     def refresh(self) -> int:
         """Look for shards that were sealed meanwhile. Returns the number of ids now. Raises UserError for damage."""
@@ -51,20 +54,50 @@ class Shards:
 
     def read(self, start: int, stop: int) -> Ids:
         """Return ids start..stop - 1, also across shards: (stop - start,). Raises UserError for damage, OSError."""
+        parts, done = self._parts(start, stop), 0
+        result = np.empty(stop - start, self.dtype)
+        for shard, inside, count in parts:
+            self._read(shard, inside, result[done : done + count])
+            done += count
+        return result
+
+    def chunk(self, start: int, stop: int) -> Chunk:
+        """Return ids start..stop - 1, to be looked at many times. Raises UserError for damage, OSError.
+
+        They are read once, in order, so that a disk seeks once and its failure is an exception; the map then finds
+        their pages in memory. What the system has taken back by then it reads again.
+        """
+        parts = []
+        for shard, inside, count in self._parts(start, stop):
+            path, ids = self.folder / self._entries[shard].file, np.empty(count, self.dtype)
+            self._read(shard, inside, ids)
+            parts.append(Part(ids, path, 0, None) if self.read_from else Part.mapped(path, self.dtype, inside, count))
+        return Chunk(parts)
+
+    def _parts(self, start: int, stop: int) -> list[tuple[int, int, int]]:
+        """Return the shards that hold ids start..stop - 1: the number of each, the first of its ids, and how many."""
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"tokens {start}:{stop} of {len(self)}")
-        result, done = np.empty(stop - start, self.dtype), 0
+        parts = []
+        while start < stop:
+            shard = bisect_right(self._starts, start) - 1
+            end = min(stop, self._starts[shard + 1])
+            parts.append((shard, start - self._starts[shard], end - start))
+            start = end
+        return parts
+
+    def _read(self, shard: int, start: int, result: Ids) -> None:
+        """Fill `result` with the ids of a shard from `start` on. Raises UserError for damage, OSError."""
+        done = 0
         while done < len(result):
-            shard = bisect_right(self._starts, start + done) - 1
-            block, inside = divmod(start + done - self._starts[shard], BLOCK_TOKENS)
+            block, inside = divmod(start + done, BLOCK_TOKENS)
             count = min(len(result) - done, self._size(shard, block) - inside)
             if (shard, block) in self._checked:
-                ids = self._ids(shard, block * BLOCK_TOKENS + inside, count)
+                ids = self._ids(shard, start + done, count)
             else:
                 ids = self._block(shard, block)[inside : inside + count]
             result[done : done + count] = ids
             done += count
-        return result
 
     def _size(self, shard: int, block: int) -> int:
         """Return the number of ids in a block."""
@@ -88,6 +121,11 @@ class Shards:
             if file.readinto(ids.data.cast("B")) < ids.nbytes:
                 raise damaged(path, f"is cut short before id {start + count:,}")
         return ids
+
+    @property
+    def note(self) -> str:
+        """Words for users about how the ids are read, to follow a sentence; "" where that is as usual."""
+        return f"; they are read, not mapped, because {self.read_from} may vanish" if self.read_from else ""
 
     def fingerprint(self) -> str:
         """Return 16 hexadecimal digits of the ids: of each shard's count and checksums."""
@@ -116,3 +154,9 @@ class Span:
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"tokens {start}:{stop} of {len(self)}")
         return self._shards.read(self._start + start, self._start + stop)
+
+    def chunk(self, start: int, stop: int) -> Chunk:
+        """Return ids start..stop - 1 of the span, to be looked at many times. Raises UserError for damage, OSError."""
+        if not 0 <= start <= stop <= len(self):
+            raise IndexError(f"tokens {start}:{stop} of {len(self)}")
+        return self._shards.chunk(self._start + start, self._start + stop)

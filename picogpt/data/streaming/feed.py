@@ -75,7 +75,7 @@ class StreamFeed:
     def describe(self) -> str:
         """See `Feed`."""
         if self._part.text == STREAM and self._shards:
-            return f"{self.source}: {sum(map(len, self._shards)):,} tokens so far"
+            return f"{self.source}: {sum(map(len, self._shards)):,} tokens so far{self._shards[0].note}"
         return f"{self.source}: nothing of it here yet"
 
     def begin(self, position: int) -> list[str]:
