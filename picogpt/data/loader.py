@@ -36,7 +36,8 @@ class _Group:
     epoch: int
     start: int  # position in the epoch of its first window
     chunks: list[Chunk]
-    windows: npt.NDArray[np.int32]  # the chunk of each window and where it starts there, (windows, 2), shuffled
+    starts: list[int]  # of each chunk, where the chunks follow each other
+    windows: npt.NDArray[np.int64]  # where each window starts there, shuffled
 
 
 def _require_window(shards: Shards | Span, context: int, text: str) -> None:
@@ -112,11 +113,11 @@ class Loader:
         held = self._held
         begin = first - first % self._per_gathering
         if held is None or held[0] is not group or held[1] != begin:
-            places = group.windows[begin : begin + self._per_gathering]
-            rows = np.empty((len(places), self._context + 1), self._shards.dtype)
-            for number, chunk in enumerate(group.chunks):
-                of_chunk = places[:, 0] == number
-                rows[of_chunk] = chunk.windows(places[of_chunk, 1], self._context + 1)
+            windows = group.windows[begin : begin + self._per_gathering]
+            rows = np.empty((len(windows), self._context + 1), self._shards.dtype)
+            for chunk, start in zip(group.chunks, group.starts, strict=False):
+                of_chunk = (windows >= start) & (windows < start + len(chunk))
+                rows[of_chunk] = chunk.windows(windows[of_chunk] - start, self._context + 1)
             self._held = held = group, begin, rows
         return held[2][first - begin :]
 
@@ -131,9 +132,7 @@ class Loader:
             held.append(held[-1] + len(chunks[-1]))
         order = np.concatenate(windows)
         generator(self._seed, "windows", epoch.number, group).shuffle(order)
-        chunk_of = np.searchsorted(held, order, "right") - 1
-        places = np.stack([chunk_of, order - np.take(held, chunk_of)], axis=1, dtype=np.int32)
-        return _Group(epoch.number, int(epoch.ends[first - 1]) if first else 0, chunks, places)
+        return _Group(epoch.number, int(epoch.ends[first - 1]) if first else 0, chunks, held, order)
 
 
 def validation_windows(shards: Shards | Span, context: int, count: int) -> Batch:

@@ -114,7 +114,7 @@ def test_a_read_that_fails_where_a_part_ends_changes_nothing(
         def failing(self: Shards, start: int, stop: int) -> Any:
             raise error
 
-        patch.setattr(Shards, "read", failing)
+        patch.setattr(Shards, "chunk", failing)
         with pytest.raises(type(error), match="Input/output"):
             feed.batch(position, 7)
         assert feed.state == state

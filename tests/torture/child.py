@@ -253,7 +253,7 @@ def read_only(saboteur: Saboteur) -> None:
 
 
 def unreadable_text(saboteur: Saboteur) -> None:
-    saboteur.refuses(EIO, Shards, "_ids")
+    saboteur.refuses(EIO, Shards, "_stream")
 
 
 def clock_jumps(saboteur: Saboteur) -> None:

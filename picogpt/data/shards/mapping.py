@@ -14,7 +14,6 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from numpy.lib.stride_tricks import sliding_window_view
 
 from picogpt.data.shards.index import HEADER, damaged
 from picogpt.tokenizers.base import Ids
@@ -43,6 +42,13 @@ class Part:
             raise damaged(path, f"is cut short before id {start + count:,}") from None
         return cls(np.frombuffer(mapped, dtype, count, begin - first), path, end, mapped)
 
+    def windows(self, starts: npt.NDArray[np.integer], count: int) -> Ids:
+        """Return `count` ids from each start on: (starts, count)."""
+        shape, step = (len(self.ids) - count + 1, count), self.ids.itemsize
+        every: Ids = np.ndarray(shape, self.ids.dtype, self.ids.data, strides=(step, step))
+        taken: Ids = every[starts]
+        return taken
+
     def require_whole(self) -> None:
         """Raise UserError where the file has been cut short: to look at what is gone would end the process."""
         if self.file is not None and self.file.size() < self.end:
@@ -63,12 +69,13 @@ class Chunk:
         """Return `count` ids from each start on: (starts, count). Raises UserError where a file has been cut short."""
         for part in self._parts:
             part.require_whole()
-        dtype = self._parts[0].ids.dtype
-        result, is_left = np.empty((len(starts), count), dtype), np.ones(len(starts), np.bool_)
+        if len(self._parts) == 1:
+            return self._parts[0].windows(starts, count)
+        result, is_left = np.empty((len(starts), count), self._parts[0].ids.dtype), np.ones(len(starts), np.bool_)
         for part, begin in zip(self._parts, self._starts, strict=False):
             inside = (starts >= begin) & (starts + count <= begin + len(part.ids))
             if inside.any():
-                result[inside] = sliding_window_view(part.ids, count)[starts[inside] - begin]
+                result[inside] = part.windows(starts[inside] - begin, count)
             is_left &= ~inside
         for row in np.flatnonzero(is_left):  # from one part into another
             result[row] = self._across(int(starts[row]), int(starts[row]) + count)

@@ -7,6 +7,7 @@ It is replaced in one step: a reader never sees half of one, and a shard that is
 
 import zlib
 from bisect import bisect_right
+from collections.abc import Iterator
 from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
@@ -17,6 +18,8 @@ from picogpt.data.shards.index import BLOCK_TOKENS, HEADER, INDEX, ShardEntry, c
 from picogpt.data.shards.mapping import Chunk, Part
 from picogpt.system.file_systems import may_vanish
 from picogpt.tokenizers.base import Ids
+
+_PIECE = 1 << 16  # ids read at once, which stay in the processor's caches
 
 
 class Shards:
@@ -56,22 +59,27 @@ class Shards:
         """Return ids start..stop - 1, also across shards: (stop - start,). Raises UserError for damage, OSError."""
         parts, done = self._parts(start, stop), 0
         result = np.empty(stop - start, self.dtype)
-        for shard, inside, count in parts:
-            self._read(shard, inside, result[done : done + count])
-            done += count
+        for shard, first, count in parts:
+            self._require_sound(shard, first, count)
+            for ids in self._stream(shard, first, count):
+                result[done : done + len(ids)] = ids
+                done += len(ids)
         return result
 
     def chunk(self, start: int, stop: int) -> Chunk:
-        """Return ids start..stop - 1, to be looked at many times. Raises UserError for damage, OSError.
+        """Return ids start..stop - 1, to take many windows of. Raises UserError for damage, OSError.
 
         They are read once, in order, so that a disk seeks once and its failure is an exception; the map then finds
         their pages in memory. What the system has taken back by then it reads again.
         """
+        if self.read_from:
+            return Chunk([Part(self.read(start, stop), self.folder, 0, None)])
         parts = []
-        for shard, inside, count in self._parts(start, stop):
-            path, ids = self.folder / self._entries[shard].file, np.empty(count, self.dtype)
-            self._read(shard, inside, ids)
-            parts.append(Part(ids, path, 0, None) if self.read_from else Part.mapped(path, self.dtype, inside, count))
+        for shard, first, count in self._parts(start, stop):
+            if not self._require_sound(shard, first, count):
+                for _ in self._stream(shard, first, count):
+                    pass
+            parts.append(Part.mapped(self.folder / self._entries[shard].file, self.dtype, first, count))
         return Chunk(parts)
 
     def _parts(self, start: int, stop: int) -> list[tuple[int, int, int]]:
@@ -86,41 +94,37 @@ class Shards:
             start = end
         return parts
 
-    def _read(self, shard: int, start: int, result: Ids) -> None:
-        """Fill `result` with the ids of a shard from `start` on. Raises UserError for damage, OSError."""
-        done = 0
-        while done < len(result):
-            block, inside = divmod(start + done, BLOCK_TOKENS)
-            count = min(len(result) - done, self._size(shard, block) - inside)
-            if (shard, block) in self._checked:
-                ids = self._ids(shard, start + done, count)
-            else:
-                ids = self._block(shard, block)[inside : inside + count]
-            result[done : done + count] = ids
-            done += count
+    def _require_sound(self, shard: int, start: int, count: int) -> bool:
+        """Compare the blocks that hold these ids with their checksums, but none twice. Raises UserError, OSError.
 
-    def _size(self, shard: int, block: int) -> int:
-        """Return the number of ids in a block."""
-        return min(BLOCK_TOKENS, self._entries[shard].count - block * BLOCK_TOKENS)
+        Returns whether all these ids were read for it now.
+        """
+        entry = self._entries[shard]
+        blocks = range(start // BLOCK_TOKENS, -(-(start + count) // BLOCK_TOKENS))
+        unchecked = [block for block in blocks if (shard, block) not in self._checked]
+        for block in unchecked:
+            first, crc32 = block * BLOCK_TOKENS, 0
+            stop = min(first + BLOCK_TOKENS, entry.count)
+            for ids in self._stream(shard, first, stop - first):
+                crc32 = zlib.crc32(ids.data, crc32)
+            if crc32 != entry.crc32[block]:
+                raise damaged(self.folder / entry.file, f"has a wrong checksum of ids {first:,} to {stop:,}")
+            self._checked.add((shard, block))
+        return len(unchecked) == len(blocks)
 
-    def _block(self, shard: int, block: int) -> Ids:
-        """Return the ids of a block. Raises UserError where their checksum is wrong."""
-        entry, start = self._entries[shard], block * BLOCK_TOKENS
-        ids = self._ids(shard, start, self._size(shard, block))
-        if zlib.crc32(ids.data) != entry.crc32[block]:
-            path = self.folder / entry.file
-            raise damaged(path, f"has a wrong checksum of ids {start:,} to {start + len(ids):,}")
-        self._checked.add((shard, block))
-        return ids
+    def _stream(self, shard: int, start: int, count: int) -> Iterator[Ids]:
+        """Yield ids of a shard in order, unchecked, in arrays of which each is overwritten by the next.
 
-    def _ids(self, shard: int, start: int, count: int) -> Ids:
-        """Return ids of a shard, unchecked."""
-        path, ids = self.folder / self._entries[shard].file, np.empty(count, self.dtype)
+        Raises UserError where it is cut short, OSError.
+        """
+        path, buffer = self.folder / self._entries[shard].file, np.empty(min(count, _PIECE), self.dtype)
         with path.open("rb") as file:
             file.seek(HEADER.size + start * self.dtype.itemsize)
-            if file.readinto(ids.data.cast("B")) < ids.nbytes:
-                raise damaged(path, f"is cut short before id {start + count:,}")
-        return ids
+            for done in range(0, count, _PIECE):
+                ids = buffer[: count - done]
+                if file.readinto(ids.data.cast("B")) < ids.nbytes:
+                    raise damaged(path, f"is cut short before id {start + count:,}")
+                yield ids
 
     @property
     def note(self) -> str:
@@ -136,8 +140,7 @@ class Shards:
         """Read everything and compare the checksums. Raises UserError where one is wrong."""
         self._checked.clear()
         for shard, entry in enumerate(self._entries):
-            for block in range(len(entry.crc32)):
-                self._block(shard, block)
+            self._require_sound(shard, 0, entry.count)
 
 
 class Span:
