@@ -1,5 +1,6 @@
 """Tensors in files: views of storages, of every kind of number, bfloat16 among them."""
 
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ def test_a_view_is_numpys(tmp_path_factory: pytest.TempPathFactory, data: st.Dat
     start = data.draw(st.integers(0, 60))
     place = storage(tmp_path_factory.mktemp("stored") / "file", flat)
     last = start + sum((length - 1) * step for length, step in zip(shape, strides, strict=True))
-    if all(shape) and last >= 60:
+    if prod(shape) > 60 or (all(shape) and last >= 60):  # with steps of zero, more numbers than there are
         with pytest.raises(ValueError, match="larger than its storage"):
             LazyTensor(place, shape, start, strides)
         return
