@@ -12,7 +12,7 @@ from picogpt.evaluation.quantization import quantization_loss
 from picogpt.inference.engines import export_checkpoint
 from picogpt.inference.onnx.metadata import external_files
 from picogpt.inference.onnx.session import why_unavailable
-from picogpt.interop.export_model import export_model
+from picogpt.interop.export_model import Format, export_model
 from picogpt.runs.find import newest_run, use_checkpoint
 from picogpt.system.terminal import to_stderr
 
@@ -23,9 +23,10 @@ class ExportArgs:
 
     run: str = ""
     """A run in logs/, or its path. Default: the newest run."""
-    format: Literal["onnx", "huggingface", "dat", "picogpt"] = "onnx"
+    format: Literal["onnx", Format] = "onnx"
     """huggingface: config.json and model.safetensors, as GPT-2 or GPT-Neo; dat: a folder for demo-gpt-java;
-    picogpt: a log.pkl for PicoGPT. A model that the format cannot hold is refused."""
+    picogpt: a log.pkl for PicoGPT; compact: a checkpoint in a quarter of the bytes, to hand on or to fine-tune.
+    A model that the format cannot hold is refused."""
     out: str = ""
     """Where to write a format other than ONNX: a new folder, or for picogpt a new file."""
     precision: Precision = "fp32"
@@ -57,7 +58,7 @@ def run(argv: Sequence[str]) -> None:
         print(f"the loss of quality was not measured: {reason}" if reason else quantization_loss(place, path, print))
 
 
-def _export_foreign(args: ExportArgs, form: Literal["huggingface", "dat", "picogpt"]) -> None:
+def _export_foreign(args: ExportArgs, form: Format) -> None:
     if args.precision != "fp32" or args.portable:
         raise UserError("--precision and --portable are for ONNX files: leave them out, or --format")
     if not args.out:

@@ -14,6 +14,7 @@ from picogpt.errors import UserError
 from picogpt.inference.engines import open_generator
 from picogpt.inference.generator import Generator, Streams
 from picogpt.runs.find import newest_run
+from picogpt.runs.layout import BASE
 from picogpt.system.terminal import to_stderr, visible
 from picogpt.tokenizers.base import Mark, question
 
@@ -29,7 +30,7 @@ class GenerateArgs:
     prompt: Optional[str] = None  # noqa: UP045 (see GenerateConfig.seed)
     """The text to continue."""
     run: str = ""
-    """A run in logs/, or its path. Default: the newest run."""
+    """A run in logs/, its path, or base, the model that comes with picogpt. Default: the newest run, else base."""
     chat: bool = False
     """Treat prompts as questions, as --qa made them for training: the answer ends at its mark."""
     engine: Literal["onnx", "numpy"] = "onnx"
@@ -47,7 +48,10 @@ def run(argv: Sequence[str]) -> None:
         raise UserError(
             f"--precision {args.precision} is for the engine onnx, NumPy computes in fp32: leave one of them out"
         )
-    generator, engine = open_generator(args.run or newest_run(), args.engine, args.precision, to_stderr)
+    run = args.run or newest_run()
+    if not args.run and run == BASE:
+        to_stderr("nothing was trained here yet: base writes, the model of old novels that comes with picogpt")
+    generator, engine = open_generator(run, args.engine, args.precision, to_stderr)
     respond(Responder(generator, engine, args.config, args.chat, args.json), args.prompt)
 
 

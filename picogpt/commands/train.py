@@ -57,7 +57,8 @@ class TrainStartArgs(TrainPresetArgs):
     fresh: bool = False
     """Start over and discard what the run has learnt."""
     init_from: str = ""
-    """Begin with the weights, shape and tokenizer of this run and with a new optimizer (fine-tuning).
+    """Begin with the weights, shape and tokenizer of this run and with a new optimizer (fine-tuning). base: the model
+    of English that comes with picogpt.
     For a model of another program the defaults are those of fine-tuning: --init-from RUN --help shows them."""
 
 

@@ -18,6 +18,7 @@ from zlib import crc32
 from picogpt.engine.backend import Array
 from picogpt.errors import UserError, shown
 from picogpt.runs.checkpoint_meta import CheckpointMeta
+from picogpt.runs.eight_bits import is_scale, restored
 from picogpt.system.files import read_bytes, sync_file, sync_folder
 from picogpt.tensorfiles.safetensors import tensors_in, write_safetensors
 
@@ -34,7 +35,7 @@ _RECORD = {"format": FORMAT, "step": 0, "files": {MODEL: _FILE, OPTIMIZER: _FILE
 class Checkpoint:
     """A checkpoint that was read: float32 arrays by dotted name; `optimizer` is empty when it was not asked for.
 
-    Matrices of 16 bits, and all matrices when they are read mapped, are `MappedMatrix`; other arrays are in memory.
+    Matrices of 16 bits, and all float32 ones when they are read mapped, are `MappedMatrix`; others are in memory.
     """
 
     path: Path
@@ -123,16 +124,20 @@ def _read_arrays(path: Path, expected: dict[str, int], mapped: bool) -> dict[str
     _check(path, expected)
     arrays: dict[str, Array] = {}
     try:
-        for name, stored in tensors_in(path).items():
+        tensors = tensors_in(path)
+        for name, stored in tensors.items():
+            if stored.dtype == "I8" and len(stored.shape) == 2:
+                continue
             half = stored.dtype in ("F16", "BF16")
             if stored.dtype != "F32" and not (half and len(stored.shape) == 2):
                 raise ValueError(f"{shown(name)} is {stored.dtype} of {stored.shape}, where float32 is expected")
             arrays[name] = stored.mapped() if half or (mapped and len(stored.shape) == 2) else stored.read()
+        eight = {name: restored(name, tensors[name].raw(), arrays) for name in tensors.keys() - arrays.keys()}
+        return {name: array for name, array in {**arrays, **eight}.items() if not is_scale(name, eight)}
     except OSError as error:
         raise _unreadable(path, error) from None
     except ValueError as error:
         raise DamageError(path, f"is damaged ({error})") from None
-    return arrays
 
 
 def _check(path: Path, expected: dict[str, int], from_disk: bool = False) -> None:

@@ -9,7 +9,7 @@ from typing import TypeVar
 from picogpt.errors import UserError
 from picogpt.runs import checkpoints
 from picogpt.runs.checkpoint import META, DamageError
-from picogpt.runs.layout import LOG, LOGS
+from picogpt.runs.layout import BASE, LOG, LOGS, PRETRAINED
 
 Result = TypeVar("Result")
 MOST_RUNS = 52  # a letter for each
@@ -36,21 +36,21 @@ def use_checkpoint(run_or_path: str | Path, use: Callable[[Path], Result], notif
 
 def _candidates(run_or_path: str | Path) -> list[Path]:
     """Return the checkpoint folders that a name or path stands for, the best first. Raises UserError for none."""
-    for folder in (LOGS / run_or_path, Path(run_or_path)):
+    came_with_picogpt = [PRETRAINED / BASE] * (str(run_or_path) == BASE)
+    for folder in (LOGS / run_or_path, Path(run_or_path), *came_with_picogpt):
         if (folder / META).is_file():
             return [folder]
         if found := checkpoints.ranked(folder):
             return found
-    runs = ", ".join(sorted(run.name for run in trained_runs())) or "none yet: python train.py makes one"
-    raise UserError(f"no trained run is called {str(run_or_path)!r}; there are: {runs}")
+    runs = ", ".join(sorted(run.name for run in trained_runs()))
+    there = f"there are: {runs}, and {BASE}" if runs else f"there is {BASE}, and python train.py makes others"
+    raise UserError(f"no trained run is called {str(run_or_path)!r}; {there}")
 
 
 def newest_run() -> str:
-    """Return the name of the run that was saved last. Raises UserError where there is none."""
+    """Return the name of the run that was saved last, or BASE before anything was trained."""
     saved = [(newest / META, run) for run in trained_runs() if (newest := checkpoints.newest(run))]
-    if not saved:
-        raise UserError(f"no run was trained yet in {LOGS.resolve()}: python train.py --data sample makes one")
-    return max(saved, key=lambda item: item[0].stat().st_mtime)[1].name
+    return max(saved, key=lambda item: item[0].stat().st_mtime)[1].name if saved else BASE
 
 
 def trained_runs() -> list[Path]:

@@ -21,7 +21,7 @@ _LENGTH = 8  # bytes that say how long the header is
 _HEADER_LIMIT = 100_000_000  # bytes, as in the format's own library
 _ENTRY_LIMIT = 140  # characters of a tensor's entry without its name
 _METADATA = "__metadata__"
-_DTYPES: Mapping[str, Dtype] = {"float32": "F32", "float16": "F16", "uint16": "BF16"}  # those of a MappedMatrix
+_DTYPES: Mapping[str, Dtype] = {"float32": "F32", "float16": "F16", "uint16": "BF16", "int8": "I8"}
 
 
 def read_safetensors(path: Path) -> dict[str, LazyTensor]:
@@ -77,7 +77,7 @@ def _tensor(path: Path, name: str, entry: object, begin: int) -> LazyTensor:
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> None:
-    """Write arrays of float32, float16 or bfloat16 (as 16-bit integers), or MappedMatrix ones; asks for each once.
+    """Write arrays of float32, float16, bfloat16 (as uint16) or int8, or MappedMatrix ones; asks for each once.
 
     Raises TypeError for other types of numbers, and OSError if the disk refuses.
     """
@@ -91,7 +91,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Array], metadata: Mappin
             tensor = tensors[name]
             raw = np.asarray(tensor.raw if isinstance(tensor, MappedMatrix) else tensor, order="C")
             if raw.dtype.name not in _DTYPES:
-                raise TypeError(f"{name} is {raw.dtype}; a file of weights holds float32, float16 or bfloat16")
+                raise TypeError(f"{name} is {raw.dtype}; a file of weights holds float32, float16, bfloat16 or int8")
             file.write(raw.data)
             stop = begin + raw.nbytes
             header[name] = {"dtype": _DTYPES[raw.dtype.name], "shape": raw.shape, "data_offsets": [begin, stop]}

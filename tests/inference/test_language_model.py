@@ -15,6 +15,7 @@ from picogpt.config import GenerateConfig, ModelConfig, RunConfig, TrainConfig
 from picogpt.runs import checkpoint, checkpoints
 from picogpt.runs.checkpoint_meta import CheckpointMeta
 from picogpt.runs.find import newest_run, trained_runs
+from picogpt.runs.layout import BASE
 from picogpt.tokenizers.base import Tokenizer
 from picogpt.tokenizers.characters import CharTokenizer, PicoTokenizer
 from tests.support.checkpoints import forge_meta
@@ -98,15 +99,14 @@ def test_an_unknown_run_lists_the_runs(home: Path) -> None:
     (home / "logs" / "empty").mkdir()
     with pytest.raises(UserError) as error:
         picogpt.load("third")
-    assert str(error.value) == "no trained run is called 'third'; there are: first, second"
+    assert str(error.value) == "no trained run is called 'third'; there are: first, second, and base"
 
 
 def test_no_run_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"none yet: python train\.py makes one"):
+    with pytest.raises(UserError, match=r"there is base, and python train\.py makes others"):
         picogpt.load("pico-sample")
-    with pytest.raises(UserError, match=r"no run was trained yet in .*: python train\.py --data sample makes one"):
-        newest_run()
+    assert newest_run() == BASE
     assert trained_runs() == [] and not (tmp_path / "logs").exists()
 
 
