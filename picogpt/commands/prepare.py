@@ -12,7 +12,7 @@ from picogpt.config import DataConfig
 from picogpt.config.presets import preset, preset_for, tokenizer_for
 from picogpt.data.prepare import prepare
 from picogpt.data.sources.corpora import size_of
-from picogpt.data.sources.hub import is_offline, only_dataset
+from picogpt.data.sources.datasets import is_offline, only_dataset
 from picogpt.data.streaming.filler import fill
 from picogpt.data.streaming.learning import stream_tokenizer
 from picogpt.data.streaming.plan import StreamStatus, plan_for
@@ -85,4 +85,6 @@ def prepare_ahead(data: DataConfig, dataset_dir: Path) -> None:
             last = status
 
         fill(plan, report, lambda: screen.notice("another run is fetching this data set: waiting for it"))
-        screen.notice(last.text)
+    if last.state == "incomplete":
+        raise UserError(last.text)
+    screen.notice(last.text)

@@ -13,7 +13,7 @@ from tyro.conf import UseAppendAction
 from picogpt.commands.options import LengthArgs, PresetArgs, parse, parse_known, with_dashboard_port
 from picogpt.config import MonitoringConfig, RunConfig
 from picogpt.config.presets import preset
-from picogpt.data.sources.hub import only_dataset
+from picogpt.data.sources.datasets import only_dataset
 from picogpt.errors import UserError
 from picogpt.runs.find import run_name
 from picogpt.runs.layout import DATASET, LOGS

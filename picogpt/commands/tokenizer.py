@@ -11,7 +11,7 @@ from picogpt.commands.options import output_file, parse
 from picogpt.config import DataConfig, ModelConfig
 from picogpt.config.presets import preset
 from picogpt.data.prepare import learnt_tokenizer
-from picogpt.data.sources.hub import only_dataset
+from picogpt.data.sources.datasets import only_dataset
 from picogpt.errors import UserError
 from picogpt.evaluation.loss import frequency_bits
 from picogpt.model.flops import write_flops

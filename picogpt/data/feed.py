@@ -13,7 +13,7 @@ from typing import Protocol
 from picogpt.config import DataConfig, RunConfig
 from picogpt.data.loader import Batch, Loader, validation_windows
 from picogpt.data.prepare import Prepared, prepare
-from picogpt.data.sources.hub import only_dataset
+from picogpt.data.sources.datasets import only_dataset
 from picogpt.data.streaming.feed import StreamFeed
 from picogpt.data.streaming.learning import stream_tokenizer
 from picogpt.data.streaming.part import SAMPLE, StreamPart

@@ -257,8 +257,14 @@ def test_what_a_command_does_not_need_is_not_loaded() -> None:
     """The lists of commands and options come at once, and text is generated where onnx is not to be had."""
     for program, unwanted in (
         ("from picogpt import cli; cli.main(['--help'])", {"tyro", "rich", "onnx", "onnxruntime", "pyarrow"}),
-        ("import picogpt.commands.generate", {"onnx", "matplotlib", "pyarrow", "urllib3", "tokenizers", "optuna"}),
-        ("import picogpt.commands.train", {"onnx", "onnxruntime", "matplotlib", "pyarrow", "optuna"}),
+        (
+            "import picogpt.commands.generate",
+            {"onnx", "matplotlib", "pyarrow", "httpx2", "huggingface_hub", "tokenizers", "optuna"},
+        ),
+        (
+            "import picogpt.commands.train",
+            {"onnx", "onnxruntime", "matplotlib", "pyarrow", "httpx2", "huggingface_hub", "optuna"},
+        ),
     ):
         code = f"import sys; {program}; print(*({unwanted} & sys.modules.keys()), file=sys.stderr)"
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

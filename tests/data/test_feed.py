@@ -14,7 +14,7 @@ import pytest
 from picogpt.config import DataConfig, MonitoringConfig, RunConfig, TrainConfig
 from picogpt.data.feed import CorpusFeed, open_feed
 from picogpt.data.shards.reader import Shards
-from picogpt.data.sources.hub import Dataset
+from picogpt.data.sources.datasets import Dataset
 from picogpt.data.streaming import feed as feed_module
 from picogpt.data.streaming.feed import StreamFeed
 from picogpt.data.streaming.part import StreamPart
@@ -157,7 +157,7 @@ def test_text_that_can_never_be_enough_is_an_error(hub: Hub, tmp_path: Path, mon
     monkeypatch.setattr(feed_module, "_LOOK_SECONDS", 0.0)
     late = open_feed(config_of("hf:no/body"), tmp_path, print, None, 8, None)
     late.begin(0)
-    with pytest.raises(UserError, match="has no parquet files of no/body"):
+    with pytest.raises(UserError, match="has no data set no/body"):
         wait_for(lambda: late.look(0) and False)
     late.close()
 
@@ -210,7 +210,7 @@ def test_train_without_a_network(tmp_path: Path) -> None:
 def test_train_on_nothing(hub: Hub, tmp_path: Path) -> None:
     done = train(tmp_path, "--data", "hf:no/body", "--steps", "30", "--run", "w")
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "has no parquet files of no/body" in done.stderr
+    assert "has no data set no/body" in done.stderr
     assert not (tmp_path / "logs").exists()
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from picogpt.config import DataConfig, RunConfig, TrainConfig
 from picogpt.data.feed import Feed, open_feed
-from picogpt.data.sources.hub import dataset_named
-from picogpt.data.streaming import learning
+from picogpt.data.sources.datasets import dataset_named
+from picogpt.data.streaming import row_groups
 from picogpt.data.streaming.learning import stream_tokenizer
 from picogpt.data.streaming.plan import Plan, plan_for, shards_of
 from picogpt.data.token_folder import read_tokenizer
@@ -106,8 +106,8 @@ def test_it_waits_while_the_network_is_down(japanese: Hub, tmp_path: Path, monke
 
 
 def test_enough_is_enough(japanese: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(learning, "_ENOUGH_BYTES", 2_000)
-    texts = list(learning._first_text(plan(tmp_path), print))
+    monkeypatch.setattr(row_groups, "_ENOUGH_BYTES", 2_000)
+    texts = list(row_groups.first_text(plan(tmp_path), print))
     assert sum(map(len, texts[:-1])) < 2_000 <= sum(map(len, texts))
 
 

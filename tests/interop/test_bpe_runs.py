@@ -11,8 +11,8 @@ import picogpt
 from picogpt.config import DataConfig, GenerateConfig, ModelConfig, RunConfig
 from picogpt.data.prepare import prepare
 from picogpt.data.sources.corpora import Corpus
+from picogpt.data.sources.datasets import dataset_named
 from picogpt.data.sources.formats import _BLOCK
-from picogpt.data.sources.hub import dataset_named
 from picogpt.data.streaming.filler import fill
 from picogpt.data.streaming.plan import plan_for, shards_of
 from picogpt.runs import checkpoints

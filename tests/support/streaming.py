@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from picogpt.config import DataConfig
-from picogpt.data.sources.hub import dataset_named
+from picogpt.data.sources.datasets import dataset_named
 from picogpt.data.streaming.filler import fill
 from picogpt.data.streaming.plan import Plan, StreamStatus, plan_for
 

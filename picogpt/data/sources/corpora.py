@@ -10,9 +10,8 @@ from pathlib import Path
 
 from picogpt.config import DataConfig
 from picogpt.data.encoding import Join
+from picogpt.data.sources.datasets import dataset_named
 from picogpt.data.sources.formats import KNOWN, TEXT, Columns, Document, documents, kind_of
-from picogpt.data.sources.hub import dataset_named
-from picogpt.data.sources.remote import download
 from picogpt.errors import UserError
 from picogpt.system.files import sync_file
 
@@ -100,6 +99,8 @@ def _shakespeare(dataset_dir: Path) -> Corpus:
     """Return tiny Shakespeare, downloaded where it is not there yet. Raises UserError where that fails."""
     path = dataset_dir / "tinyshakespeare.txt"
     if not path.exists():
+        from picogpt.data.sources.remote import download  # its library takes a while to load
+
         base = os.environ.get("PICOGPT_SHAKESPEARE_URL", _SHAKESPEARE_BASE)
         download(f"{base.rstrip('/')}/{_SHAKESPEARE_FILE}", path, _SHAKESPEARE_SHA256, _SHAKESPEARE_SIZE)
     elif sha256(path.read_bytes()).hexdigest() != _SHAKESPEARE_SHA256:

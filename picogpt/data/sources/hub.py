@@ -1,95 +1,73 @@
-"""Data sets of the Hugging Face hub: the parquet files they consist of, and their addresses.
+"""The Hugging Face hub: which parquet files a data set consists of, and where their bytes are.
 
-HF_ENDPOINT names another hub, HF_TOKEN gives access to what is not public, HF_HUB_OFFLINE forbids all requests.
+`huggingface_hub` asks it, with the tokens, the endpoint and the words that its users know. It is imported here alone,
+and this module only where a stream is filled: a run on other text starts without it.
 """
 
-import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from urllib.parse import quote, urljoin, urlsplit
+from itertools import islice
+from typing import TypeVar
+from urllib.parse import urlsplit
 
-from picogpt.data.sources.remote import MissingError, RemoteFile, Web, is_address
-from picogpt.errors import UserError, shown
+import httpx2
+from huggingface_hub import HfApi, get_hf_file_metadata, get_token, hf_hub_url, set_client_factory
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.hf_api import RepoFile
 
-_WIKIPEDIA, _SNAPSHOT = "wikimedia/wikipedia", "20231101"
+from picogpt.data.sources.datasets import Dataset
+from picogpt.data.sources.remote import (
+    TIMEOUT,
+    Location,
+    MissingError,
+    RemoteFile,
+    TroubleError,
+    Web,
+    is_address,
+    passing,
+    reason_of,
+)
+from picogpt.errors import UserError, one_line, shown
 
-# The files of the two editions that have a name here, for a hub that lists nothing; a smaller edition is one file.
-_SHARDS = {f"{_SNAPSHOT}.en": 41, f"{_SNAPSHOT}.simple": 1}
+Answer = TypeVar("Answer")
 
-_PAGES = 1000  # of a listing, each of a thousand files
+_CONVERSION = "refs/convert/parquet"  # the revision in which the hub keeps its own conversion of a data set
+_MOST_FILES = 1_000_000
 _LARGEST = 1 << 50  # bytes of a file
-_TRUE = ("1", "on", "yes", "true")
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A data set of the hub: `owner/name`, and its configuration, "" for all of it."""
-
-    repo: str
-    config: str = ""
-
-    @property
-    def name(self) -> str:
-        """A name that a folder can have."""
-        return re.sub(r"[^\w.-]+", "-", f"{self.repo}-{self.config}" if self.config else self.repo)
-
-    @property
-    def may_be_english(self) -> bool:
-        """Whether it is the Wikipedia in English, or a data set whose language its name does not tell."""
-        return self.repo != _WIKIPEDIA or self.config in _SHARDS
-
-    def __str__(self) -> str:
-        return f"{self.repo} ({self.config})" if self.config else self.repo
-
-
-def dataset_named(data: str) -> Dataset | None:
-    """Return the data set of wiki, wiki-simple, wiki:<lang> or hf:<owner>/<name>[:<config>]; None for other names.
-
-    Raises UserError for a name that begins like one of these and is none.
-    """
-    if data in ("wiki", "wiki-simple"):
-        return Dataset(_WIKIPEDIA, f"{_SNAPSHOT}.{'en' if data == 'wiki' else 'simple'}")
-    if data.startswith("wiki:"):
-        language = data.removeprefix("wiki:")
-        if not re.fullmatch(r"[a-z][a-z0-9_-]*", language):
-            raise UserError(f"{data!r} names no language: write --data wiki:de, for example")
-        return Dataset(_WIKIPEDIA, f"{_SNAPSHOT}.{language}")
-    if data.startswith("hf:"):
-        match = re.fullmatch(r"hf:([\w.-]+/[\w.-]+)(?::([\w./-]+))?", data)
-        if match is None:
-            raise UserError(f"{data!r} names no data set: write --data hf:OWNER/NAME, or hf:OWNER/NAME:CONFIG")
-        return Dataset(match[1], match[2] or "")
-    return None
-
-
-def only_dataset(names: Sequence[str]) -> Dataset | None:
-    """Return the data set that these names mean, None where none of them means one.
-
-    Raises UserError for a data set beside other names.
-    """
-    datasets = [found for name in names if (found := dataset_named(name))]
-    if datasets and len(names) > 1:
-        raise UserError("a data set of the hub is streamed by itself: give --data one name")
-    return datasets[0] if datasets else None
-
-
-OFFLINE = "HF_HUB_OFFLINE is set: nothing is fetched"
-
-
-def is_offline() -> bool:
-    """Return whether HF_HUB_OFFLINE forbids all requests."""
-    return os.environ.get("HF_HUB_OFFLINE", "").lower() in _TRUE
+_SPLITS = ("train", "validation", "test")
+_WORDS = {"train": "train", "validation": "validation|valid|val|dev", "test": "test"}
 
 
 @dataclass(frozen=True)
 class HubFile:
-    """A parquet file of a data set. size: bytes, or 0 where the hub does not say."""
+    """A parquet file of a data set."""
 
     path: str
     size: int
+    """Bytes."""
+    validates: bool = False
+    """Whether it is of a split that is for validation."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A data set as the hub has it at one commit."""
+
+    repo: str
+    commit: str
+    files: tuple[HubFile, ...]
+    """Sorted by path, at least one."""
+    is_conversion: bool = False
+    """Whether the files are those that the hub itself made of the data set."""
 
 
 class Hub:
@@ -100,116 +78,173 @@ class Hub:
         self.endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
         if not is_address(self.endpoint):
             raise UserError(f"HF_ENDPOINT is {self.endpoint!r}: set it to an address such as https://huggingface.co")
-        self._web = Web(notify, self.endpoint, _token())
+        set_client_factory(_client)
+        self._host = urlsplit(self.endpoint).netloc
+        self._web, self._api = Web(notify), HfApi(endpoint=self.endpoint)
+        set_client_factory(_client)
 
-    def files(self, dataset: Dataset) -> list[HubFile]:
-        """Return the parquet files of a data set, sorted by name. Raises UserError where there are none."""
-        refused = None
-        for listing in (self._folder, self._tree, self._siblings, self._known):
+    def find(self, dataset: Dataset, commit: str = "") -> Found:
+        """Return the parquet files of a data set at a commit, by default the newest of its revision.
+
+        Raises UserError where there are none, or the hub refuses.
+        """
+        repo, revision = dataset.repo, commit or dataset.revision
+        files: list[HubFile] = []
+        try:
+            commit = commit or self._commit(repo, revision)
+            if files := self._files(repo, commit, dataset.config):
+                return Found(repo, commit, tuple(files))
+            if not revision:
+                commit = self._commit(repo, _CONVERSION)
+                files = self._files(repo, commit, dataset.config)
+        except RevisionNotFoundError:
+            if revision:
+                raise UserError(f"{self.endpoint} has no {shown(revision)} of {repo}: look at the name") from None
+        if not files:
+            raise UserError(
+                f"{self.endpoint} has no parquet files of {dataset}{', nor made any' * (not revision)}: "
+                "look at the name, or download its text and give --data its path"
+            )
+        return Found(repo, commit, tuple(files), is_conversion=True)
+
+    def open(self, found: Found, file: HubFile) -> RemoteFile:
+        """Return a file of a data set, opened. Raises MissingError where the hub has no such file."""
+        return RemoteFile(self._web, lambda: self._location(found, file.path))
+
+    def _commit(self, repo: str, revision: str) -> str:
+        """Return the commit that a revision stands for, "" for the newest."""
+        sha = self._asked(repo, lambda: self._api.dataset_info(repo, revision=revision or None).sha)
+        if not isinstance(sha, str) or not re.fullmatch(r"[0-9a-f]{4,64}", sha):
+            raise UserError(f"{self.endpoint} names no commit of {repo}: look at HF_ENDPOINT, this is no hub")
+        return sha
+
+    def _files(self, repo: str, commit: str, config: str) -> list[HubFile]:
+        """Return the parquet files of a configuration; its folder is a short list, that of everything may be long."""
+        for folder in (config, "") if config else ("",):
             try:
-                if files := _of_config(listing(dataset), dataset.config):
+                if files := _of_config(self._listed(repo, commit, folder), config):
                     return files
             except MissingError:
                 continue
-            except UserError as error:  # a hub may refuse one kind of listing
-                refused = error
-        raise refused or UserError(
-            f"{self.endpoint} has no parquet files of {dataset}: look at the name, "
-            "or download its text and give --data its path"
-        )
-
-    def open(self, dataset: Dataset, file: HubFile) -> RemoteFile:
-        """Return a file of a data set, opened. Raises MissingError where the hub has no such file."""
-        return RemoteFile(self._web, f"{self.endpoint}/datasets/{dataset.repo}/resolve/main/{quote(file.path)}")
-
-    def _folder(self, dataset: Dataset) -> list[HubFile]:
-        """List the folder that a configuration usually is: a short list, while that of everything may be long."""
-        return self._tree(dataset, f"/{quote(dataset.config)}") if dataset.config else []
-
-    def _tree(self, dataset: Dataset, folder: str = "") -> list[HubFile]:
-        """List a folder of a data set with everything in it."""
-        url = f"{self.endpoint}/api/datasets/{dataset.repo}/tree/main{folder}?recursive=true"
-        files: list[HubFile] = []
-        for _ in range(_PAGES):
-            body, headers = self._web.hub(url)
-            files += _files(body)
-            url = _next_page(url, headers.get("Link", ""))
-            if not url:
-                return files
-        raise UserError(f"{self.endpoint} lists {dataset} without end: name a configuration, as hf:OWNER/NAME:CONFIG")
-
-    def _siblings(self, dataset: Dataset) -> list[HubFile]:
-        """List what the description of a data set names."""
-        body, _ = self._web.hub(f"{self.endpoint}/api/datasets/{dataset.repo}")
-        match _json(body):
-            case {"siblings": list(entries)}:
-                names = [entry.get("rfilename") for entry in entries if isinstance(entry, dict)]
-                return [HubFile(name, 0) for name in names if isinstance(name, str) and _is_path(name)]
         return []
 
-    def _known(self, dataset: Dataset) -> list[HubFile]:
-        """List what is known of Wikipedia without asking."""
-        count = _SHARDS.get(dataset.config, 1) if dataset.repo == _WIKIPEDIA else 0
-        return [HubFile(f"{dataset.config}/train-{i:05d}-of-{count:05d}.parquet", 0) for i in range(count)]
+    def _listed(self, repo: str, commit: str, folder: str) -> list[HubFile]:
+        """List a folder of a data set with everything in it. Raises MissingError where there is none."""
+
+        def ask() -> list[HubFile]:
+            entries = self._api.list_repo_tree(
+                repo, folder or None, recursive=True, revision=commit, repo_type="dataset"
+            )
+            return _sound(islice(entries, _MOST_FILES))
+
+        return self._asked(repo, ask)
+
+    def _location(self, found: Found, path: str) -> Location:
+        """Return where the bytes of a file are now. The identity is the hub's own: that of its stores may vary."""
+        url = hf_hub_url(found.repo, path, repo_type="dataset", revision=found.commit, endpoint=self.endpoint)
+        token = get_token()
+        about = self._asked(found.repo, lambda: get_hf_file_metadata(url, token=token, endpoint=self.endpoint))
+        if about.size is None or not is_address(about.location):
+            raise TroubleError(f"{self._host} does not say where {path} is")
+        is_here = urlsplit(about.location)[:2] == urlsplit(self.endpoint)[:2]
+        headers = {"Authorization": f"Bearer {token}"} if token and is_here else {}
+        return Location(about.location, about.size, about.etag or "", headers)
+
+    def _asked(self, repo: str, ask: Callable[[], Answer]) -> Answer:
+        """Return what the hub answers; trouble that may pass is waited for.
+
+        Raises MissingError, RevisionNotFoundError, and UserError where it refuses or is no hub.
+        """
+        answers: list[Answer] = []
+
+        def action() -> bool:
+            try:
+                answers.append(ask())
+            except HfHubHTTPError as error:
+                raise self._meaning(repo, error) from None
+            except httpx2.HTTPError as error:
+                raise TroubleError(f"{self._host}: {reason_of(error)}") from None
+            except HFValidationError as error:
+                raise UserError(f"{shown(repo)} cannot be the name of a data set: {one_line(error)}") from None
+            except (ValueError, KeyError, TypeError, AttributeError, httpx2.InvalidURL):
+                raise UserError(f"{self.endpoint} does not answer as a hub does: look at HF_ENDPOINT") from None
+            return True
+
+        self._web.persistently(action)
+        return answers[0]
+
+    def _meaning(self, repo: str, error: HfHubHTTPError) -> Exception:
+        """Return the exception that says what an answer of the hub means for the user."""
+        status, headers = error.response.status_code, error.response.headers
+        words = shown(headers.get("X-Error-Message", ""))[1:-1]
+        if (trouble := passing(status, headers, self._host)) is not None:
+            return trouble
+        if isinstance(error, RevisionNotFoundError):
+            return error
+        if isinstance(error, EntryNotFoundError):
+            return MissingError(repo)
+        if isinstance(error, GatedRepoError):
+            return UserError(
+                f"{repo} is given only to those whom its owner lets in ({words or status}): ask for access at "
+                f"{self.endpoint}/datasets/{repo}, and log in with `hf auth login` or set HF_TOKEN"
+            )
+        if status == 401 and get_token() and not isinstance(error, RepositoryNotFoundError):
+            return UserError(
+                f"{self.endpoint} does not accept your token ({words or status}), which even public data sets need to "
+                "be valid: log in again with `hf auth login`, or remove it and unset HF_TOKEN"
+            )
+        if isinstance(error, RepositoryNotFoundError) or status in (401, 404):
+            return UserError(
+                f"{self.endpoint} has no data set {repo}, or it is private: look at the name, "
+                "or log in with `hf auth login`"
+            )
+        return UserError(f"{self.endpoint} refuses {repo} ({status}{words and f': {words}'})")
 
 
-def _token() -> str:
-    """Return HF_TOKEN, or what `hf auth login` wrote; "" without either."""
-    if token := os.environ.get("HF_TOKEN", "").strip():
-        return token
-    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
-    try:
-        return (home / "token").read_text(encoding="utf-8").strip()
-    except OSError:
-        return ""
+def _client() -> httpx2.Client:
+    """Return the client that the library uses: every request of it ends some time, which its own listings do not."""
+
+    def limit(request: httpx2.Request) -> None:
+        request.extensions["timeout"] = TIMEOUT.as_dict()
+
+    return httpx2.Client(follow_redirects=True, event_hooks={"request": [limit]})
 
 
-def _of_config(files: list[HubFile], config: str) -> list[HubFile]:
-    """Return the parquet files of a configuration, of its training split where it has one."""
+def _of_config(files: Sequence[HubFile], config: str) -> list[HubFile]:
+    """Return the parquet files of a configuration: of its splits, those to train on and those to validate with.
+
+    A split named validation goes before one named test. Without any such name, all files are to train on.
+    """
     parquet = sorted((file for file in files if file.path.endswith(".parquet")), key=lambda file: file.path)
     if config:
         inside = [file for file in parquet if f"/{config}/" in f"/{file.path}"]
         parquet = inside or [file for file in parquet if file.path.rsplit("/", 1)[-1].startswith(config)]
-    training = [file for file in parquet if re.search(r"(^|[/_-])train([/_.-]|$)", file.path)]
-    return training or parquet
+    named = {split: [file for file in parquet if _is_of(split, file.path)] for split in _SPLITS}
+    held_out = {file.path for split in _SPLITS[1:] for file in named[split]}
+    training = named["train"] or [file for file in parquet if file.path not in held_out]
+    validating = named["validation"] or named["test"]
+    known = {file.path for file in training}
+    if not training:
+        return validating
+    return training + [HubFile(file.path, file.size, True) for file in validating if file.path not in known]
 
 
-def _json(body: bytes) -> object:
-    """Return the JSON of an answer, None for anything else."""
-    try:
-        value: object = json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-    return value
+def _is_of(split: str, path: str) -> bool:
+    """Return whether a folder or the name of a file says that it is of a split."""
+    return re.search(rf"(^|[/_-])(partial-)?({_WORDS[split]})([/_.-]|$)", path) is not None
 
 
-def _files(body: bytes) -> list[HubFile]:
-    """Return the files on a page of a listing, without empty ones and names that no file can have."""
-    content, files = _json(body), []
-    for entry in content if isinstance(content, list) else []:
-        match entry:
-            case {"type": "file", "path": str(path), "size": size} if (
-                _is_path(path) and type(size) is int and 0 < size < _LARGEST
-            ):
-                files.append(HubFile(path, size))
-    return files
+def _sound(entries: Iterable[object]) -> list[HubFile]:
+    """Return the files of a listing, without empty ones and names that no file can have."""
+    files = [entry for entry in entries if isinstance(entry, RepoFile)]
+    return [
+        HubFile(file.path, file.size)
+        for file in files
+        if isinstance(file.path, str) and _is_path(file.path) and type(file.size) is int and 0 < file.size < _LARGEST
+    ]
 
 
 def _is_path(name: str) -> bool:
     """Return whether it can be the path of a file within a data set."""
     fits = len(name) <= 1000 and name.isprintable()
     return fits and not any(part in ("", ".", "..") for part in name.split("/"))
-
-
-def _next_page(url: str, link: str) -> str:
-    """Return the address of the page after this one, "" for none. Raises UserError where it is not the hub's."""
-    more = re.search(r'<([^<>]+)>;\s*rel="next"', link)
-    if more is None:
-        return ""
-    try:
-        target = str(urljoin(url, more[1]))
-    except ValueError:
-        target = ""
-    if not is_address(target) or urlsplit(target)[:2] != urlsplit(url)[:2]:
-        raise UserError(f"the listing at {url} continues at {shown(more[1])}, another place: look at HF_ENDPOINT")
-    return target

@@ -10,7 +10,7 @@ import numpy as np
 from picogpt.data.loader import Batch, Loader, validation_windows
 from picogpt.data.prepare import Prepared
 from picogpt.data.shards.reader import Span
-from picogpt.data.sources.hub import OFFLINE, is_offline
+from picogpt.data.sources.datasets import OFFLINE, is_offline
 from picogpt.data.streaming.part import SAMPLE, STREAM, StreamPart
 from picogpt.data.streaming.plan import Plan, StreamStatus, shards_of
 from picogpt.data.streaming.process import StreamProcess
@@ -131,7 +131,7 @@ class StreamFeed:
                 notices.append(notice)
         elif self._part.text != STREAM and self._seen.state == "failed":
             raise UserError(self._seen.text)
-        elif self._part.text != STREAM and self._seen.state == "complete":
+        elif self._part.text != STREAM and self._seen.state in ("complete", "incomplete"):
             raise UserError(f"{self._seen.text}, and it is too short for a window of {self._context} tokens")
         return notices
 

@@ -9,7 +9,6 @@ import shutil
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,7 +23,7 @@ from picogpt.data.shards.writer import ShardWriter
 from picogpt.data.sources.formats import DamagedFileError, has_room
 from picogpt.data.sources.remote import ChangedError, MissingError
 from picogpt.data.streaming.plan import Plan, StreamStatus, write_status
-from picogpt.data.streaming.row_groups import ATTEMPTS, RowGroups
+from picogpt.data.streaming.row_groups import RowGroups
 from picogpt.data.token_folder import PARTS, read_tokenizer
 from picogpt.data.unknown import TextSample, Unknown, read_unknown, write_unknown
 from picogpt.errors import UserError
@@ -53,13 +52,10 @@ def fill(plan: Plan, report: Callable[[StreamStatus], None], busy: Callable[[], 
         _Filling(plan, tokenizer, train, val, report).run()
 
 
-def _working(plan: Plan, train: ShardWriter, val: ShardWriter, missing: int = 0) -> StreamStatus:
-    """Return the status of a stream that is working. missing: files that are left out."""
+def _working(plan: Plan, train: ShardWriter, val: ShardWriter) -> StreamStatus:
+    """Return the status of a stream that is working."""
     tokens = train.tokens + val.tokens
-    without = f", without {missing} files that are missing or empty" if missing else ""
-    return StreamStatus(
-        "working", f"{plan.dataset}: {tokens:,} tokens of {len(train.sources):,} row groups{without}", tokens
-    )
+    return StreamStatus("working", f"{plan.dataset}: {tokens:,} tokens of {len(train.sources):,} row groups", tokens)
 
 
 @contextmanager
@@ -90,7 +86,6 @@ class _Filling:
     ) -> None:
         self._plan, self._train, self._val, self._report = plan, train, val, report
         self._tokenizer, self._encoder = tokenizer, DocumentEncoder(tokenizer)
-        self._missing, self._failures = 0, dict[Source, int]()
 
     def run(self) -> None:
         """Fetch one row group after the other until there is a reason to stop."""
@@ -98,21 +93,20 @@ class _Filling:
         groups = RowGroups(self._plan, lambda reason: self._report(self._waiting(reason)))
         while not (reason := self._reason_to_stop(0)):
             source = groups.draw(self._train.sources)
-            self._missing = groups.missing
             if source is None:
-                reason = "all of it is here"
+                reason = "" if groups.missing(self._train.sources) else "all of it is here"
                 break
             if reason := self._reason_to_stop(groups.size(source)):
                 break
             try:
                 self._add(groups, source)
-            except MissingError:  # the next draw finds that it has no row groups
-                groups.forget(source[0])
-            except (DamagedFileError, ChangedError) as error:
-                groups.forget(source[0])
-                self._retry_or_skip(source, error)
-        done = self._working()
-        self._report(replace(done, state="complete", text=f"{done.text}; {reason}"))
+            except (MissingError, DamagedFileError, ChangedError) as error:
+                groups.failed(source, error)
+        done, missing = self._working(), groups.missing(self._train.sources)
+        if missing:
+            told = f"{missing} could not be read, which the next run tries again"
+            reason = f"{reason}; {told}" if reason else f"all is here but {told}"
+        self._report(replace(done, state="incomplete" if missing else "complete", text=f"{done.text}; {reason}"))
 
     def _require_known(self) -> None:
         """Raise UserError where too much of the text is unknown to the tokenizer."""
@@ -123,7 +117,7 @@ class _Filling:
         return replace(self._working(), state="waiting", text=reason)
 
     def _working(self) -> StreamStatus:
-        return _working(self._plan, self._train, self._val, self._missing)
+        return _working(self._plan, self._train, self._val)
 
     def _reason_to_stop(self, more: int) -> str:
         """Return why so many bytes more do not fit, or "". The first row group may be larger than the limit."""
@@ -131,16 +125,6 @@ class _Filling:
         if size >= self._plan.limit or (size and size + more > self._plan.limit):
             return f"the limit of {self._plan.limit / 1e9:.3g} GB is reached (--data-limit)"
         return "" if has_room(self._plan.folder, more) else "the disk is nearly full"
-
-    def _retry_or_skip(self, source: Source, error: Exception) -> None:
-        """Pause before a damaged row group is fetched again, or leave it out after the last attempt."""
-        self._failures[source] = self._failures.get(source, 0) + 1
-        if self._failures[source] < ATTEMPTS:
-            self._report(self._waiting(str(error)))
-            time.sleep(self._failures[source])
-            return
-        self._val.seal(source)
-        self._train.seal(source)
 
     def _add(self, groups: RowGroups, source: Source) -> None:
         """Fetch, tokenize and seal one row group."""

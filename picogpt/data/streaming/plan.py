@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -15,18 +16,20 @@ from picogpt.config import DataConfig
 from picogpt.data.shards.index import INDEX
 from picogpt.data.shards.reader import Shards
 from picogpt.data.sources.corpora import columns_of
+from picogpt.data.sources.datasets import Dataset
 from picogpt.data.sources.formats import Columns
-from picogpt.data.sources.hub import Dataset
 from picogpt.data.token_folder import PARTS, TOKENIZER, read_tokenizer, require_known, val_share, write_tokenizer
 from picogpt.errors import UserError
-from picogpt.system.files import make_folder
+from picogpt.system.files import make_folder, sync_file
 from picogpt.tokenizers.base import Tokenizer
 from picogpt.tokenizers.registry import TOKENIZERS
 
 _DEFAULT_LIMIT = 20 * 1000**3  # bytes of tokens
+_PIN = "commit.txt"
 _STATUS_LIMIT = 100_000  # bytes of a status; it usually has a few hundred
 
-StreamState = Literal["working", "waiting", "complete", "failed"]
+StreamState = Literal["working", "waiting", "complete", "incomplete", "failed"]
+"""complete: all is here that there is or that fits; incomplete: but for what could not be read."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,8 @@ def plan_for(dataset: Dataset, data: DataConfig, tokenizer: Tokenizer | None, da
     share, columns = val_share(data, sys.maxsize), columns_of(data)
 
     def folder_of(tokens: str) -> Path:
-        key = sha256(repr((dataset, columns, share, tokens)).encode()).hexdigest()[:12]
+        parts = (dataset, columns, share, tokens, *[dataset.revision] * bool(dataset.revision))
+        key = sha256(repr(parts).encode()).hexdigest()[:12]
         return dataset_dir / "tokens" / f"{dataset.name}-{key}"
 
     folder = folder_of(data.tokenizer)
@@ -113,6 +117,27 @@ def shards_of(plan: Plan) -> tuple[Shards, Shards] | None:
     fingerprint = read_tokenizer(plan.folder).fingerprint()
     train, val = (Shards(folder, fingerprint) for folder in folders)
     return train, val
+
+
+def read_pin(folder: Path) -> str:
+    """Return the commit of the data set that the text of a stream's folder is of, "" where none was found yet."""
+    try:
+        pin = (folder / _PIN).read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        return ""
+    except ValueError:
+        pin = ""
+    if not re.fullmatch(r"[0-9a-f]{4,64}", pin):
+        raise UserError(f"{folder / _PIN} is damaged: delete {folder}, whose text is fetched anew then")
+    return pin
+
+
+def write_pin(folder: Path, commit: str) -> None:
+    """Write the commit for `read_pin`, which later runs read: so their text is of one version."""
+    part = folder / f"{_PIN}.part"
+    part.write_text(commit, encoding="ascii")
+    sync_file(part)
+    os.replace(part, folder / _PIN)
 
 
 def write_status(folder: Path, status: StreamStatus) -> None:

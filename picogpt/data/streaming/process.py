@@ -35,7 +35,7 @@ class StreamProcess:
         status = read_status(self.plan.folder)
         if status is None or status == self._stale:
             status = StreamStatus("working", f"asking for {self.plan.dataset}")
-        if self._process is None or self._process.poll() is None or status.state == "complete":
+        if self._process is None or self._process.poll() is None or status.state in ("complete", "incomplete"):
             return status
         failed = status.state == "failed"
         if time.monotonic() - self._began > (_AFTER_FAILING if failed else _AFTER_DYING):

@@ -11,57 +11,95 @@ import numpy as np
 
 from picogpt.data.shards.index import Source
 from picogpt.data.sources.formats import DamagedFileError, Document, open_parquet, row_group, size_of
-from picogpt.data.sources.hub import Hub, HubFile
+from picogpt.data.sources.hub import Found, Hub, HubFile
 from picogpt.data.sources.remote import ChangedError, MissingError
-from picogpt.data.streaming.plan import Plan
+from picogpt.data.streaming.plan import Plan, read_pin, write_pin
 from picogpt.errors import UserError
 from picogpt.rng import generator
+from picogpt.tokenizers.base import Mark
 
 _SEED = 0  # of the order: one for all runs, so that they share what was fetched
 _READ = 8 << 20  # bytes of a column fetched at once
 _OPEN_FILES = 64  # parquet files whose footer stays in memory
-ATTEMPTS = 3  # to read what seems damaged
+_ATTEMPTS = 3  # to read what seems damaged
+_ENOUGH_BYTES, _ENOUGH_SECONDS = 5_000_000, 60.0  # of text to learn a tokenizer from, and since its first arrived
 
 
 class RowGroups:
-    """The row groups of a plan's data set. It never stops trying to reach the network."""
+    """The row groups of a plan's data set. It never stops trying to reach the network.
+
+    One that cannot be read is put off: it is drawn once more after all others, and by the next run.
+    """
 
     def __init__(self, plan: Plan, waiting: Callable[[str], None]) -> None:
         """waiting: gets the reason before every pause. Raises UserError for a data set that the hub does not have."""
         self._plan, self._waiting = plan, waiting
         self._hub = Hub(waiting)
-        self._files = self._hub.files(plan.dataset)
+        self._found = self._pinned()
+        self._validating = {file.path for file in self._found.files if file.validates}
         self._tables: dict[str, Any] = {}
-        self._groups: dict[str, int] = {}  # row groups of a file, where that is known
+        self._groups: dict[str, int] = {}  # row groups of a file, where that is known; 0 where it cannot be read
+        self._failures = dict[Source, int]()
 
-    @property
-    def missing(self) -> int:
-        """The number of files so far that are missing or empty."""
-        return list(self._groups.values()).count(0)
+    def _pinned(self) -> Found:
+        """Return the data set at the commit that the folder's first run found, which all others keep to."""
+        pin = read_pin(self._plan.folder)
+        found = self._hub.find(self._plan.dataset, pin)
+        if not pin:
+            write_pin(self._plan.folder, found.commit)
+        if found.is_conversion:
+            self._waiting(f"{found.repo} has no parquet files: those that the hub made of it are read")
+        return found
+
+    def missing(self, done: Collection[Source]) -> str:
+        """Return in words what could not be read so far, "" for nothing."""
+        left_out = len(
+            [source for source, count in self._failures.items() if count >= _ATTEMPTS and source not in done]
+        )
+        files, count = list(self._groups.values()).count(0), sum(self._groups.values())
+        words = [f"{left_out} of {count} row groups"] * bool(left_out)
+        words += [f"{files} of {len(self._found.files)} files"] * bool(files)
+        return " and ".join(words)
 
     def draw(self, done: Collection[Source]) -> Source | None:
         """Return the row group after those that are done, None after the last.
 
-        It is any that is left of a random file, by the sizes of the files; the number of those done decides which.
+        It is any that is left of a random file, by the sizes of the files; the number of those done decides which. The
+        first is of a split for validation and the second of one to train on, where the data set has both.
         """
-        of_file: dict[str, set[int]] = {}
-        for path, group in done:
-            of_file.setdefault(path, set()).add(group)
         rng = generator(_SEED, "draw", len(done))
-        left = list(self._files)
+        put_off = self._put_off()
+        for files in self._choices(len(done)):
+            if source := self._drawn(files, {*done, *put_off}, rng):
+                return source
+        if not done and not put_off:
+            raise UserError(f"{self._hub.endpoint} has no undamaged file of {self._plan.dataset}: try another")
+        return next((source for source in sorted(put_off - {*done}) if self._failures[source] == _ATTEMPTS), None)
+
+    def _put_off(self) -> set[Source]:
+        return {source for source, count in self._failures.items() if count >= _ATTEMPTS}
+
+    def _choices(self, number: int) -> Iterator[list[HubFile]]:
+        """Yield the files that the next row group may be of, those to be preferred first."""
+        if self._validating and number < 2:
+            yield [file for file in self._found.files if file.validates == (number == 0)]
+        yield list(self._found.files)
+
+    def _drawn(self, left: list[HubFile], without: Collection[Source], rng: np.random.Generator) -> Source | None:
+        of_file: dict[str, set[int]] = {}
+        for path, group in without:
+            of_file.setdefault(path, set()).add(group)
         while left:
-            sizes = np.array([file.size or 1 for file in left], np.float64)
+            sizes = np.array([file.size for file in left], np.float64)
             file = left.pop(int(rng.choice(len(left), p=sizes / sizes.sum())))
             groups = sorted(set(range(self._groups_of(file))) - of_file.get(file.path, set()))
             if groups:
                 return file.path, int(groups[rng.integers(len(groups))])
-        if not done:
-            raise UserError(f"{self._hub.endpoint} has no undamaged file of {self._plan.dataset}: try another")
         return None
 
     def size(self, source: Source) -> int:
-        """Return the bytes that a row group of `draw` unpacks to."""
-        return size_of(self._tables[source[0]], source[1])
+        """Return the bytes that a row group of `draw` unpacks to; 0 for one that was put off, which is known later."""
+        return size_of(self._tables[source[0]], source[1]) if source[0] in self._tables else 0
 
     def documents(self, source: Source, number: int) -> Iterator[tuple[Document, bool]]:
         """Yield the documents of a row group of `draw`, each with whether it is for validation.
@@ -70,15 +108,29 @@ class RowGroups:
         ChangedError where it cannot be read this time.
         """
         path, group = source
+        if not self._groups_of(next(file for file in self._found.files if file.path == path)):
+            raise MissingError(path)
         rng = generator(_SEED, "split", number)
         for row, document in enumerate(row_group(path, self._tables[path], group, self._plan.columns)):
-            # The very first row group has to have something to validate with.
-            yield document, bool(rng.random() < self._plan.val_fraction) or (number == 0 and row == 1)
+            if self._validating:
+                yield document, path in self._validating
+            else:  # the very first row group has to have something to validate with
+                yield document, bool(rng.random() < self._plan.val_fraction) or (number == 0 and row == 1)
 
-    def forget(self, path: str) -> None:
-        """Open a file anew the next time."""
-        self._tables.pop(path, None)
-        self._groups.pop(path, None)
+    def failed(self, source: Source, error: Exception) -> None:
+        """Open the file of a row group that could not be read anew the next time, after a pause.
+
+        After a few times the row group is put off.
+        """
+        self._tables.pop(source[0], None)
+        if isinstance(error, MissingError):  # the next draw finds that the file has no row groups
+            self._groups.pop(source[0], None)
+        self._failures[source] = self._failures.get(source, 0) + 1
+        if self._failures[source] < _ATTEMPTS:
+            self._waiting(f"{error}: trying again")
+            time.sleep(self._failures[source])
+        elif self._failures[source] == _ATTEMPTS:
+            self._waiting(f"{error}: put off until the rest is here")
 
     def _groups_of(self, file: HubFile) -> int:
         """Return the number of row groups of a file, 0 where the hub does not have it."""
@@ -94,11 +146,29 @@ class RowGroups:
 
     def _opened(self, file: HubFile) -> Any:
         """Open a file. Raises MissingError where the hub has no such file, or it is no parquet file."""
-        for attempt in range(ATTEMPTS):
-            remote = self._hub.open(self._plan.dataset, file)
+        for attempt in range(_ATTEMPTS):
             try:
+                remote = self._hub.open(self._found, file)
                 return open_parquet(file.path, remote, self._plan.columns, _READ)
             except (DamagedFileError, ChangedError) as error:
                 self._waiting(str(error))
                 time.sleep(attempt)
         raise MissingError(file.path)
+
+
+def first_text(plan: Plan, notify: Callable[[str], None]) -> Iterator[str]:
+    """Yield the first documents that will be trained on, until it is enough. Raises UserError where there are none."""
+    groups, done, size, began = RowGroups(plan, notify), list[tuple[str, int]](), 0, 0.0
+    while source := groups.draw(done):
+        try:
+            for document, validates in groups.documents(source, len(done)):
+                began = began or time.monotonic()
+                for part in document:
+                    if not validates and not isinstance(part, Mark):
+                        size += len(part.encode(errors="replace"))
+                        yield part
+                if size >= _ENOUGH_BYTES or time.monotonic() - began > _ENOUGH_SECONDS:
+                    return
+            done.append(source)
+        except (MissingError, DamagedFileError, ChangedError) as error:
+            groups.failed(source, error)
