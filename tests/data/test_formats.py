@@ -123,6 +123,40 @@ def test_damage_is_one_line(tmp_path: Path, name: str, raw: bytes, reason: str) 
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+@settings(max_examples=20, deadline=None)
+@given(text=st.text(st.characters(codec="utf-8", exclude_characters="\r\ufeff"), min_size=1))
+def test_a_byte_order_mark_says_how_to_read(folder: Path, encoding: str, text: str) -> None:
+    mark = "\ufeff" if encoding.endswith("e") else ""  # the other two write it themselves
+    (folder / "marked.txt").write_bytes((mark + text).encode(encoding))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(formats, "_BLOCK", 5)  # so that a character goes across the end of a block
+        assert "".join(read(folder / "marked.txt")) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "way"),
+    [
+        ("old.txt", "caf\xe9".encode("latin-1"), "`iconv -f WINDOWS-1252 -t UTF-8 {path} > {folder}/old-utf8.txt`"),
+        ("a b.txt", b"\xff", "UTF-8 '{path}' > '{folder}/a b-utf8.txt'`"),
+        ("half.txt", b"\xff\xfea\x00b", "half.txt is not UTF-16 at byte 4: "),
+        ("paper.txt", b"%PDF-1.7\n\xe2\xe3", "make text of it with `pdftotext {path} {folder}/paper.pdf.txt`"),
+    ],
+)
+def test_what_is_no_text_says_how_to_make_some(tmp_path: Path, name: str, raw: bytes, way: str) -> None:
+    (tmp_path / name).write_bytes(raw)
+    with pytest.raises(UserError) as told:
+        read(tmp_path / name)
+    assert way.format(path=tmp_path / name, folder=tmp_path) in str(told.value)
+
+
+@pytest.mark.parametrize(("name", "program"), [("a.pdf", "pdftotext"), ("a.docx", "pandoc"), ("a.html", "pandoc")])
+def test_documents_of_other_programs(tmp_path: Path, name: str, program: str) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(UserError, match=f"make text of it with `{program} "):
+        open_corpus(DataConfig(str(tmp_path / name)), tmp_path)
+
+
 def test_a_column_that_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(as_parquet(["x"]))
     with pytest.raises(UserError, match="no text in its column 'n' but int64"):

@@ -11,7 +11,7 @@ from pathlib import Path
 from picogpt.config import DataConfig
 from picogpt.data.encoding import Join
 from picogpt.data.sources.datasets import dataset_named
-from picogpt.data.sources.formats import KNOWN, TEXT, Columns, Document, documents, kind_of
+from picogpt.data.sources.formats import DOCUMENTS, KNOWN, TEXT, Columns, Document, documents, how_to_convert, kind_of
 from picogpt.errors import UserError
 from picogpt.system.files import sync_file
 
@@ -117,7 +117,8 @@ def _files_at(path: Path) -> list[Path]:
     if not path.exists():
         raise UserError(f"there is no {path}: --data takes {_NAMES}")
     if not kind_of(path):
-        raise UserError(f"{path} is not {KNOWN}: convert it to one of these, or rename it if it is one")
+        way = how_to_convert(path) if path.suffix.lower() in DOCUMENTS else "convert it to one of these, or rename it"
+        raise UserError(f"{path} is not {KNOWN}: {way}")
     if not path.stat().st_size:
         raise UserError(f"{path} is empty: name a file with text in it")
     return [path]

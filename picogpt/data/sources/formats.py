@@ -9,16 +9,18 @@ import gzip
 import io
 import json
 import lzma
+import shlex
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
+from picogpt.data.sources.dialogues import FIELDS, dialogue
 from picogpt.errors import UserError, one_line, shown
 from picogpt.tokenizers.base import Mark, question
 
@@ -49,7 +51,7 @@ class DamagedFileError(UserError):
 
 @dataclass(frozen=True)
 class Columns:
-    """The fields of a row that are its text: one, or a question and its answer."""
+    """The fields of a row that are its text: one, which may be the turns of a dialogue, or a question and an answer."""
 
     text: str = "text"
     qa: tuple[str, str] | None = None
@@ -60,14 +62,43 @@ class Columns:
         return self.qa or (self.text,)
 
     def document(self, row: Sequence[object]) -> Document:
-        """Return the text of a row's fields, nothing where one is missing; a question and its answer with marks."""
+        """Return the text of a row's fields, nothing where one is missing; dialogues with marks. Raises UserError."""
+        if self.qa is None and isinstance(row[0], list):
+            return dialogue(row[0])
         values = [value if isinstance(value, str) else "" for value in row]
         if not all(values):
             return ()
         return values if self.qa is None else [*question(values[0]), values[1], Mark("</A>")]
 
+    def among(self, names: Collection[str]) -> "Columns":
+        """Return those of a file with these columns: a dialogue's, where no name was given and there is no text."""
+        if self != TEXT or TEXT.text in names:
+            return self
+        return next((Columns(name) for name in FIELDS if name in names), self)
+
 
 TEXT = Columns()
+
+# How a file may begin, and what it is then.
+_ENCODINGS = (
+    (codecs.BOM_UTF8, "UTF-8", codecs.utf_8_decode),
+    (codecs.BOM_UTF16_LE, "UTF-16", codecs.utf_16_le_decode),
+    (codecs.BOM_UTF16_BE, "UTF-16", codecs.utf_16_be_decode),
+)
+DOCUMENTS = (".pdf", ".docx", ".epub", ".htm", ".html", ".odt", ".rtf")
+"""Kinds of files that are no text and that programs make text of."""
+
+
+def how_to_convert(path: Path, begin: bytes = b"") -> str:
+    """Return in words how to make text of a file that is none. begin: some of its first bytes."""
+    text = shlex.quote(str(path.with_suffix(".txt")))
+    if begin.startswith(b"%PDF") or path.suffix.lower() == ".pdf":
+        text = shlex.quote(str(path.with_suffix(".txt" if path.suffix.lower() == ".pdf" else ".pdf.txt")))
+        return f"make text of it with `pdftotext {shlex.quote(str(path))} {text}`"
+    if path.suffix.lower() in DOCUMENTS:
+        return f"make text of it with `pandoc --to plain {shlex.quote(str(path))} --output {text}`"
+    new = shlex.quote(str(path.with_name(f"{path.stem}-utf8.txt")))
+    return f"convert it to UTF-8, for example with `iconv -f WINDOWS-1252 -t UTF-8 {shlex.quote(str(path))} > {new}`"
 
 
 def kind_of(path: Path) -> str:
@@ -186,9 +217,13 @@ class _Bounded(io.RawIOBase):
 
 
 def _pieces(path: Path, file: BinaryIO, counted: Callable[[], None]) -> Iterator[str]:
-    """Yield a UTF-8 file in pieces of at least one character, without a byte order mark, every line end as \\n."""
+    """Yield a file in pieces of at least one character, without its byte order mark, every line end as \\n.
+
+    It is UTF-8, or UTF-16 where it begins with the mark of that. Raises UserError for another encoding.
+    """
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     start, pending, first = 0, b"", True  # start: offset of the first byte that is not decoded yet
+    encoding, decode = "UTF-8", codecs.utf_8_decode
     while True:
         with _naming(path):
             block = file.read(_BLOCK)
@@ -196,13 +231,17 @@ def _pieces(path: Path, file: BinaryIO, counted: Callable[[], None]) -> Iterator
         if first and len(encoded) < len(codecs.BOM_UTF8) and block:
             pending = encoded
             continue
-        if first and encoded.startswith(codecs.BOM_UTF8):
-            start, encoded = len(codecs.BOM_UTF8), encoded[len(codecs.BOM_UTF8) :]
+        if first:
+            for mark, name, function in _ENCODINGS:
+                if encoded.startswith(mark):
+                    encoding, decode, start, encoded = name, function, len(mark), encoded[len(mark) :]
+                    break
         first = False
         try:
-            text, used = codecs.utf_8_decode(encoded, "strict", not block)
+            text, used = decode(encoded, "strict", not block)
         except UnicodeDecodeError as error:
-            raise UserError(f"{path} is not UTF-8 at byte {start + error.start:,}: convert it to UTF-8") from None
+            where = f"{path} is not {encoding} at byte {start + error.start:,}"
+            raise UserError(f"{where}: {how_to_convert(path, encoded)}") from None
         if piece := newlines.decode(text, not block):
             yield piece
         counted()
@@ -223,13 +262,18 @@ def _json_lines(path: Path, file: BinaryIO, columns: Columns) -> Iterator[Docume
             row = json.loads(line)
         except (ValueError, RecursionError):
             raise UserError(f"{path} has no JSON in line {number:,}: correct or delete that line") from None
-        missing = [name for name in columns.names if not isinstance(row, dict) or name not in row]
+        fields = columns.among(row) if isinstance(row, dict) else columns
+        missing = [name for name in fields.names if not isinstance(row, dict) or name not in row]
         if missing:
             there = _names(row) if isinstance(row, dict) else "no object"
             raise UserError(
                 f"{path} has no field {missing[0]!r} in line {number:,} (it has {there}): use --text-field or --qa"
             )
-        if document := columns.document([row[name] for name in columns.names]):
+        try:
+            document = fields.document([row[name] for name in fields.names])
+        except UserError as error:
+            raise UserError(f"{path}, line {number:,}: {error}") from None
+        if document:
             yield document
 
 
@@ -280,21 +324,31 @@ def open_parquet(name: str, file: BinaryIO | io.RawIOBase, columns: Columns, buf
         names = schema.names
         if sum(size_of(table, group) for group in range(table.num_row_groups)) > max(_TABLE, _TABLE_RATIO * size):
             raise ValueError(f"it says that it unpacks to more than {_TABLE_RATIO} times its size")
-    for column in columns.names:
+    for column in columns.among(names).names:
         if column not in names:
             raise UserError(f"{name} has no column {column!r} (it has {_names(names)}): use --text-field or --qa")
         if names.count(column) > 1:
             raise UserError(f"{name} has several columns {column!r}: use --text-field or --qa")
         kind = schema.field(column).type
-        if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
+        is_dialogue = columns.qa is None and _has_turns(kind)
+        if not (is_dialogue or pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
             raise UserError(
                 f"{name} has no text in its column {column!r} but {shown(str(kind))[1:-1]}: use --text-field or --qa"
             )
     return table
 
 
+def _has_turns(kind: Any) -> bool:
+    """Return whether a type of pyarrow is that of a list of objects."""
+    import pyarrow
+
+    is_list = pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind)
+    return is_list and bool(pyarrow.types.is_struct(kind.value_type))
+
+
 def row_group(name: str, table: Any, group: int, columns: Columns) -> Iterator[Document]:
-    """Yield the documents of one row group. Raises DamagedFileError."""
+    """Yield the documents of one row group. Raises DamagedFileError, and UserError for turns that are none."""
+    columns = columns.among(table.schema_arrow.names)
     count, most = 0, max(_PLAUSIBLE, _TABLE_RATIO * size_of(table, group))
     with _damage(f"{name} is damaged in row group {group}"):
         for batch in table.iter_batches(batch_size=_ROWS, row_groups=[group], columns=list(columns.names)):
