@@ -14,7 +14,6 @@ from picogpt.data.prepare import prepare
 from picogpt.data.sources.corpora import size_of
 from picogpt.data.sources.datasets import is_offline, only_dataset
 from picogpt.data.streaming.filler import fill
-from picogpt.data.streaming.learning import stream_tokenizer
 from picogpt.data.streaming.plan import StreamStatus, plan_for
 from picogpt.data.token_folder import file_tokenizer
 from picogpt.errors import UserError
@@ -75,7 +74,6 @@ def prepare_ahead(data: DataConfig, dataset_dir: Path) -> None:
         if is_offline():
             raise UserError("HF_HUB_OFFLINE is set: unset it to fetch a data set from the hub")
         plan, last = plan_for(dataset, data, file_tokenizer(data), dataset_dir), StreamStatus("working", "")
-        stream_tokenizer(plan, data, screen.notice)
 
         def report(status: StreamStatus) -> None:
             nonlocal last

@@ -159,7 +159,7 @@ def open_feed(
         return CorpusFeed(prepare(data, dataset_dir, notify, tokenizer), context, seed, windows)
     tokenizer = tokenizer or file_tokenizer(data)
     plan = plan_for(dataset, data, tokenizer, dataset_dir)
-    own, sample = tokenizer or stream_tokenizer(plan, data, notify), None
+    own, sample = tokenizer or stream_tokenizer(plan, notify), None
     may_stand_in = dataset.may_be_english or (state is not None and state.text == SAMPLE)  # as it once did for all
     if may_stand_in and (tokenizer or TOKENIZERS[own.name].origin == "fixed"):
         stand_in = DataConfig(tokenizer=own.name, allow_unknown=True)

@@ -12,6 +12,7 @@ from picogpt.config import DataConfig, RunConfig, TrainConfig
 from picogpt.data.feed import Feed, open_feed
 from picogpt.data.sources.datasets import dataset_named
 from picogpt.data.streaming import row_groups
+from picogpt.data.streaming.filler import fill
 from picogpt.data.streaming.learning import stream_tokenizer
 from picogpt.data.streaming.plan import Plan, plan_for, shards_of
 from picogpt.data.token_folder import read_tokenizer
@@ -45,14 +46,14 @@ def test_it_is_learnt_once_and_found_again(
     japanese: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     told: list[str] = []
-    first = stream_tokenizer(plan(tmp_path), BPE, told.append)
+    first = stream_tokenizer(plan(tmp_path), told.append)
     assert "waiting for the first text of wikimedia/wikipedia (20231101.ja)" in told[0] and "300 tokens" in told[1]
     assert first.name == "bpe" and first.vocab_size == 300
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    again = stream_tokenizer(plan(tmp_path), BPE, lambda text: pytest.fail(text))
+    again = stream_tokenizer(plan(tmp_path), lambda text: pytest.fail(text))
     assert again.fingerprint() == first.fingerprint()
     with pytest.raises(UserError, match="HF_HUB_OFFLINE is set: nothing is fetched, so the tokenizer of"):
-        stream_tokenizer(plan(tmp_path, DataConfig("wiki:ja", tokenizer="bpe:400")), BPE, print)
+        stream_tokenizer(plan(tmp_path, DataConfig("wiki:ja", tokenizer="bpe:400")), print)
 
 
 def test_it_never_sees_the_text_to_validate_with(
@@ -66,15 +67,13 @@ def test_it_never_sees_the_text_to_validate_with(
         return learn(cls, seen, size)
 
     monkeypatch.setattr(BpeTokenizer, "from_corpus", classmethod(watching))
-    feed = feed_of(tmp_path)
-    feed.begin(0)
+    fill(plan(tmp_path), lambda status: None)
     shards = shards_of(plan(tmp_path))
-    assert shards and wait_for(lambda: "all of it" in ((feed.look(0, True) and "") or feed.status()))
+    assert shards
     tokenizer = read_tokenizer(plan(tmp_path).folder)
     val = tokenizer.decode(shards[1].refresh() and shards[1].read(0, len(shards[1])))
     articles = [text for text in val.split("<|endoftext|>") if text]
     assert articles and len(seen) + len(articles) == 2 * 2 * 30 and not {*seen} & {*articles}
-    feed.close()
 
 
 def test_a_run_in_another_language_waits_and_never_reads_the_sample(
@@ -96,7 +95,7 @@ def test_it_waits_while_the_network_is_down(japanese: Hub, tmp_path: Path, monke
     japanese.down = True
     told: list[str] = []
     found: list[object] = []
-    thread = threading.Thread(target=lambda: found.append(stream_tokenizer(plan(tmp_path), BPE, told.append)))
+    thread = threading.Thread(target=lambda: found.append(stream_tokenizer(plan(tmp_path), told.append)))
     thread.start()
     assert wait_for(lambda: any("trying again" in text for text in told))
     assert not found

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from picogpt.config import TokenizerName
 from picogpt.data.encoding import DocumentEncoder
 from picogpt.data.shards.index import INDEX, Source
 from picogpt.data.shards.reader import Shards
@@ -23,11 +24,12 @@ from picogpt.data.shards.writer import ShardWriter
 from picogpt.data.sources.formats import DamagedFileError, has_room
 from picogpt.data.sources.remote import ChangedError, MissingError
 from picogpt.data.streaming.plan import Plan, StreamStatus, write_status
-from picogpt.data.streaming.row_groups import RowGroups
-from picogpt.data.token_folder import PARTS, read_tokenizer
+from picogpt.data.streaming.row_groups import RowGroups, first_text
+from picogpt.data.token_folder import PARTS, TOKENIZER, read_tokenizer, write_tokenizer
 from picogpt.data.unknown import TextSample, Unknown, read_unknown, write_unknown
 from picogpt.errors import UserError
 from picogpt.tokenizers.base import Tokenizer
+from picogpt.tokenizers.registry import TOKENIZERS
 
 
 def fill(plan: Plan, report: Callable[[StreamStatus], None], busy: Callable[[], None] = lambda: None) -> None:
@@ -36,9 +38,11 @@ def fill(plan: Plan, report: Callable[[StreamStatus], None], busy: Callable[[], 
     report: called after every row group, before every pause, and at the end. busy: called before it waits for another
     process that fills the same folder. Raises UserError where trying again would not help.
     """
-    tokenizer = read_tokenizer(plan.folder)
-    fingerprint = tokenizer.fingerprint()
     with _locked(plan.folder / "lock", busy):
+        if plan.learns and not (plan.folder / TOKENIZER).exists():
+            _learn(plan, *plan.learns, report)
+        tokenizer = read_tokenizer(plan.folder)
+        fingerprint = tokenizer.fingerprint()
         folders = [plan.folder / part for part in PARTS]
         if not all((folder / INDEX).exists() for folder in folders):  # never sealed, or deleted
             for folder in folders:
@@ -50,6 +54,12 @@ def fill(plan: Plan, report: Callable[[StreamStatus], None], busy: Callable[[], 
         train, val = (ShardWriter.resume(plan.folder / part, fingerprint, done) for part in PARTS)
         report(_working(plan, train, val))
         _Filling(plan, tokenizer, train, val, report).run()
+
+
+def _learn(plan: Plan, name: TokenizerName, size: int, report: Callable[[StreamStatus], None]) -> None:
+    """Learn the tokenizer from the first text that arrives. Raises UserError where there is none."""
+    texts = list(first_text(plan, lambda reason: report(StreamStatus("waiting", reason))))
+    write_tokenizer(plan.folder, TOKENIZERS[name].from_corpus(texts, size))
 
 
 def _working(plan: Plan, train: ShardWriter, val: ShardWriter) -> StreamStatus:

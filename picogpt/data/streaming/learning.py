@@ -1,21 +1,21 @@
-"""The tokenizer of a stream, learnt from the first text that arrives; later runs find it in the stream's folder."""
+"""The tokenizer of a stream, which its process learns from the first text that arrives; later runs find it there."""
 
+import time
 from collections.abc import Callable
+from contextlib import closing
 
-from filelock import FileLock
-
-from picogpt.config import DataConfig
 from picogpt.data.sources.datasets import OFFLINE, is_offline
 from picogpt.data.streaming.plan import Plan
-from picogpt.data.token_folder import TOKENIZER, read_tokenizer, write_tokenizer
+from picogpt.data.streaming.process import StreamProcess
+from picogpt.data.token_folder import TOKENIZER, read_tokenizer
 from picogpt.errors import UserError
 from picogpt.tokenizers.base import Tokenizer
-from picogpt.tokenizers.bpe import DEFAULT_SIZE
-from picogpt.tokenizers.registry import TOKENIZERS
+
+_LOOK_SECONDS = 0.05  # between two looks at the process
 
 
-def stream_tokenizer(plan: Plan, data: DataConfig, notify: Callable[[str], None]) -> Tokenizer:
-    """Return the tokenizer of a stream's folder. Where it is to be learnt, wait for enough text to learn it from.
+def stream_tokenizer(plan: Plan, notify: Callable[[str], None]) -> Tokenizer:
+    """Return the tokenizer of a stream's folder. Where it is to be learnt, start the stream and wait for that.
 
     notify: gets a line about what it waits for. Raises UserError where no text can arrive.
     """
@@ -24,12 +24,17 @@ def stream_tokenizer(plan: Plan, data: DataConfig, notify: Callable[[str], None]
     if is_offline():
         raise UserError(f"{OFFLINE}, so the tokenizer of {plan.dataset} cannot be learnt: unset it")
     notify(f"waiting for the first text of {plan.dataset}: its tokenizer is learnt from that")
-    with FileLock(plan.folder / "tokenizer.lock"):  # another run may be learning it already
-        if not (plan.folder / TOKENIZER).exists():
-            from picogpt.data.streaming.row_groups import first_text  # the hub's library takes a while to load
-
-            texts = list(first_text(plan, notify))  # before the library runs, which Ctrl-C could not end
-            learnt = TOKENIZERS[data.tokenizer_name].from_corpus(texts, data.tokenizer_size or DEFAULT_SIZE)
-            write_tokenizer(plan.folder, learnt)
-            notify(f"a tokenizer of {learnt.vocab_size:,} tokens is learnt")
-    return read_tokenizer(plan.folder)
+    said = ""
+    with closing(StreamProcess(plan)) as stream:
+        stream.start()
+        while not (plan.folder / TOKENIZER).exists():
+            status = stream.status()
+            if status.state == "failed":
+                raise UserError(status.text)
+            if status.state == "waiting" and status.text != said:
+                said = status.text
+                notify(said)
+            time.sleep(_LOOK_SECONDS)
+    tokenizer = read_tokenizer(plan.folder)
+    notify(f"a tokenizer of {tokenizer.vocab_size:,} tokens is learnt")
+    return tokenizer

@@ -12,7 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Literal, cast, get_args
 
-from picogpt.config import DataConfig
+from picogpt.config import DataConfig, TokenizerName
 from picogpt.data.shards.index import INDEX
 from picogpt.data.shards.reader import Shards
 from picogpt.data.sources.corpora import columns_of
@@ -22,6 +22,7 @@ from picogpt.data.token_folder import PARTS, TOKENIZER, read_tokenizer, require_
 from picogpt.errors import UserError
 from picogpt.system.files import make_folder, sync_file
 from picogpt.tokenizers.base import Tokenizer
+from picogpt.tokenizers.bpe import DEFAULT_SIZE
 from picogpt.tokenizers.registry import TOKENIZERS
 
 _DEFAULT_LIMIT = 20 * 1000**3  # bytes of tokens
@@ -53,6 +54,8 @@ class Plan:
     limit: int  # bytes of tokens
     is_given: bool = False  # whether the tokenizer is that of a model, in place of the stream's own
     allow_unknown: bool = False
+    learns: tuple[TokenizerName, int] | None = None
+    """The name and the size of a tokenizer that is to be learnt from the first text, where the folder has none."""
 
     def to_json(self) -> str:
         """Return the plan as the argument of a process."""
@@ -65,13 +68,14 @@ class Plan:
         qa = plan["columns"]["qa"]
         columns = Columns(plan["columns"]["text"], tuple(qa) if qa else None)
         rest = {name: plan[name] for name in ("val_fraction", "limit", "is_given", "allow_unknown")}
-        return cls(Dataset(**plan["dataset"]), columns, folder=Path(plan["folder"]), **rest)
+        learns = plan["learns"] and tuple(plan["learns"])
+        return cls(Dataset(**plan["dataset"]), columns, folder=Path(plan["folder"]), learns=learns, **rest)
 
 
 def plan_for(dataset: Dataset, data: DataConfig, tokenizer: Tokenizer | None, dataset_dir: Path) -> Plan:
     """Return the plan of a data set, after making its folder. tokenizer: that of a model to fine-tune, or None.
 
-    The folder has no tokenizer yet where that is to be learnt (learning.py). Raises UserError for a tokenizer that has
+    The folder has no tokenizer yet where that is to be learnt (filler.py). Raises UserError for a tokenizer that has
     to know the whole text before the first token, and where the disk refuses.
     """
     require_known(data, tokenizer)
@@ -98,7 +102,8 @@ def plan_for(dataset: Dataset, data: DataConfig, tokenizer: Tokenizer | None, da
     except OSError as error:
         raise UserError(f"the tokens cannot be written to {folder}: {error.strerror or error}") from error
     limit = data.limit_bytes or min(_DEFAULT_LIMIT, room // 4)
-    return Plan(dataset, columns, share, folder, limit, is_given, data.allow_unknown)
+    learns = None if tokenizer else (kind.name, data.tokenizer_size or DEFAULT_SIZE)
+    return Plan(dataset, columns, share, folder, limit, is_given, data.allow_unknown, learns)
 
 
 def _has(folder: Path, tokenizer: Tokenizer) -> bool:
