@@ -13,7 +13,6 @@ from picogpt.config.presets import preset, preset_for, tokenizer_for
 from picogpt.data.prepare import prepare
 from picogpt.data.sources.corpora import size_of
 from picogpt.data.sources.datasets import is_offline, only_dataset
-from picogpt.data.streaming.filler import fill
 from picogpt.data.streaming.plan import StreamStatus, plan_for
 from picogpt.data.token_folder import file_tokenizer
 from picogpt.errors import UserError
@@ -73,6 +72,8 @@ def prepare_ahead(data: DataConfig, dataset_dir: Path) -> None:
             return
         if is_offline():
             raise UserError("HF_HUB_OFFLINE is set: unset it to fetch a data set from the hub")
+        from picogpt.data.streaming.filler import fill  # which loads the hub's library
+
         plan, last = plan_for(dataset, data, file_tokenizer(data), dataset_dir), StreamStatus("working", "")
 
         def report(status: StreamStatus) -> None:

@@ -57,7 +57,7 @@ def _write_compact(out: Path, found: TrainedModel) -> None:
     if is_large(found.config):
         raise UserError("a model of billions of parameters is kept in 16 bits: choose another --format")
     meta = found.checkpoint.meta
-    names = tuple(Path(name).name for name in meta.config.data.names)
+    names = tuple(name if name.startswith("hf:") else Path(name).name for name in meta.config.data.names)
     data = replace(meta.config.data, data=names[0] if len(names) == 1 else names)
     train = replace(meta.config.train, train="all")  # its low-rank matrices are merged
     config = replace(meta.config, model=found.config, data=data, train=train)

@@ -18,6 +18,6 @@ def onnx_path(place: Path) -> Path:
     That of a model that comes with picogpt is in the folder that a run of its name has: a program writes nothing beside
     its own source.
     """
-    if place.parent == PRETRAINED:
+    if place.resolve().parent == PRETRAINED:
         return LOGS / place.name / ONNX
     return (place.parent.parent if place.parent.name == CHECKPOINTS else place) / ONNX

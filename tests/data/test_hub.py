@@ -214,9 +214,10 @@ def test_a_token_is_found_where_the_hubs_client_keeps_it(
 def test_a_rate_limit_is_waited_for(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     put(server, "x.parquet")
     said: list[str] = []
-    server.refusals = [429, 503]
+    server.refusals = [429, 503, 0, 502]  # the last is for the listing
     assert Hub(said.append).find(REPO).files
     assert said[0].endswith("answers 429; trying again in 1 s") and "answers 503; trying again" in said[1]
+    assert len(said) == 3 and "answers 502; trying again" in said[2]
 
 
 def test_open_reads_the_file(server: Server) -> None:

@@ -18,7 +18,7 @@ from picogpt.data.streaming.plan import Plan, plan_for, shards_of
 from picogpt.data.token_folder import read_tokenizer
 from picogpt.errors import UserError
 from picogpt.tokenizers.bpe import BpeTokenizer
-from tests.support.hubserver import Hub, wiki_files
+from tests.support.hubserver import Hub, wiki_files, write_parquet
 from tests.support.paths import ROOT
 from tests.support.running import MODEL
 from tests.support.streaming import wait_for
@@ -102,6 +102,28 @@ def test_it_waits_while_the_network_is_down(japanese: Hub, tmp_path: Path, monke
     japanese.down = False
     thread.join(120)
     assert found
+
+
+def test_nothing_is_learnt_from_nothing_or_from_the_text_to_validate_with(
+    japanese: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(row_groups.time, "sleep", lambda seconds: None)
+    write_parquet(japanese.root / "a" / "b" / "validation.parquet", 0, 1, 9)
+    (japanese.root / "a" / "b" / "train.parquet").write_bytes(b"none")
+    broken = plan(tmp_path, DataConfig("hf:a/b", tokenizer="bpe:300"))
+    with pytest.raises(UserError, match="has no text that can be read, to learn a tokenizer from"):
+        fill(broken, lambda status: None)
+    assert not (broken.folder / "tokenizer.json").exists()
+    monkeypatch.setattr(row_groups, "_ENOUGH_SECONDS", 0.0)
+    write_parquet(japanese.root / "a" / "b" / "train.parquet", 100, 1, 9)
+    assert len(row_groups.first_text(broken, print)) == 1
+
+
+def test_trouble_changes_nothing_that_is_learnt(japanese: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quiet = row_groups.first_text(plan(tmp_path / "quiet"), print)
+    monkeypatch.setattr(row_groups.time, "sleep", lambda seconds: None)
+    japanese.faults = ["", "", "", "", "garbage", "", "truncate", "garbage", "", "reset"]
+    assert row_groups.first_text(plan(tmp_path / "troubled"), print) == quiet
 
 
 def test_enough_is_enough(japanese: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -158,9 +158,32 @@ def test_all_runs_read_the_version_that_the_first_one_found(hub: Hub, tmp_path: 
     assert more.folder == plan.folder and told[-1].state == "complete"
     asked = [path for path in hub.requests if "/resolve/" in path or "/tree/" in path]
     assert asked and all(hub.commits(WIKI)[0] in path for path in asked)
+    (plan.folder / "commit.txt").write_text("0123abcd", encoding="ascii")
+    with pytest.raises(
+        UserError, match=r"no longer has the version of wikimedia/wikipedia \(20231101\.en\) that .*: delete"
+    ):
+        filled(tmp_path)
     (plan.folder / "commit.txt").write_text("../..", encoding="ascii")
     with pytest.raises(UserError, match=r"commit\.txt is damaged: delete"):
         filled(tmp_path)
+
+
+def test_without_a_sound_split_for_validation_a_share_of_the_rest_is_kept(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(row_groups.time, "sleep", lambda seconds: None)
+    write_parquet(hub.root / "with" / "splits" / "train-0.parquet", 0, 4, 30)
+    (hub.root / "with" / "splits" / "validation-0.parquet").write_bytes(b"none")
+    plan, told = filled(tmp_path, "hf:with/splits", val_fraction=0.2)
+    train, val = map(articles, texts_of(plan))
+    assert val and sorted(train + val) == list(range(120)) and told[-1].state == "incomplete"
+
+
+def test_an_empty_file_is_nothing_that_is_missing(hub: Hub, tmp_path: Path) -> None:
+    write_parquet(hub.root / "with" / "none" / "a.parquet", 0, 2, 10)
+    schema = parquet.read_schema(hub.root / "with" / "none" / "a.parquet")
+    parquet.ParquetWriter(hub.root / "with" / "none" / "b.parquet", schema).close()
+    assert filled(tmp_path, "hf:with/none")[1][-1].text.endswith("2 row groups; all of it is here")
 
 
 def test_a_split_for_validation_is_not_trained_on(hub: Hub, tmp_path: Path) -> None:

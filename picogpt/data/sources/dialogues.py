@@ -12,17 +12,20 @@ FIELDS = ("messages", "conversations")
 
 _KEYS = (("role", "content"), ("from", "value"))
 # Who speaks, by PicoGPT's names of the marks.
-_SPEAKERS = {"system": "S", "user": "Q", "human": "Q", "assistant": "A", "gpt": "A"}
+_SPEAKERS = {"system": "S", "developer": "S", "user": "Q", "human": "Q", "prompter": "Q"}
+_SPEAKERS |= {"assistant": "A", "gpt": "A", "chatgpt": "A", "bot": "A", "model": "A"}
 
 
 def dialogue(turns: list[object]) -> list[str]:
-    """Return the parts of a document of these turns; empty for a turn without text, or no turns.
+    """Return the parts of a document of these turns; empty where a user or assistant says nothing.
 
     Raises UserError for what is no turn, and for a speaker that is none of system, user and assistant.
     """
     parts: list[str] = []
     for turn in turns:
         speaker, text = _said(turn)
+        if not text and speaker == "S":  # many data sets have one that is empty
+            continue
         if not text:
             return []
         parts += ["\n"] * bool(parts) + [Mark(f"<{speaker}>"), text, Mark(f"</{speaker}>")]

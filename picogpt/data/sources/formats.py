@@ -82,6 +82,8 @@ TEXT = Columns()
 # How a file may begin, and what it is then.
 _ENCODINGS = (
     (codecs.BOM_UTF8, "UTF-8", codecs.utf_8_decode),
+    (codecs.BOM_UTF32_LE, "UTF-32", codecs.utf_32_le_decode),  # before UTF-16, whose mark begins so
+    (codecs.BOM_UTF32_BE, "UTF-32", codecs.utf_32_be_decode),
     (codecs.BOM_UTF16_LE, "UTF-16", codecs.utf_16_le_decode),
     (codecs.BOM_UTF16_BE, "UTF-16", codecs.utf_16_be_decode),
 )
@@ -97,6 +99,8 @@ def how_to_convert(path: Path, begin: bytes = b"") -> str:
         return f"make text of it with `pdftotext {shlex.quote(str(path))} {text}`"
     if path.suffix.lower() in DOCUMENTS:
         return f"make text of it with `pandoc --to plain {shlex.quote(str(path))} --output {text}`"
+    if path.suffix.lower() in _COMPRESSED:
+        return "unpack it, and convert it to UTF-8 with `iconv`"
     new = shlex.quote(str(path.with_name(f"{path.stem}-utf8.txt")))
     return f"convert it to UTF-8, for example with `iconv -f WINDOWS-1252 -t UTF-8 {shlex.quote(str(path))} > {new}`"
 
@@ -219,7 +223,7 @@ class _Bounded(io.RawIOBase):
 def _pieces(path: Path, file: BinaryIO, counted: Callable[[], None]) -> Iterator[str]:
     """Yield a file in pieces of at least one character, without its byte order mark, every line end as \\n.
 
-    It is UTF-8, or UTF-16 where it begins with the mark of that. Raises UserError for another encoding.
+    It is UTF-8, or UTF-16 or UTF-32 where it begins with the mark of that. Raises UserError for another encoding.
     """
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     start, pending, first = 0, b"", True  # start: offset of the first byte that is not decoded yet
@@ -228,7 +232,7 @@ def _pieces(path: Path, file: BinaryIO, counted: Callable[[], None]) -> Iterator
         with _naming(path):
             block = file.read(_BLOCK)
         encoded = pending + block
-        if first and len(encoded) < len(codecs.BOM_UTF8) and block:
+        if first and len(encoded) < len(codecs.BOM_UTF32_LE) and block:
             pending = encoded
             continue
         if first:
@@ -241,7 +245,8 @@ def _pieces(path: Path, file: BinaryIO, counted: Callable[[], None]) -> Iterator
             text, used = decode(encoded, "strict", not block)
         except UnicodeDecodeError as error:
             where = f"{path} is not {encoding} at byte {start + error.start:,}"
-            raise UserError(f"{where}: {how_to_convert(path, encoded)}") from None
+            way = how_to_convert(path, encoded) if encoding == "UTF-8" else "it is damaged, get it again"
+            raise UserError(f"{where}: {way}") from None
         if piece := newlines.decode(text, not block):
             yield piece
         counted()

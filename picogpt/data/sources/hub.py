@@ -44,7 +44,7 @@ _CONVERSION = "refs/convert/parquet"  # the revision in which the hub keeps its 
 _MOST_FILES = 1_000_000
 _LARGEST = 1 << 50  # bytes of a file
 _SPLITS = ("train", "validation", "test")
-_WORDS = {"train": "train", "validation": "validation|valid|val|dev", "test": "test"}
+_WORDS = {"train": "train", "validation": "validation|valid|val|dev|eval|evaluation", "test": "test|testing"}
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,9 @@ class Hub:
     def find(self, dataset: Dataset, commit: str = "") -> Found:
         """Return the parquet files of a data set at a commit, by default the newest of its revision.
 
-        Raises UserError where there are none, or the hub refuses.
+        Raises MissingError where it has that commit no more, UserError where there are none, or the hub refuses.
         """
-        repo, revision = dataset.repo, commit or dataset.revision
+        repo, revision, is_pinned = dataset.repo, commit or dataset.revision, bool(commit)
         files: list[HubFile] = []
         try:
             commit = commit or self._commit(repo, revision)
@@ -98,6 +98,8 @@ class Hub:
                 commit = self._commit(repo, _CONVERSION)
                 files = self._files(repo, commit, dataset.config)
         except RevisionNotFoundError:
+            if is_pinned:
+                raise MissingError(commit) from None
             if revision:
                 raise UserError(f"{self.endpoint} has no {shown(revision)} of {repo}: look at the name") from None
         if not files:
@@ -142,7 +144,7 @@ class Hub:
     def _location(self, found: Found, path: str) -> Location:
         """Return where the bytes of a file are now. The identity is the hub's own: that of its stores may vary."""
         url = hf_hub_url(found.repo, path, repo_type="dataset", revision=found.commit, endpoint=self.endpoint)
-        token = get_token()
+        token = self._asked(found.repo, get_token)  # which may have to renew it
         about = self._asked(found.repo, lambda: get_hf_file_metadata(url, token=token, endpoint=self.endpoint))
         if about.size is None or not is_address(about.location):
             raise TroubleError(f"{self._host} does not say where {path} is")
@@ -177,8 +179,6 @@ class Hub:
         """Return the exception that says what an answer of the hub means for the user."""
         status, headers = error.response.status_code, error.response.headers
         words = shown(headers.get("X-Error-Message", ""))[1:-1]
-        if (trouble := passing(status, headers, self._host)) is not None:
-            return trouble
         if isinstance(error, RevisionNotFoundError):
             return error
         if isinstance(error, EntryNotFoundError):
@@ -188,7 +188,7 @@ class Hub:
                 f"{repo} is given only to those whom its owner lets in ({words or status}): ask for access at "
                 f"{self.endpoint}/datasets/{repo}, and log in with `hf auth login` or set HF_TOKEN"
             )
-        if status == 401 and get_token() and not isinstance(error, RepositoryNotFoundError):
+        if status == 401 and headers.get("X-Error-Code") != "RepoNotFound" and get_token():
             return UserError(
                 f"{self.endpoint} does not accept your token ({words or status}), which even public data sets need to "
                 "be valid: log in again with `hf auth login`, or remove it and unset HF_TOKEN"
@@ -202,12 +202,18 @@ class Hub:
 
 
 def _client() -> httpx2.Client:
-    """Return the client that the library uses: every request of it ends some time, which its own listings do not."""
+    """Return the client that the library uses: every request ends some time, and trouble is told, not waited for."""
 
     def limit(request: httpx2.Request) -> None:
         request.extensions["timeout"] = TIMEOUT.as_dict()
 
-    return httpx2.Client(follow_redirects=True, event_hooks={"request": [limit]})
+    def tell(response: httpx2.Response) -> None:
+        if (
+            trouble := passing(response.status_code, response.headers, response.url.netloc.decode("ascii"))
+        ) is not None:
+            raise trouble
+
+    return httpx2.Client(follow_redirects=True, event_hooks={"request": [limit], "response": [tell]})
 
 
 def _of_config(files: Sequence[HubFile], config: str) -> list[HubFile]:

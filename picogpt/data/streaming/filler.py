@@ -114,8 +114,8 @@ class _Filling:
                 groups.failed(source, error)
         done, missing = self._working(), groups.missing(self._train.sources)
         if missing:
-            told = f"{missing} could not be read, which the next run tries again"
-            reason = f"{reason}; {told}" if reason else f"all is here but {told}"
+            told = f"{missing} could not be read"
+            reason = f"{reason}; {told}" if reason else f"all is here but {told}, which the next run tries again"
         self._report(replace(done, state="incomplete" if missing else "complete", text=f"{done.text}; {reason}"))
 
     def _require_known(self) -> None:

@@ -39,12 +39,21 @@ class RowGroups:
         self._validating = {file.path for file in self._found.files if file.validates}
         self._tables: dict[str, Any] = {}
         self._groups: dict[str, int] = {}  # row groups of a file, where that is known; 0 where it cannot be read
+        self._unreadable: set[str] = set()
+        self._is_last_try = False  # of the files that could not be read
         self._failures = dict[Source, int]()
+        self._splits = True  # False where the split to validate with cannot be read: then a share of the rest does
 
     def _pinned(self) -> Found:
         """Return the data set at the commit that the folder's first run found, which all others keep to."""
         pin = read_pin(self._plan.folder)
-        found = self._hub.find(self._plan.dataset, pin)
+        try:
+            found = self._hub.find(self._plan.dataset, pin)
+        except MissingError:
+            raise UserError(
+                f"the hub no longer has the version of {self._plan.dataset} that {self._plan.folder} is of: "
+                "delete that folder to begin with the newest, or train on what is there with HF_HUB_OFFLINE=1"
+            ) from None
         if not pin:
             write_pin(self._plan.folder, found.commit)
         if found.is_conversion:
@@ -56,9 +65,11 @@ class RowGroups:
         left_out = len(
             [source for source, count in self._failures.items() if count >= _ATTEMPTS and source not in done]
         )
-        files, count = list(self._groups.values()).count(0), sum(self._groups.values())
-        words = [f"{left_out} of {count} row groups"] * bool(left_out)
-        words += [f"{files} of {len(self._found.files)} files"] * bool(files)
+        of = (
+            f" of {sum(self._groups.values())}" if len(self._groups) == len(self._found.files) else ""
+        )  # else not known
+        words = [f"{left_out}{of} row groups"] * bool(left_out)
+        words += [f"{len(self._unreadable)} of {len(self._found.files)} files"] * bool(self._unreadable)
         return " and ".join(words)
 
     def draw(self, done: Collection[Source]) -> Source | None:
@@ -69,12 +80,23 @@ class RowGroups:
         """
         rng = generator(_SEED, "draw", len(done))
         put_off = self._put_off()
+        self._splits = not done or any(path in self._validating for path, _ in done)
         for files in self._choices(len(done)):
             if source := self._drawn(files, {*done, *put_off}, rng):
                 return source
         if not done and not put_off:
             raise UserError(f"{self._hub.endpoint} has no undamaged file of {self._plan.dataset}: try another")
-        return next((source for source in sorted(put_off - {*done}) if self._failures[source] == _ATTEMPTS), None)
+        if self._unreadable and not self._is_last_try:
+            self._is_last_try = True
+            for path in self._unreadable:
+                del self._groups[path]
+            self._unreadable.clear()
+            return self.draw(done)
+        left = [source for source in sorted(put_off - {*done}) if self._failures[source] == _ATTEMPTS]
+        for file in self._found.files:
+            if left and file.path == left[0][0]:
+                self._groups_of(file)  # opened again, so that its size is known
+        return left[0] if left else None
 
     def _put_off(self) -> set[Source]:
         return {source for source, count in self._failures.items() if count >= _ATTEMPTS}
@@ -98,7 +120,7 @@ class RowGroups:
         return None
 
     def size(self, source: Source) -> int:
-        """Return the bytes that a row group of `draw` unpacks to; 0 for one that was put off, which is known later."""
+        """Return the bytes that a row group of `draw` unpacks to; 0 where its file cannot be opened any more."""
         return size_of(self._tables[source[0]], source[1]) if source[0] in self._tables else 0
 
     def documents(self, source: Source, number: int) -> Iterator[tuple[Document, bool]]:
@@ -112,7 +134,7 @@ class RowGroups:
             raise MissingError(path)
         rng = generator(_SEED, "split", number)
         for row, document in enumerate(row_group(path, self._tables[path], group, self._plan.columns)):
-            if self._validating:
+            if self._validating and self._splits:
                 yield document, path in self._validating
             else:  # the very first row group has to have something to validate with
                 yield document, bool(rng.random() < self._plan.val_fraction) or (number == 0 and row == 1)
@@ -125,6 +147,7 @@ class RowGroups:
         self._tables.pop(source[0], None)
         if isinstance(error, MissingError):  # the next draw finds that the file has no row groups
             self._groups.pop(source[0], None)
+            error = MissingError(f"{source[0]} is not there")
         self._failures[source] = self._failures.get(source, 0) + 1
         if self._failures[source] < _ATTEMPTS:
             self._waiting(f"{error}: trying again")
@@ -142,6 +165,7 @@ class RowGroups:
                 self._groups[file.path] = self._tables[file.path].num_row_groups
             except MissingError:
                 self._groups[file.path] = 0
+                self._unreadable.add(file.path)
         return self._groups[file.path]
 
     def _opened(self, file: HubFile) -> Any:
@@ -156,19 +180,25 @@ class RowGroups:
         raise MissingError(file.path)
 
 
-def first_text(plan: Plan, notify: Callable[[str], None]) -> Iterator[str]:
-    """Yield the first documents that will be trained on, until it is enough. Raises UserError where there are none."""
-    groups, done, size, began = RowGroups(plan, notify), list[tuple[str, int]](), 0, 0.0
+def first_text(plan: Plan, notify: Callable[[str], None]) -> list[str]:
+    """Return the first texts that will be trained on, as many as are enough. Raises UserError where there are none."""
+    groups, done, texts, size, began = RowGroups(plan, notify), list[Source](), list[str](), 0, 0.0
     while source := groups.draw(done):
+        found: list[str] = []  # of this row group: one that breaks off is read again from its beginning
         try:
             for document, validates in groups.documents(source, len(done)):
-                began = began or time.monotonic()
-                for part in document:
-                    if not validates and not isinstance(part, Mark):
-                        size += len(part.encode(errors="replace"))
-                        yield part
-                if size >= _ENOUGH_BYTES or time.monotonic() - began > _ENOUGH_SECONDS:
-                    return
-            done.append(source)
+                parts = [part for part in document if not validates and not isinstance(part, Mark)]
+                began = began or (time.monotonic() if parts else 0.0)
+                found += parts
+                size += sum(len(part.encode(errors="replace")) for part in parts)
+                if size >= _ENOUGH_BYTES or (began and time.monotonic() - began > _ENOUGH_SECONDS):
+                    return texts + found
         except (MissingError, DamagedFileError, ChangedError) as error:
+            size -= sum(len(part.encode(errors="replace")) for part in found)
             groups.failed(source, error)
+            continue
+        texts += found
+        done.append(source)
+    if not texts:
+        raise UserError(f"{plan.dataset} has no text that can be read, to learn a tokenizer from: try another")
+    return texts
