@@ -14,6 +14,7 @@ from picogpt.errors import UserError
 from picogpt.inference.engines import open_generator
 from picogpt.inference.generator import Generator, Streams
 from picogpt.runs.find import newest_run, trained_runs
+from picogpt.runs.layout import BASE
 from picogpt.system.terminal import to_stderr, visible
 from picogpt.tokenizers.base import Mark, question
 
@@ -48,7 +49,7 @@ def run(argv: Sequence[str]) -> None:
             f"--precision {args.precision} is for the engine onnx, NumPy computes in fp32: leave one of them out"
         )
     run = args.run or newest_run()
-    if not args.run and not trained_runs():
+    if not args.run and run == BASE and not trained_runs():
         to_stderr("nothing was trained here yet: base writes, the model of old novels that comes with picogpt")
     generator, engine = open_generator(run, args.engine, args.precision, to_stderr)
     respond(Responder(generator, engine, args.config, args.chat, args.json), args.prompt)

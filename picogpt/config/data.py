@@ -31,7 +31,7 @@ class DataConfig:
     """Share kept for validation. 0: a tenth at the end of one text, one in twenty of many documents."""
     text_field: str = "text"
     """The field of JSON lines, or the column of parquet files, that is the text, or a list of the turns of a dialogue:
-    of role and content, or from and value. Without a field of that name, messages or conversations."""
+    of role and content, or from and value. Not given, and without a field text: messages or conversations."""
     qa: str = ""
     """Two fields instead, as "question,response": documents become a question and an answer between marks, and
     --chat asks. A model that has no such marks yet gets them."""

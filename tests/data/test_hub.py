@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from picogpt.data.sources import hub, remote
-from picogpt.data.sources.datasets import Dataset, dataset_named, is_offline
+from picogpt.data.sources.datasets import Dataset, Pin, dataset_named, is_offline
 from picogpt.data.sources.hub import Found, Hub, HubFile
 from picogpt.data.sources.remote import ChangedError, MissingError
 from picogpt.errors import UserError
@@ -135,17 +135,17 @@ def test_all_requests_name_the_commit_that_was_found_first(server: Server) -> No
     asked = Hub(print)
     first = asked.find(REPO)
     server.version += 1
-    assert asked.find(REPO, first.commit).commit == first.commit != asked.find(REPO).commit
+    assert asked.find(REPO, first.pin).pin == first.pin != asked.find(REPO).pin
     server.requests.clear()
     asked.open(first, first.files[0])
-    assert server.requests == [f"/datasets/a/b/resolve/{first.commit}/x.parquet"]
+    assert server.requests == [f"/datasets/a/b/resolve/{first.pin.commit}/x.parquet"]
 
 
 def test_a_revision_can_be_asked_for(server: Server) -> None:
     put(server, "x.parquet")
     server.version = 1
     old = server.commits("a/b")[0]
-    assert found(Dataset("a/b", "", old)).commit == old
+    assert found(Dataset("a/b", "", old)).pin == Pin(old)
     assert f"{server.url} has no 'v9' of a/b: look at the name" in refusal(Dataset("a/b", "", "v9"))
 
 
@@ -154,7 +154,7 @@ def test_a_data_set_without_parquet_is_read_from_the_hubs_conversion(server: Ser
     assert "has no parquet files of a/b, nor made any: look at the name" in refusal()
     put(server, "default/train/0000.parquet", "default/test/0000.parquet", repo="a/b@convert")
     converted = found()
-    assert converted.is_conversion and [file.validates for file in converted.files] == [False, True]
+    assert converted.pin.is_conversion and [file.validates for file in converted.files] == [False, True]
     content = (server.root / "a/b@convert/default/train/0000.parquet").read_bytes()
     assert Hub(print).open(converted, converted.files[0]).read() == content
     assert "has no parquet files of a/b@main: look" in refusal(Dataset("a/b", "", "main"))

@@ -39,7 +39,7 @@ def listing(folder: Path, data: bytes) -> None:
     sizes = np.array([file.size for file in found.files], np.float64)
     np.random.default_rng(0).choice(len(found.files), p=sizes / sizes.sum())  # as streaming draws them
     for file in found.files:
-        hub.hf_hub_url(found.repo, file.path, repo_type="dataset", revision=found.commit)
+        hub.hf_hub_url(found.repo, file.path, repo_type="dataset", revision=found.pin.commit)
 
 
 def listings(folder: Path) -> list[bytes]:

@@ -160,36 +160,30 @@ class _HubHandler(_Handler):
             repo in hub.private and sent is None
         ):
             return self.refuse(401, "RepoNotFound", "Repository not found")
-        if not api:
-            found = re.fullmatch(r"resolve/([^/]+)/(.+)", rest)
-            return self.resolve(repo, found[1], found[2]) if found else self.answer(404)
-        if not rest:
-            return self.describe(repo, "main")
-        if rest.startswith("revision/"):
-            return self.describe(repo, rest.removeprefix("revision/"))
-        if found := re.fullmatch(r"tree/(refs/convert/parquet|[^/]+)(?:/(.+))?", rest):
-            return self.tree(repo, found[1], found[2] or "")
-        return self.answer(404)
+        wanted = re.fullmatch(
+            r"(resolve|tree|revision)/(refs/convert/parquet|[^/]+)(?:/(.+))?", rest or "revision/main"
+        )
+        if wanted is None or (wanted[1] == "resolve") == bool(api):
+            return self.answer(404)
+        found = hub.folder(repo, wanted[2])
+        if found is None:
+            return self.refuse(404, "RevisionNotFound", f"Invalid rev id: {wanted[2]}")
+        answer = {"resolve": self.resolve, "tree": self.tree, "revision": self.describe}[wanted[1]]
+        return answer(repo, *found, wanted[3] or "")
 
     def refuse(self, status: int, code: str, message: str) -> None:
         headers = {"X_Error_Message": message, **({"X_Error_Code": code} if code else {})}
         return self.answer(status, json.dumps({"error": message}).encode(), **headers)
 
-    def describe(self, repo: str, revision: str) -> None:
-        found = self.hub.folder(repo, revision)
-        if found is None:
-            return self.refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
-        about = {"_id": "0", "id": repo, "sha": found[1], "private": repo in self.hub.private}
+    def describe(self, repo: str, folder: Path, commit: str, name: str) -> None:
+        about = {"_id": "0", "id": repo, "sha": commit, "private": repo in self.hub.private}
         about |= {"gated": "manual" if repo in self.hub.gated else False, "siblings": []}
         return self.answer(200, json.dumps(about).encode())
 
-    def tree(self, repo: str, revision: str, folder: str) -> None:
-        found = self.hub.folder(repo, revision)
-        if found is None:
-            return self.refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
-        place = found[0] / folder
+    def tree(self, repo: str, folder: Path, commit: str, name: str) -> None:
+        place = folder / name
         if not place.is_dir():
-            return self.refuse(404, "EntryNotFound", f"{folder} does not exist on {revision}")
+            return self.refuse(404, "EntryNotFound", f"{name} does not exist on {commit}")
         query = parse_qs(urlsplit(self.path).query)
         is_recursive = query.get("recursive", [""])[0].lower() in ("1", "true")
         paths = sorted(place.rglob("*") if is_recursive else place.iterdir())
@@ -200,7 +194,7 @@ class _HubHandler(_Handler):
                 f"{self.hub.url}{urlsplit(self.path).path}?recursive={is_recursive}&cursor={begin + self.hub.page}"
             )
             more = {"Link": f'<{address}>; rel="next"'}
-        entries = [self.entry(path, found[0]) for path in paths[begin : begin + self.hub.page]]
+        entries = [self.entry(path, folder) for path in paths[begin : begin + self.hub.page]]
         return self.answer(200, json.dumps(entries).encode(), **more)
 
     @staticmethod
@@ -212,11 +206,8 @@ class _HubHandler(_Handler):
         size, content = path.stat().st_size, sha256(path.read_bytes()).hexdigest()
         return {"type": "file", "size": size, **about, "lfs": {"oid": content, "size": size, "pointerSize": 132}}
 
-    def resolve(self, repo: str, revision: str, name: str) -> None:
-        found = self.hub.folder(repo, revision)
-        if found is None:
-            return self.refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
-        path = found[0] / name
+    def resolve(self, repo: str, folder: Path, commit: str, name: str) -> None:
+        path = folder / name
         if not path.is_file():
             return self.refuse(404, "EntryNotFound", "Entry not found")
         if repo in self.hub.gated and "Authorization" not in self.headers:
@@ -227,7 +218,7 @@ class _HubHandler(_Handler):
         return self.answer(
             302,
             Location=f"{self.hub.store}/signed/{self.hub.generation}/{quote(path.relative_to(self.hub.root).as_posix())}",
-            X_Repo_Commit=found[1],
+            X_Repo_Commit=commit,
             X_Linked_Size=str(len(content)),
             X_Linked_ETag=f'"{sha256(content).hexdigest()}"',
             ETag=f'"{sha1(content).hexdigest()}"',

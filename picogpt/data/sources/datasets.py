@@ -36,6 +36,15 @@ class Dataset:
         return f"{at} ({self.config})" if self.config else at
 
 
+@dataclass(frozen=True)
+class Pin:
+    """One version of a data set, which all requests name."""
+
+    commit: str
+    is_conversion: bool = False
+    """Whether it is the hub's own conversion of the data set to parquet files."""
+
+
 def dataset_named(data: str) -> Dataset | None:
     """Return the data set of wiki, wiki-simple, wiki:<lang> or hf:<owner>/<name>[:<config>][@<revision>], else None.
 

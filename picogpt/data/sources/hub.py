@@ -24,7 +24,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import RepoFile
 
-from picogpt.data.sources.datasets import Dataset
+from picogpt.data.sources.datasets import Dataset, Pin
 from picogpt.data.sources.remote import (
     TIMEOUT,
     Location,
@@ -63,11 +63,9 @@ class Found:
     """A data set as the hub has it at one commit."""
 
     repo: str
-    commit: str
+    pin: Pin
     files: tuple[HubFile, ...]
     """Sorted by path, at least one."""
-    is_conversion: bool = False
-    """Whether the files are those that the hub itself made of the data set."""
 
 
 class Hub:
@@ -78,36 +76,34 @@ class Hub:
         self.endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
         if not is_address(self.endpoint):
             raise UserError(f"HF_ENDPOINT is {self.endpoint!r}: set it to an address such as https://huggingface.co")
-        set_client_factory(_client)
         self._host = urlsplit(self.endpoint).netloc
         self._web, self._api = Web(notify), HfApi(endpoint=self.endpoint)
         set_client_factory(_client)
 
-    def find(self, dataset: Dataset, commit: str = "") -> Found:
-        """Return the parquet files of a data set at a commit, by default the newest of its revision.
+    def find(self, dataset: Dataset, pin: Pin | None = None) -> Found:
+        """Return the parquet files of a data set at a commit that was found before, else the newest of its revision.
 
         Raises MissingError where it has that commit no more, UserError where there are none, or the hub refuses.
         """
-        repo, revision, is_pinned = dataset.repo, commit or dataset.revision, bool(commit)
-        files: list[HubFile] = []
+        repo, revision, given = dataset.repo, dataset.revision, pin
         try:
-            commit = commit or self._commit(repo, revision)
-            if files := self._files(repo, commit, dataset.config):
-                return Found(repo, commit, tuple(files))
-            if not revision:
-                commit = self._commit(repo, _CONVERSION)
-                files = self._files(repo, commit, dataset.config)
+            pin = pin or Pin(self._commit(repo, revision))
+            files = self._files(repo, pin.commit, dataset.config)
+            if not (files or revision or given):
+                pin = Pin(self._commit(repo, _CONVERSION), is_conversion=True)
+                files = self._files(repo, pin.commit, dataset.config)
         except RevisionNotFoundError:
-            if is_pinned:
-                raise MissingError(commit) from None
-            if revision:
+            if given:
+                raise MissingError(given.commit) from None
+            if pin is None:
                 raise UserError(f"{self.endpoint} has no {shown(revision)} of {repo}: look at the name") from None
+            files = []
         if not files:
             raise UserError(
                 f"{self.endpoint} has no parquet files of {dataset}{', nor made any' * (not revision)}: "
                 "look at the name, or download its text and give --data its path"
             )
-        return Found(repo, commit, tuple(files), is_conversion=True)
+        return Found(repo, pin, tuple(files))
 
     def open(self, found: Found, file: HubFile) -> RemoteFile:
         """Return a file of a data set, opened. Raises MissingError where the hub has no such file."""
@@ -143,14 +139,18 @@ class Hub:
 
     def _location(self, found: Found, path: str) -> Location:
         """Return where the bytes of a file are now. The identity is the hub's own: that of its stores may vary."""
-        url = hf_hub_url(found.repo, path, repo_type="dataset", revision=found.commit, endpoint=self.endpoint)
-        token = self._asked(found.repo, get_token)  # which may have to renew it
-        about = self._asked(found.repo, lambda: get_hf_file_metadata(url, token=token, endpoint=self.endpoint))
-        if about.size is None or not is_address(about.location):
-            raise TroubleError(f"{self._host} does not say where {path} is")
-        is_here = urlsplit(about.location)[:2] == urlsplit(self.endpoint)[:2]
-        headers = {"Authorization": f"Bearer {token}"} if token and is_here else {}
-        return Location(about.location, about.size, about.etag or "", headers)
+        url = hf_hub_url(found.repo, path, repo_type="dataset", revision=found.pin.commit, endpoint=self.endpoint)
+
+        def ask() -> Location:
+            token = get_token()  # may have to renew it
+            about = get_hf_file_metadata(url, token=token, endpoint=self.endpoint)
+            if about.size is None or not is_address(about.location):
+                raise TroubleError(f"{self._host} does not say where {path} is")
+            is_here = urlsplit(about.location)[:2] == urlsplit(self.endpoint)[:2]
+            headers = {"Authorization": f"Bearer {token}"} if token and is_here else {}
+            return Location(about.location, about.size, about.etag or "", headers)
+
+        return self._asked(found.repo, ask)
 
     def _asked(self, repo: str, ask: Callable[[], Answer]) -> Answer:
         """Return what the hub answers; trouble that may pass is waited for.
@@ -208,9 +208,8 @@ def _client() -> httpx2.Client:
         request.extensions["timeout"] = TIMEOUT.as_dict()
 
     def tell(response: httpx2.Response) -> None:
-        if (
-            trouble := passing(response.status_code, response.headers, response.url.netloc.decode("ascii"))
-        ) is not None:
+        host = response.url.netloc.decode("ascii")
+        if trouble := passing(response.status_code, response.headers, host):
             raise trouble
 
     return httpx2.Client(follow_redirects=True, event_hooks={"request": [limit], "response": [tell]})
@@ -237,7 +236,7 @@ def _of_config(files: Sequence[HubFile], config: str) -> list[HubFile]:
 
 def _is_of(split: str, path: str) -> bool:
     """Return whether a folder or the name of a file says that it is of a split."""
-    return re.search(rf"(^|[/_-])(partial-)?({_WORDS[split]})([/_.-]|$)", path) is not None
+    return re.search(rf"(^|[/_-])({_WORDS[split]})([/_.-]|$)", path) is not None
 
 
 def _sound(entries: Iterable[object]) -> list[HubFile]:

@@ -58,14 +58,14 @@ def fill(plan: Plan, report: Callable[[StreamStatus], None], busy: Callable[[], 
 
 def _learn(plan: Plan, name: TokenizerName, size: int, report: Callable[[StreamStatus], None]) -> None:
     """Learn the tokenizer from the first text that arrives. Raises UserError where there is none."""
-    texts = list(first_text(plan, lambda reason: report(StreamStatus("waiting", reason))))
+    texts = first_text(plan, lambda reason: report(StreamStatus("waiting", reason)))
     write_tokenizer(plan.folder, TOKENIZERS[name].from_corpus(texts, size))
 
 
-def _working(plan: Plan, train: ShardWriter, val: ShardWriter) -> StreamStatus:
-    """Return the status of a stream that is working."""
-    tokens = train.tokens + val.tokens
-    return StreamStatus("working", f"{plan.dataset}: {tokens:,} tokens of {len(train.sources):,} row groups", tokens)
+def _working(plan: Plan, train: ShardWriter, val: ShardWriter, note: str = "") -> StreamStatus:
+    """Return the status of a stream that is working. note: what is to be said of where its text is from."""
+    tokens, count = train.tokens + val.tokens, len(train.sources)
+    return StreamStatus("working", f"{plan.dataset}: {tokens:,} tokens of {count:,} row groups{note}", tokens)
 
 
 @contextmanager
@@ -96,11 +96,13 @@ class _Filling:
     ) -> None:
         self._plan, self._train, self._val, self._report = plan, train, val, report
         self._tokenizer, self._encoder = tokenizer, DocumentEncoder(tokenizer)
+        self._note = ""
 
     def run(self) -> None:
         """Fetch one row group after the other until there is a reason to stop."""
         self._require_known()
         groups = RowGroups(self._plan, lambda reason: self._report(self._waiting(reason)))
+        self._note = groups.note
         while not (reason := self._reason_to_stop(0)):
             source = groups.draw(self._train.sources)
             if source is None:
@@ -127,7 +129,7 @@ class _Filling:
         return replace(self._working(), state="waiting", text=reason)
 
     def _working(self) -> StreamStatus:
-        return _working(self._plan, self._train, self._val)
+        return _working(self._plan, self._train, self._val, self._note)
 
     def _reason_to_stop(self, more: int) -> str:
         """Return why so many bytes more do not fit, or "". The first row group may be larger than the limit."""

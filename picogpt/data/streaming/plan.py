@@ -16,7 +16,7 @@ from picogpt.config import DataConfig, TokenizerName
 from picogpt.data.shards.index import INDEX
 from picogpt.data.shards.reader import Shards
 from picogpt.data.sources.corpora import columns_of
-from picogpt.data.sources.datasets import Dataset
+from picogpt.data.sources.datasets import Dataset, Pin
 from picogpt.data.sources.formats import Columns
 from picogpt.data.token_folder import PARTS, TOKENIZER, read_tokenizer, require_known, val_share, write_tokenizer
 from picogpt.errors import UserError
@@ -124,23 +124,25 @@ def shards_of(plan: Plan) -> tuple[Shards, Shards] | None:
     return train, val
 
 
-def read_pin(folder: Path) -> str:
-    """Return the commit of the data set that the text of a stream's folder is of, "" where none was found yet."""
+def read_pin(folder: Path) -> Pin | None:
+    """Return the version of the data set that the text of a stream's folder is of, None where none was found yet.
+
+    Raises UserError where the file is damaged.
+    """
     try:
-        pin = (folder / _PIN).read_text(encoding="ascii").strip()
+        text = (folder / _PIN).read_bytes().decode("ascii", "replace")
     except FileNotFoundError:
-        return ""
-    except ValueError:
-        pin = ""
-    if not re.fullmatch(r"[0-9a-f]{4,64}", pin):
+        return None
+    match = re.fullmatch(r"([0-9a-f]{4,64})( conversion)?\s*", text)
+    if match is None:
         raise UserError(f"{folder / _PIN} is damaged: delete {folder}, whose text is fetched anew then")
-    return pin
+    return Pin(match[1], match[2] is not None)
 
 
-def write_pin(folder: Path, commit: str) -> None:
-    """Write the commit for `read_pin`, which later runs read: so their text is of one version."""
+def write_pin(folder: Path, pin: Pin) -> None:
+    """Write the version for `read_pin`, which later runs read: so their text is of one."""
     part = folder / f"{_PIN}.part"
-    part.write_text(commit, encoding="ascii")
+    part.write_text(pin.commit + " conversion" * pin.is_conversion, encoding="ascii")
     sync_file(part)
     os.replace(part, folder / _PIN)
 

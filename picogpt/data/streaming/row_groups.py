@@ -36,7 +36,8 @@ class RowGroups:
         self._plan, self._waiting = plan, waiting
         self._hub = Hub(waiting)
         self._found = self._pinned()
-        self._validating = {file.path for file in self._found.files if file.validates}
+        self._files = {file.path: file for file in self._found.files}
+        self._validating = {path for path, file in self._files.items() if file.validates}
         self._tables: dict[str, Any] = {}
         self._groups: dict[str, int] = {}  # row groups of a file, where that is known; 0 where it cannot be read
         self._unreadable: set[str] = set()
@@ -54,22 +55,21 @@ class RowGroups:
                 f"the hub no longer has the version of {self._plan.dataset} that {self._plan.folder} is of: "
                 "delete that folder to begin with the newest, or train on what is there with HF_HUB_OFFLINE=1"
             ) from None
-        if not pin:
-            write_pin(self._plan.folder, found.commit)
-        if found.is_conversion:
-            self._waiting(f"{found.repo} has no parquet files: those that the hub made of it are read")
+        if pin is None:
+            write_pin(self._plan.folder, found.pin)
         return found
+
+    @property
+    def note(self) -> str:
+        """What is to be said of where the text is from, or ""."""
+        return " of the hub's own conversion to parquet" if self._found.pin.is_conversion else ""
 
     def missing(self, done: Collection[Source]) -> str:
         """Return in words what could not be read so far, "" for nothing."""
-        left_out = len(
-            [source for source, count in self._failures.items() if count >= _ATTEMPTS and source not in done]
-        )
-        of = (
-            f" of {sum(self._groups.values())}" if len(self._groups) == len(self._found.files) else ""
-        )  # else not known
-        words = [f"{left_out}{of} row groups"] * bool(left_out)
-        words += [f"{len(self._unreadable)} of {len(self._found.files)} files"] * bool(self._unreadable)
+        left_out, is_known = len(self._put_off() - {*done}), len(self._groups) == len(self._files)
+        of_all = f" of {sum(self._groups.values())}" if is_known else ""
+        words = [f"{left_out}{of_all} row groups"] * bool(left_out)
+        words += [f"{len(self._unreadable)} of {len(self._files)} files"] * bool(self._unreadable)
         return " and ".join(words)
 
     def draw(self, done: Collection[Source]) -> Source | None:
@@ -92,11 +92,11 @@ class RowGroups:
                 del self._groups[path]
             self._unreadable.clear()
             return self.draw(done)
-        left = [source for source in sorted(put_off - {*done}) if self._failures[source] == _ATTEMPTS]
-        for file in self._found.files:
-            if left and file.path == left[0][0]:
-                self._groups_of(file)  # opened again, so that its size is known
-        return left[0] if left else None
+        for source in sorted(put_off - {*done}):
+            if self._failures[source] == _ATTEMPTS:
+                self._groups_of(self._files[source[0]])  # opened again, so that its size is known
+                return source
+        return None
 
     def _put_off(self) -> set[Source]:
         return {source for source, count in self._failures.items() if count >= _ATTEMPTS}
@@ -104,8 +104,8 @@ class RowGroups:
     def _choices(self, number: int) -> Iterator[list[HubFile]]:
         """Yield the files that the next row group may be of, those to be preferred first."""
         if self._validating and number < 2:
-            yield [file for file in self._found.files if file.validates == (number == 0)]
-        yield list(self._found.files)
+            yield [file for file in self._files.values() if file.validates == (number == 0)]
+        yield list(self._files.values())
 
     def _drawn(self, left: list[HubFile], without: Collection[Source], rng: np.random.Generator) -> Source | None:
         of_file: dict[str, set[int]] = {}
@@ -130,7 +130,7 @@ class RowGroups:
         ChangedError where it cannot be read this time.
         """
         path, group = source
-        if not self._groups_of(next(file for file in self._found.files if file.path == path)):
+        if not self._groups_of(self._files[path]):
             raise MissingError(path)
         rng = generator(_SEED, "split", number)
         for row, document in enumerate(row_group(path, self._tables[path], group, self._plan.columns)):
@@ -184,20 +184,19 @@ def first_text(plan: Plan, notify: Callable[[str], None]) -> list[str]:
     """Return the first texts that will be trained on, as many as are enough. Raises UserError where there are none."""
     groups, done, texts, size, began = RowGroups(plan, notify), list[Source](), list[str](), 0, 0.0
     while source := groups.draw(done):
-        found: list[str] = []  # of this row group: one that breaks off is read again from its beginning
+        found, arrived = list[str](), size  # with this row group: one that breaks off is read from its beginning again
         try:
             for document, validates in groups.documents(source, len(done)):
                 parts = [part for part in document if not validates and not isinstance(part, Mark)]
                 began = began or (time.monotonic() if parts else 0.0)
                 found += parts
-                size += sum(len(part.encode(errors="replace")) for part in parts)
-                if size >= _ENOUGH_BYTES or (began and time.monotonic() - began > _ENOUGH_SECONDS):
+                arrived += sum(len(part.encode(errors="replace")) for part in parts)
+                if arrived >= _ENOUGH_BYTES or (began and time.monotonic() - began > _ENOUGH_SECONDS):
                     return texts + found
         except (MissingError, DamagedFileError, ChangedError) as error:
-            size -= sum(len(part.encode(errors="replace")) for part in found)
             groups.failed(source, error)
             continue
-        texts += found
+        texts, size = texts + found, arrived
         done.append(source)
     if not texts:
         raise UserError(f"{plan.dataset} has no text that can be read, to learn a tokenizer from: try another")
